@@ -1,0 +1,31 @@
+//! A Gaussian in the image's centre: what photographs' and radiographs' framing alone predicts.
+//! `exp(-((x - cx)^2 + (y - cy)^2) / (2 s^2))` with `s = sigma * min(h, w)`.
+
+use lightbox_sdk::ndarray::Array3;
+use lightbox_sdk::prelude::*;
+
+register_explainer!(Centre);
+
+struct Centre;
+
+impl Explainer for Centre {
+    fn spec(&self) -> ExplainerSpec {
+        let text = "standard deviation";
+        let sigma = ParamSpec::number("sigma", 0.25, (0.001, 10.0), "fraction of the shorter side", text);
+        crate::control("centre", "Centred Gaussian", "Control: the framing of the image", vec![sigma])
+    }
+
+    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
+        Ok(Needs::default().into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+        let [b, h, w] = context.size()?;
+        let sigma = context.params.number("sigma")? * h.min(w) as f64;
+        let (cy, cx) = ((h as f64 - 1.0) / 2.0, (w as f64 - 1.0) / 2.0);
+        Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| {
+            let square = (y as f64 - cy).powi(2) + (x as f64 - cx).powi(2);
+            (-square / (2.0 * sigma * sigma)).exp() as f32
+        }))
+    }
+}

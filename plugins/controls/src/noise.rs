@@ -1,0 +1,29 @@
+//! Uniform noise in [0, 1) at image resolution: what chance looks like.
+
+use lightbox_sdk::ndarray::Array3;
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::rand::Rng;
+
+register_explainer!(Noise);
+
+struct Noise;
+
+impl Explainer for Noise {
+    fn spec(&self) -> ExplainerSpec {
+        crate::control("noise", "Uniform noise", "Control: independent uniform values", vec![])
+    }
+
+    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
+        Ok(Needs::default().into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+        let [b, h, w] = context.size()?;
+        let mut map = Array3::zeros((b, h, w));
+        for (i, mut image) in map.outer_iter_mut().enumerate() {
+            let mut rng = context.rng(i);
+            image.iter_mut().for_each(|v| *v = rng.random::<f32>());
+        }
+        Array::from_ndarray(map)
+    }
+}

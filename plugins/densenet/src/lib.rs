@@ -1,0 +1,329 @@
+//! DenseNet (Huang, Liu, van der Maaten and Weinberger, "Densely Connected Convolutional Networks", CVPR 2017,
+//! arXiv:1608.06993), with the names and the arithmetic of torchvision's `densenet.py`.
+//!
+//! torchvision applies the final ReLU in place after `features.norm5`. Here the two are separate sites:
+//! `features.norm5` before it and `features.relu5` after it; the latter is what is pooled, and the default of
+//! class activation maps.
+
+use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tape::Tape;
+use lightbox_sdk::tch::Tensor;
+
+lightbox_sdk::export!();
+register_model!("densenet121", |o| spec(&DENSENET121, o), |o| make(&DENSENET121, o));
+register_model!("densenet169", |o| spec(&DENSENET169, o), |o| make(&DENSENET169, o));
+register_model!("densenet201", |o| spec(&DENSENET201, o), |o| make(&DENSENET201, o));
+register_model!("densenet-small", |o| spec(&SMALL, o), |o| make(&SMALL, o));
+
+/// A member of the family.
+struct Config {
+    name: &'static str,
+    title: &'static str,
+    growth: i64,
+    blocks: &'static [usize],
+    init_features: i64,
+    size: i64,
+    classes: usize,
+}
+
+const DENSENET121: Config = Config {
+    name: "densenet121",
+    title: "DenseNet-121",
+    growth: 32,
+    blocks: &[6, 12, 24, 16],
+    init_features: 64,
+    size: 224,
+    classes: 1000,
+};
+const DENSENET169: Config =
+    Config { name: "densenet169", title: "DenseNet-169", blocks: &[6, 12, 32, 32], ..DENSENET121 };
+const DENSENET201: Config =
+    Config { name: "densenet201", title: "DenseNet-201", blocks: &[6, 12, 48, 32], ..DENSENET121 };
+/// Not in the paper: small enough to be trained on a CPU in a minute or two.
+const SMALL: Config = Config {
+    name: "densenet-small",
+    title: "DenseNet, small (for demonstrations)",
+    growth: 12,
+    blocks: &[3, 4, 4],
+    init_features: 24,
+    size: 128,
+    classes: 2,
+};
+
+/// Bottleneck width in multiples of the growth rate.
+const BN_SIZE: i64 = 4;
+const MOMENTUM: f64 = 0.1;
+const EPS: f64 = 1e-5;
+const HEAD: [&str; 2] = ["classifier.weight", "classifier.bias"];
+
+impl Config {
+    /// Channels after each dense block.
+    fn widths(&self) -> Vec<i64> {
+        let mut width = self.init_features;
+        let mut widths = Vec::new();
+        for (i, &layers) in self.blocks.iter().enumerate() {
+            width = if i == 0 { width } else { width / 2 } + layers as i64 * self.growth;
+            widths.push(width);
+        }
+        widths
+    }
+}
+
+fn parameters() -> Vec<ParamSpec> {
+    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+}
+
+/// The input size that the options ask for.
+fn input_size(config: &Config, options: &ModelOptions) -> Result<usize> {
+    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+        0 => config.size,
+        size => size,
+    };
+    let least = 1 << (config.blocks.len() + 1);
+    if size < least {
+        return Err(Error::invalid(format!("parameter size: {size} px is under {least}, the least that leaves a map")));
+    }
+    Ok(size as usize)
+}
+
+fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
+    let size = input_size(config, options)?;
+    let classes = if options.classes == 0 { config.classes } else { options.classes };
+    // Each of conv0, pool0 (both padded) and the transitions (not padded) halves.
+    let mut side = size.div_ceil(2).div_ceil(2);
+    let mut sites =
+        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
+    sites.push(Site::feature("features.pool0", config.init_features as usize, [side, side]).text("after the stem"));
+    let widths = config.widths();
+    for (i, &width) in widths.iter().enumerate() {
+        let block = i + 1;
+        let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]);
+        sites.push(Site { block: Some(block), ..site });
+        if block < widths.len() {
+            side /= 2;
+            let site = Site::feature(format!("features.transition{block}"), width as usize / 2, [side, side]);
+            sites.push(Site { block: Some(block), ..site });
+        }
+    }
+    let last = *widths.last().unwrap_or(&config.init_features) as usize;
+    sites.push(Site::feature("features.norm5", last, [side, side]).text("before the final ReLU"));
+    sites.push(Site::feature("features.relu5", last, [side, side]).text("after the final ReLU: what is pooled"));
+    sites.push(Site::vector("embedding", SiteKind::Embedding, last).text("the pooled features"));
+    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    Ok(ModelSpec {
+        name: config.name.into(),
+        title: config.title.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        reference: Reference {
+            citation: "Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, CVPR 2017"
+                .into(),
+            id: "arXiv:1608.06993".into(),
+        },
+        input: InputSpec::imagenet(size),
+        classes,
+        sites,
+        cam_site: Some("features.relu5".into()),
+        attention_site: None,
+        rules: vec![],
+        parameters: parameters(),
+        trainable: true,
+    })
+}
+
+fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
+    let spec = spec(config, options)?;
+    let params = initial(config, spec.classes as i64, options)?;
+    Ok(Box::new(DenseNet { config, spec, params }))
+}
+
+/// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
+fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Parameters> {
+    let mut p = Parameters::new(nn::device(&options.device)?, options.seed);
+    let conv = |p: &mut Parameters, name: &str, out: i64, inp: i64, k: i64| {
+        let std = (2.0 / (inp * k * k) as f64).sqrt();
+        p.add(&format!("{name}.weight"), &[out, inp, k, k], Init::Normal(std))
+    };
+    let norm = |p: &mut Parameters, name: &str, n: i64| -> Result<()> {
+        p.add(&format!("{name}.weight"), &[n], Init::Constant(1.0))?;
+        p.add(&format!("{name}.bias"), &[n], Init::Constant(0.0))?;
+        p.add(&format!("{name}.running_mean"), &[n], Init::Constant(0.0))?;
+        p.add(&format!("{name}.running_var"), &[n], Init::Constant(1.0))?;
+        let count = Tensor::f_zeros([], (lightbox_sdk::tch::Kind::Int64, p.device()))?;
+        p.insert(&format!("{name}.num_batches_tracked"), count);
+        Ok(())
+    };
+    conv(&mut p, "features.conv0", config.init_features, 3, 7)?;
+    norm(&mut p, "features.norm0", config.init_features)?;
+    let mut width = config.init_features;
+    for (i, &layers) in config.blocks.iter().enumerate() {
+        let block = i + 1;
+        for layer in 1..=layers {
+            let name = format!("features.denseblock{block}.denselayer{layer}");
+            norm(&mut p, &format!("{name}.norm1"), width)?;
+            conv(&mut p, &format!("{name}.conv1"), BN_SIZE * config.growth, width, 1)?;
+            norm(&mut p, &format!("{name}.norm2"), BN_SIZE * config.growth)?;
+            conv(&mut p, &format!("{name}.conv2"), config.growth, BN_SIZE * config.growth, 3)?;
+            width += config.growth;
+        }
+        if block < config.blocks.len() {
+            norm(&mut p, &format!("features.transition{block}.norm"), width)?;
+            conv(&mut p, &format!("features.transition{block}.conv"), width / 2, width, 1)?;
+            width /= 2;
+        }
+    }
+    norm(&mut p, "features.norm5", width)?;
+    p.add(HEAD[0], &[classes, width], Init::Uniform(1.0 / (width as f64).sqrt()))?;
+    p.add(HEAD[1], &[classes], Init::Constant(0.0))?;
+    Ok(p)
+}
+
+/// torchvision's checkpoints of before 2017 name `denselayer1.norm.1` what is `denselayer1.norm1` now.
+fn modern_key(key: &str) -> String {
+    let parts: Vec<&str> = key.split('.').collect();
+    if let Some(i) = parts.iter().position(|p| p.starts_with("denselayer"))
+        && let [.., kind @ ("norm" | "conv"), number @ ("1" | "2"), leaf] = &parts[..]
+        && parts.len() == i + 4
+    {
+        return format!("{}.{kind}{number}.{leaf}", parts[..=i].join("."));
+    }
+    key.to_string()
+}
+
+struct DenseNet {
+    config: &'static Config,
+    spec: ModelSpec,
+    params: Parameters,
+}
+
+impl DenseNet {
+    fn norm(&self, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
+        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
+        let (weight, bias) = (Some(get("weight")?), Some(get("bias")?));
+        let (mean, var) = (Some(get("running_mean")?), Some(get("running_var")?));
+        Ok(x.f_batch_norm(weight, bias, mean, var, train, MOMENTUM, EPS, true)?)
+    }
+
+    fn conv(&self, x: &Tensor, name: &str, stride: i64, padding: i64) -> Result<Tensor> {
+        let weight = self.params.get(&format!("{name}.weight"))?;
+        Ok(x.f_conv2d(weight, None::<&Tensor>, [stride], [padding], [1], 1)?)
+    }
+
+    /// The whole network; `tape` sees every site.
+    fn forward(&self, images: Tensor, train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let mut site = |name: &str, value: Tensor| match tape.as_deref_mut() {
+            Some(tape) => tape.site(name, value),
+            None => Ok(value),
+        };
+        let x = site("input", images)?;
+        let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?.f_relu()?;
+        let mut x = site("features.pool0", x.f_max_pool2d([3], [2], [1], [1], false)?)?;
+        for (i, &layers) in self.config.blocks.iter().enumerate() {
+            let block = i + 1;
+            let mut features = vec![x];
+            for layer in 1..=layers {
+                let name = format!("features.denseblock{block}.denselayer{layer}");
+                let y = Tensor::f_cat(&features, 1)?;
+                let y = self.norm(&y, &format!("{name}.norm1"), train)?.f_relu()?;
+                let y = self.conv(&y, &format!("{name}.conv1"), 1, 0)?;
+                let y = self.norm(&y, &format!("{name}.norm2"), train)?.f_relu()?;
+                features.push(self.conv(&y, &format!("{name}.conv2"), 1, 1)?);
+            }
+            x = site(&format!("features.denseblock{block}"), Tensor::f_cat(&features, 1)?)?;
+            if block < self.config.blocks.len() {
+                let name = format!("features.transition{block}");
+                let y = self.norm(&x, &format!("{name}.norm"), train)?.f_relu()?;
+                let y = self.conv(&y, &format!("{name}.conv"), 1, 0)?;
+                x = site(&name, y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)?;
+            }
+        }
+        let x = site("features.norm5", self.norm(&x, "features.norm5", train)?)?;
+        let x = site("features.relu5", x.f_relu()?)?;
+        let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
+        let x = site("embedding", x)?;
+        site("logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
+    }
+}
+
+impl Network for DenseNet {
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn is_buffer(name: &str) -> bool {
+        ["running_mean", "running_var", "num_batches_tracked"].iter().any(|leaf| name.ends_with(leaf))
+    }
+
+    fn logits(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward(images.shallow_clone(), train, None)
+    }
+}
+
+impl Model for DenseNet {
+    fn spec(&self) -> ModelSpec {
+        self.spec.clone()
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        Tape::run(request, |tape, images| self.forward(images, false, Some(tape)))
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.params.named()
+    }
+
+    fn load(&mut self, parameters: Named) -> Result<LoadReport> {
+        self.params.load(parameters, modern_key, &HEAD)
+    }
+
+    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
+        let (config, spec) = (self.config, self.spec.clone());
+        Ok(Box::new(DenseNet { config, spec, params: self.params.with(edits)? }))
+    }
+
+    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
+        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
+        Ok(Box::new(NetTrainer::new(DenseNet { config, spec, params }, options)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_keys_are_renamed() {
+        let check = |old: &str, new: &str| assert_eq!(modern_key(old), new);
+        check("features.denseblock1.denselayer2.norm.1.weight", "features.denseblock1.denselayer2.norm1.weight");
+        check("features.denseblock4.denselayer16.conv.2.weight", "features.denseblock4.denselayer16.conv2.weight");
+        check("features.denseblock1.denselayer2.norm1.weight", "features.denseblock1.denselayer2.norm1.weight");
+        check("features.transition1.norm.weight", "features.transition1.norm.weight");
+    }
+
+    #[test]
+    fn grids_of_the_specification_are_those_of_the_values() {
+        let mut options = ModelOptions::default();
+        options.params.insert("size".into(), 70.into());
+        let model = make(&SMALL, &options).unwrap();
+        let spec = model.spec();
+        let images = Array::from_vec(&[1, 3, 70, 70], vec![0.5f32; 3 * 70 * 70]).unwrap();
+        let names: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
+        let response = model.run(&Request { values: names, ..Request::forward(images) }).unwrap();
+        for site in &spec.sites {
+            let mut shape = vec![1, site.channels];
+            shape.extend(site.grid.iter().flatten());
+            assert_eq!(response.values[&site.name].shape(), shape, "{}", site.name);
+        }
+    }
+
+    #[test]
+    fn a_size_that_leaves_no_map_is_an_error() {
+        let mut options = ModelOptions::default();
+        options.params.insert("size".into(), 8.into());
+        assert!(spec(&DENSENET121, &options).unwrap_err().to_string().contains("8 px is under 32"));
+    }
+}

@@ -1,0 +1,94 @@
+//! The teaching plugin: a complete explainer, without libtorch.
+//!
+//! It asks the model itself: cover a square of the image with grey and see how far the target's logit falls
+//! (Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, arXiv:1311.2901).
+//! A square whose covering costs much was important.
+//!
+//! To make your own: copy this folder, change the dependency in `Cargo.toml` to where the SDK is, then
+//! `cargo build`, `lightbox check target/debug/libmy_plugin.so`, and
+//! `lightbox explain image.png --plugins target/debug --model ... --explainer my-explainer`.
+
+// One import brings the traits and types that a plugin needs; ndarray comes with the SDK.
+use lightbox_sdk::ndarray::{Array3, Array4, Axis, Ix1, Ix2, s};
+use lightbox_sdk::prelude::*;
+
+// Makes the library a plugin. Once a crate.
+lightbox_sdk::export!();
+// Adds an explainer to it. Any number, in any file.
+register_explainer!(Occlusion);
+
+struct Occlusion;
+
+impl Explainer for Occlusion {
+    // Called when plugins are listed, so it must be quick: who am I, and what can be set?
+    fn spec(&self) -> ExplainerSpec {
+        ExplainerSpec {
+            // Permanent: specs and tables refer to it.
+            name: "example-occlusion".into(),
+            title: "Occlusion (teaching example)".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            reference: Reference {
+                citation: "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014".into(),
+                id: "arXiv:1311.2901".into(),
+            },
+            family: Family::Perturbation,
+            // Covering a square may also raise the logit: negative values mean something here.
+            signed: true,
+            // Checked by the host before we see them: type, range, unknown names.
+            parameters: vec![ParamSpec::integer("grid", 4, (1, 64), "squares a side", "how fine the map is")],
+            // Filled in by the SDK: without its feature `tch` we only read CPU memory.
+            cpu_only: true,
+        }
+    }
+
+    // Called once a model: what do we need, or why do we not apply?
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        let grid = params.integer("grid")? as usize;
+        if grid > model.input.height.min(model.input.width) {
+            return Ok(Plan::not_applicable(format!("a grid of {grid} is finer than the model's pixels")));
+        }
+        // Sites of the model (`lightbox info MODEL` lists them) would go into `values` and `gradients`;
+        // the host merges the needs of all explainers into one run of the model. We want runs of our own.
+        Ok(Needs { model: true, ..Needs::default() }.into())
+    }
+
+    // Called once a batch: maps [B, h, w] of any resolution.
+    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+        let [b, h, w] = context.size()?;
+        let grid = context.params.integer("grid")? as usize;
+        let model = context.run_model()?;
+
+        // Views of the arrays' memory. `?` turns a wrong type, device or shape into a clear error.
+        let targets = context.targets.view::<i64>()?.into_dimensionality::<Ix1>()?;
+        let logit = |logits: &Array| -> Result<Vec<f32>> {
+            let logits = logits.view::<f32>()?.into_dimensionality::<Ix2>()?;
+            Ok((0..b).map(|i| logits[[i, targets[i] as usize]]).collect())
+        };
+        // The host has already run the model on the images.
+        let before = logit(&context.logits)?;
+
+        let mut map = Array3::<f32>::zeros((b, grid, grid));
+        for row in 0..grid {
+            for column in 0..grid {
+                // Long explainers ask whether the user has had enough.
+                if context.is_cancelled() {
+                    return Err(context.cancelled());
+                }
+                // A patch changes a site's value to `value * scale + shift`. Zero is the mean grey of a
+                // normalised image, so scaling by 0 covers the square.
+                let mut cover = Array4::<f32>::ones((1, 1, h, w));
+                let (top, bottom) = (row * h / grid, (row + 1) * h / grid);
+                let (left, right) = (column * w / grid, (column + 1) * w / grid);
+                cover.slice_mut(s![.., .., top..bottom, left..right]).fill(0.0);
+                let patch = Patch { site: "input".into(), scale: Some(Array::from_ndarray(cover)?), shift: None };
+                let request = Request { patches: vec![patch], ..Request::forward(context.images.clone()) };
+                let after = logit(&model.run(&request)?.logits)?;
+                for (i, mut map) in map.axis_iter_mut(Axis(0)).enumerate() {
+                    map[[row, column]] = before[i] - after[i];
+                }
+            }
+        }
+        // Checked by the host: shape and finite values. A failure is recorded, never drawn as zeros.
+        Array::from_ndarray(map)
+    }
+}

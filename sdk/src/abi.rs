@@ -1,0 +1,215 @@
+//! Everything that crosses the boundary, and the only module that names abi_stable.
+//!
+//! Two things cross: arrays, as [`WireTensor`], and descriptions, as JSON inside a [`Message`]. Arrays are
+//! `repr(C)` with DLPack's meaning and are never copied. Descriptions are text so that they can grow: a field
+//! that one side does not know is ignored, one that it misses has a default.
+//!
+//! Rules of growth inside one ABI version: methods are added after the last prefix field with a default body,
+//! fields of [`PluginMod`] at its end, and nothing else changes. `docs/architecture.md` has the reasons.
+
+#![allow(non_local_definitions)] // what sabi_trait expands to
+
+use crate::guard::guard;
+use crate::{Error, Result};
+use abi_stable::library::RootModule;
+use abi_stable::sabi_types::VersionStrings;
+use abi_stable::std_types::{RBox, RErr, ROk, ROption, RResult, RStr, RString, RVec};
+use abi_stable::{StableAbi, sabi_trait};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::ffi::c_void;
+
+/// The ABI's version. A plugin of another major version (another minor one while the major is 0) is rejected.
+pub const ABI_VERSION: &str = "0.1";
+
+/// An element type, as in DLPack: code 0 signed integer, 1 unsigned integer, 2 float, 4 bfloat, 6 bool.
+#[repr(C)]
+#[derive(StableAbi, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireDType {
+    pub code: u8,
+    pub bits: u8,
+    pub lanes: u16,
+}
+
+/// An array: DLPack's meaning, owned by whoever made it. `release(owner)` is called once, when it is dropped.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct WireTensor {
+    /// The first element (DLPack's byte offset is already added).
+    pub data: *mut c_void,
+    /// 1 CPU, 2 CUDA.
+    pub device_type: i32,
+    pub device_id: i32,
+    pub dtype: WireDType,
+    pub shape: RVec<i64>,
+    /// In elements.
+    pub strides: RVec<i64>,
+    pub owner: *mut c_void,
+    pub release: ROption<extern "C" fn(*mut c_void)>,
+}
+
+// A handle owns its memory alone or through an atomic count, and is read only once it has been made.
+unsafe impl Send for WireTensor {}
+unsafe impl Sync for WireTensor {}
+
+impl Drop for WireTensor {
+    fn drop(&mut self) {
+        if let ROption::RSome(release) = self.release {
+            self.release = ROption::RNone;
+            release(self.owner);
+        }
+    }
+}
+
+/// A description and the arrays it refers to by index.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Message {
+    pub json: RString,
+    pub tensors: RVec<WireTensor>,
+}
+
+/// What a plugin may ask of the host during a call.
+#[repr(C)]
+#[derive(StableAbi, Clone, Copy)]
+pub struct HostCalls {
+    pub data: *const c_void,
+    pub cancelled: extern "C" fn(*const c_void) -> bool,
+    pub log: extern "C" fn(*const c_void, RStr<'_>),
+}
+
+pub type Reply<T> = RResult<T, RString>;
+
+#[sabi_trait]
+pub trait TrainerAbi: Send {
+    fn step(&mut self, batch: Message) -> RResult<f64, RString>;
+    fn set_learning_rate(&mut self, rate: f64) -> RResult<(), RString>;
+    fn evaluate(&mut self, images: Message) -> RResult<Message, RString>;
+    fn parameters(&self) -> RResult<Message, RString>;
+    fn state(&self) -> RResult<Message, RString>;
+    #[sabi(last_prefix_field)]
+    fn restore(&mut self, parameters: Message, state: Message) -> RResult<(), RString>;
+}
+pub type TrainerBox = TrainerAbi_TO<'static, RBox<()>>;
+
+#[sabi_trait]
+pub trait ModelAbi: Send {
+    fn spec(&self) -> RResult<RString, RString>;
+    fn run(&self, request: Message) -> RResult<Message, RString>;
+    fn parameters(&self) -> RResult<Message, RString>;
+    fn load(&mut self, parameters: Message) -> RResult<RString, RString>;
+    /// A copy of this model with some parameters replaced.
+    fn fork_with(&self, edits: Message) -> RResult<ModelAbi_TO<'static, RBox<()>>, RString>;
+    #[sabi(last_prefix_field)]
+    fn trainer(&self, options: RString) -> RResult<TrainerBox, RString>;
+}
+pub type ModelBox = ModelAbi_TO<'static, RBox<()>>;
+
+// A `cfg` inside a `sabi_trait` is not honoured, so the trait that the evolution test extends stands here twice.
+#[cfg(not(feature = "abi-next"))]
+mod explainer {
+    use super::*;
+    #[sabi_trait]
+    pub trait ExplainerAbi: Send {
+        fn plan(&self, query: RString) -> RResult<RString, RString>;
+        #[sabi(last_prefix_field)]
+        fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+    }
+}
+#[cfg(feature = "abi-next")]
+mod explainer {
+    use super::*;
+    #[sabi_trait]
+    pub trait ExplainerAbi: Send {
+        fn plan(&self, query: RString) -> RResult<RString, RString>;
+        #[sabi(last_prefix_field)]
+        fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+        /// The method of a later version: what an older plugin's default answers.
+        fn examples(&self) -> RString {
+            RString::from("none")
+        }
+    }
+}
+pub use explainer::*;
+pub type ExplainerBox = ExplainerAbi_TO<'static, RBox<()>>;
+
+/// The root module of a plugin: a prefix type, so later versions add fields at the end.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = PluginModRef, prefix_fields = PluginModPrefix)))]
+#[sabi(missing_field(option))]
+pub struct PluginMod {
+    /// What the plugin holds: a [`crate::spec::Manifest`] as JSON.
+    pub manifest: extern "C" fn() -> RResult<RString, RString>,
+    /// `(name, ModelOptions as JSON)`.
+    pub make_model: extern "C" fn(RStr<'_>, RStr<'_>) -> RResult<ModelBox, RString>,
+    /// `(name, ModelOptions as JSON)`: the specification of a model that is not built.
+    pub model_spec: extern "C" fn(RStr<'_>, RStr<'_>) -> RResult<RString, RString>,
+    #[sabi(last_prefix_field)]
+    pub make_explainer: extern "C" fn(RStr<'_>) -> RResult<ExplainerBox, RString>,
+    /// The field of a later version.
+    #[cfg(feature = "abi-next")]
+    pub self_test: extern "C" fn() -> RResult<RString, RString>,
+}
+
+impl RootModule for PluginModRef {
+    abi_stable::declare_root_module_statics! {PluginModRef}
+    const BASE_NAME: &'static str = "lightbox_plugin";
+    const NAME: &'static str = "lightbox_plugin";
+    const VERSION_STRINGS: VersionStrings = abi_stable::package_version_strings!();
+}
+
+/// The size of a [`Preflight`] record's text.
+pub const PREFLIGHT_TEXT: usize = 496;
+/// How a [`Preflight`] record begins; the file is searched for it.
+pub const PREFLIGHT_MAGIC: [u8; 16] = *b"LIGHTBOX-PLUGIN\x01";
+
+/// Who made this library, against what: read from the file before any of its code runs.
+#[repr(C)]
+pub struct Preflight {
+    pub magic: [u8; 16],
+    /// `key=value;` pairs: plugin, version, abi, torch, rustc. Padded with zeros.
+    pub text: [u8; PREFLIGHT_TEXT],
+}
+
+/// Joins `parts` into a record at compile time.
+pub const fn preflight(parts: &[&str]) -> Preflight {
+    let mut text = [0u8; PREFLIGHT_TEXT];
+    let (mut n, mut i) = (0, 0);
+    while i < parts.len() {
+        let part = parts[i].as_bytes();
+        let mut j = 0;
+        while j < part.len() && n < PREFLIGHT_TEXT - 1 {
+            text[n] = part[j];
+            n += 1;
+            j += 1;
+        }
+        i += 1;
+    }
+    Preflight { magic: PREFLIGHT_MAGIC, text }
+}
+
+/// Parses JSON that came over the boundary.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+    Ok(serde_json::from_str(text)?)
+}
+
+pub(crate) fn print<T: Serialize>(value: &T) -> Result<RString> {
+    Ok(serde_json::to_string(value)?.into())
+}
+
+/// The caller's side of a [`Reply`].
+pub(crate) fn receive<T>(reply: RResult<T, RString>) -> Result<T> {
+    match reply {
+        ROk(value) => Ok(value),
+        RErr(error) => Err(Error::from_wire(&error)),
+    }
+}
+
+/// The plugin's side: runs `f` guarded and names the place in its error.
+pub(crate) fn reply<T>(place: impl FnOnce() -> String, f: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
+    match guard(f) {
+        Ok(value) => ROk(value),
+        Err(error) => RErr(error.context(place()).to_wire().into()),
+    }
+}

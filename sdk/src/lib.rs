@@ -1,0 +1,71 @@
+//! The Lightbox SDK: all that a plugin crate depends on.
+//!
+//! A plugin is a `cdylib` crate that holds models, explainers or both. The author implements [`Explainer`] or
+//! [`Model`], registers it ([`register_explainer!`], [`register_model!`]) and calls [`export!`] once.
+//! `plugins/example` is a complete one.
+//!
+//! # Life of a plugin
+//!
+//! 1. The host reads the preflight record from the file. No code of the plugin has run.
+//! 2. It opens the library, checks the layout of every type that crosses and asks for the manifest
+//!    ([`Explainer::spec`], the models' specifications).
+//! 3. For every model and setting it calls [`Explainer::plan`], and merges what all explainers need into one
+//!    [`Request`] a batch.
+//! 4. A batch at a time it calls [`Model::run`] once and [`Explainer::explain`] of each explainer.
+//! 5. The library is never unloaded.
+//!
+//! All of 3 and 4 happens on one thread, the one that owns the device. Every entry point catches panics and restores
+//! libtorch's grad mode, so an author may use `?` freely and need not fear an index out of range; what cannot be
+//! caught (a segmentation fault, `exit`) ends the worker process, and the host names the explainer.
+//!
+//! # Features
+//!
+//! Without features the SDK works on `ndarray` and does not need libtorch. With `tch`, arrays become `tch::Tensor`s
+//! and back without a copy, on CPU and CUDA, and [`nn`] and [`tape`] help to write models.
+
+pub mod abi;
+mod array;
+mod error;
+pub mod explainer;
+#[doc(hidden)]
+pub mod export;
+mod guard;
+pub mod model;
+#[cfg(feature = "tch")]
+pub mod nn;
+pub mod spec;
+#[cfg(feature = "tch")]
+pub mod tape;
+
+pub use array::{Array, DType, Element, Place};
+pub use error::{Error, ErrorKind, Result};
+pub use explainer::{Context, ExplainInput, Explainer, ExplainerHandle};
+pub use guard::guard;
+pub use model::{Model, ModelHandle, ModelRef, Named, Patch, Request, Response, Seed, Trainer, TrainerHandle};
+
+#[doc(hidden)]
+pub use abi_stable;
+#[doc(hidden)]
+pub use inventory;
+pub use ndarray;
+pub use rand;
+pub use serde_json;
+#[cfg(feature = "tch")]
+pub use tch;
+
+/// The libtorch that this SDK was compiled against; `none` without feature `tch`.
+pub const BUILT_WITH_TORCH: &str = env!("LIGHTBOX_TORCH");
+/// The compiler.
+pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
+
+/// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
+pub mod prelude {
+    pub use crate::spec::{
+        ExplainerSpec, Family, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs, ParamSpec, Params, Plan,
+        Reference, Site, SiteKind, TrainerOptions,
+    };
+    pub use crate::{
+        Array, Context, DType, Error, ErrorKind, Explainer, Model, Named, Patch, Request, Response, Result, Seed,
+        Trainer, export, register_explainer, register_model,
+    };
+}

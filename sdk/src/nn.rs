@@ -1,0 +1,340 @@
+//! What models written in tch share: named parameters, seeded initial values, an optimiser and a trainer.
+
+use crate::spec::{LoadReport, TrainerOptions};
+use crate::{Array, Error, Named, Result, Trainer};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, HashMap};
+use tch::{Device, Reduction, Tensor};
+
+/// The device that a [`ModelOptions`](crate::spec::ModelOptions) names: `cpu` or `cuda:N`.
+pub fn device(name: &str) -> Result<Device> {
+    let index = name.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+    match (name, index) {
+        ("cpu", _) => Ok(Device::Cpu),
+        (_, Some(n)) => Ok(Device::Cuda(n)),
+        _ => Err(Error::invalid(format!("device {name} is neither cpu nor cuda:N"))),
+    }
+}
+
+/// A tensor of its own memory with the same values.
+fn owned(tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
+}
+
+/// How a parameter begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// Uniform in [-bound, bound].
+    Uniform(f64),
+}
+
+/// Parameters and buffers under the checkpoint's names, in the model's order.
+#[derive(Debug)]
+pub struct Parameters {
+    names: Vec<String>,
+    tensors: HashMap<String, Tensor>,
+    device: Device,
+    seed: u64,
+}
+
+impl Parameters {
+    pub fn new(device: Device, seed: u64) -> Self {
+        Parameters { names: Vec::new(), tensors: HashMap::new(), device, seed }
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Adds a float32 parameter. Its values depend on the seed and its name alone.
+    pub fn add(&mut self, name: &str, shape: &[i64], init: Init) -> Result<()> {
+        let count = shape.iter().product::<i64>() as usize;
+        let mut rng = ChaCha8Rng::seed_from_u64(
+            name.bytes()
+                .fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)),
+        );
+        let mut unit = move || (rng.next_u64() >> 11) as f64 * (0.5f64).powi(53);
+        let values: Vec<f32> = match init {
+            Init::Constant(value) => vec![value as f32; count],
+            Init::Uniform(bound) => (0..count).map(|_| ((2.0 * unit() - 1.0) * bound) as f32).collect(),
+            // Box-Muller.
+            Init::Normal(std) => (0..count)
+                .map(|_| {
+                    let radius = (-2.0 * (1.0 - unit()).ln()).sqrt();
+                    (radius * (std::f64::consts::TAU * unit()).cos() * std) as f32
+                })
+                .collect(),
+        };
+        let tensor = Tensor::f_from_slice(&values)?.f_reshape(shape)?.f_to_device(self.device)?;
+        self.insert(name, tensor);
+        Ok(())
+    }
+
+    /// Adds or replaces a tensor.
+    pub fn insert(&mut self, name: &str, tensor: Tensor) {
+        if self.tensors.insert(name.into(), tensor).is_none() {
+            self.names.push(name.into());
+        }
+    }
+
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::invalid(format!("no parameter {name}")))
+    }
+
+    /// A deep copy.
+    pub fn copy(&self) -> Result<Self> {
+        let mut copy = Parameters::new(self.device, self.seed);
+        for name in &self.names {
+            copy.insert(name, owned(&self.get(name)?.f_detach()?)?);
+        }
+        Ok(copy)
+    }
+
+    /// All of them, sharing memory.
+    pub fn named(&self) -> Result<Named> {
+        self.names.iter().map(|n| Ok((n.clone(), Array::from_tensor(self.get(n)?)?))).collect()
+    }
+
+    /// Deep copies on the CPU.
+    pub fn snapshot(&self) -> Result<Named> {
+        let mut all = Vec::new();
+        for name in &self.names {
+            let tensor = owned(&self.get(name)?.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)?;
+            all.push((name.clone(), Array::from_tensor(&tensor)?));
+        }
+        Ok(all)
+    }
+
+    /// A copy with `edits` in place; unknown names and other shapes are errors.
+    pub fn with(&self, edits: Named) -> Result<Self> {
+        let mut copy = self.copy()?;
+        for (name, array) in edits {
+            let old = copy.get(&name)?;
+            let new = array.to_tensor()?;
+            if old.size() != new.size() {
+                return Err(Error::invalid(format!("{name} has shape {:?}, got {:?}", old.size(), new.size())));
+            }
+            let new = owned(&new.f_to_device(copy.device)?.f_to_kind(old.kind())?)?;
+            copy.insert(&name, new);
+        }
+        Ok(copy)
+    }
+
+    /// Takes a checkpoint's tensors. `rename` maps a checkpoint's key to ours. A tensor of `head` with another shape
+    /// keeps its initial values and is reported; any other missing or misshapen parameter is an error that names the
+    /// first few, and then nothing has changed. `num_batches_tracked` may be missing (older checkpoints).
+    pub fn load(&mut self, given: Named, rename: impl Fn(&str) -> String, head: &[&str]) -> Result<LoadReport> {
+        let mut found: HashMap<String, Tensor> = HashMap::new();
+        let mut report = LoadReport::default();
+        for (key, array) in given {
+            let name = rename(&key);
+            match self.tensors.contains_key(&name) {
+                true => drop(found.insert(name, array.to_tensor()?)),
+                false => report.unused.push(key),
+            }
+        }
+        let (mut take, mut wrong) = (Vec::<(String, Tensor)>::new(), Vec::new());
+        for name in &self.names {
+            let own = self.get(name)?;
+            match found.remove(name) {
+                Some(new) if new.size() == own.size() => {
+                    if new.is_floating_point() && new.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                        return Err(Error::invalid(format!(
+                            "{name} holds values that are not finite; the checkpoint is broken"
+                        )));
+                    }
+                    let new = owned(&new.f_to_device(self.device)?.f_to_kind(own.kind())?)?;
+                    take.push((name.clone(), new));
+                }
+                Some(new) if head.contains(&name.as_str()) => {
+                    report.new.push(name.clone());
+                    let (old, new) = (own.size(), new.size());
+                    if name.ends_with("weight") || head.len() == 1 {
+                        report.notes.push(format!(
+                            "the head is new: the checkpoint's {name} has shape {new:?}, the model's {old:?}"
+                        ));
+                    }
+                }
+                Some(new) => wrong.push(format!("{name} has shape {:?}, not {:?}", new.size(), own.size())),
+                None if head.contains(&name.as_str()) => {
+                    report.new.push(name.clone());
+                    if name.ends_with("weight") {
+                        report.notes.push(format!("the head is new: the checkpoint has no {name}"));
+                    }
+                }
+                None if name.ends_with("num_batches_tracked") => {}
+                None => wrong.push(format!("{name} is missing")),
+            }
+        }
+        if !wrong.is_empty() {
+            let more = wrong.len().saturating_sub(3);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let first = wrong[..wrong.len().min(3)].join("; ");
+            let total = self.names.len();
+            return Err(Error::invalid(format!(
+                "not a checkpoint of this model: {first}{more} (of {total} parameters)"
+            )));
+        }
+        report.loaded = take.len();
+        for (name, tensor) in take {
+            self.insert(&name, tensor);
+        }
+        Ok(report)
+    }
+}
+
+/// A network that [`NetTrainer`] can train.
+pub trait Network: Send {
+    fn parameters(&self) -> &Parameters;
+    fn parameters_mut(&mut self) -> &mut Parameters;
+    /// True for tensors that are not trained (running statistics).
+    fn is_buffer(name: &str) -> bool;
+    /// Logits [B, classes]; with `train`, batch statistics are used and running ones updated.
+    fn logits(&self, images: &Tensor, train: bool) -> Result<Tensor>;
+}
+
+/// Cross-entropy training of a [`Network`] with AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101; betas 0.9 and
+/// 0.999, eps 1e-8, decay on tensors of two or more dimensions) or SGD with momentum 0.9.
+pub struct NetTrainer<N: Network> {
+    network: N,
+    options: TrainerOptions,
+    rate: f64,
+    steps: i64,
+    moments: BTreeMap<String, (Tensor, Option<Tensor>)>,
+    trained: Vec<String>,
+}
+
+impl<N: Network> NetTrainer<N> {
+    /// Takes over a network whose parameters nobody else shares.
+    pub fn new(mut network: N, options: &TrainerOptions) -> Result<Self> {
+        if !["adamw", "sgd"].contains(&options.optimizer.as_str()) {
+            return Err(Error::invalid(format!("unknown optimizer {} (known: adamw, sgd)", options.optimizer)));
+        }
+        let all = network.parameters().names().to_vec();
+        let trained: Vec<String> = all.into_iter().filter(|n| !N::is_buffer(n)).collect();
+        let mut moments = BTreeMap::new();
+        for name in &trained {
+            let leaf = network.parameters().get(name)?.f_detach()?.f_set_requires_grad(true)?;
+            let second = (options.optimizer == "adamw").then(|| leaf.f_zeros_like()).transpose()?;
+            moments.insert(name.clone(), (leaf.f_zeros_like()?.f_detach()?, second));
+            network.parameters_mut().insert(name, leaf);
+        }
+        Ok(NetTrainer { network, options: options.clone(), rate: options.learning_rate, steps: 0, moments, trained })
+    }
+
+    fn update(&mut self, grads: Vec<Tensor>) -> Result<()> {
+        let _off = tch::no_grad_guard();
+        self.steps += 1;
+        let (b1, b2, eps) = (0.9, 0.999, 1e-8);
+        for (name, grad) in self.trained.iter().zip(grads) {
+            if !grad.defined() {
+                continue;
+            }
+            let mut value = self.network.parameters().get(name)?.shallow_clone();
+            let decay = if value.dim() >= 2 { self.options.weight_decay } else { 0.0 };
+            let Some((first, second)) = self.moments.get_mut(name) else { continue };
+            match second {
+                Some(second) => {
+                    let _ = value.f_mul_scalar_(1.0 - self.rate * decay)?;
+                    let _ = first.f_mul_scalar_(b1)?.f_add_(&grad.f_mul_scalar(1.0 - b1)?)?;
+                    let _ = second.f_mul_scalar_(b2)?.f_addcmul_(&grad, &grad.f_mul_scalar(1.0 - b2)?)?;
+                    let (c1, c2) = (1.0 - b1.powi(self.steps as i32), 1.0 - b2.powi(self.steps as i32));
+                    let spread = second.f_sqrt()?.f_div_scalar(c2.sqrt())?.f_add_scalar(eps)?;
+                    let _ = value.f_sub_(&first.f_div(&spread)?.f_mul_scalar(self.rate / c1)?)?;
+                }
+                None => {
+                    let grad = if decay > 0.0 { grad.f_add(&value.f_mul_scalar(decay)?)? } else { grad };
+                    let _ = first.f_mul_scalar_(0.9)?.f_add_(&grad)?;
+                    let _ = value.f_sub_(&first.f_mul_scalar(self.rate)?)?;
+                }
+            }
+        }
+        for name in self.network.parameters().names().to_vec() {
+            if name.ends_with("num_batches_tracked") {
+                let mut count = self.network.parameters().get(&name)?.shallow_clone();
+                let _ = count.f_add_scalar_(1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<N: Network> Trainer for NetTrainer<N> {
+    fn step(&mut self, images: &Array, targets: &Array) -> Result<f64> {
+        tch::with_grad(|| {
+            let images = images.to_tensor()?;
+            let targets = targets.to_tensor()?.f_to_device(images.device())?;
+            let logits = self.network.logits(&images, true)?;
+            let weights = (!self.options.class_weights.is_empty())
+                .then(|| {
+                    let weights: Vec<f32> = self.options.class_weights.iter().map(|w| *w as f32).collect();
+                    Tensor::f_from_slice(&weights)?.f_to_device(images.device())
+                })
+                .transpose()?;
+            let loss = logits.f_cross_entropy_loss(&targets, weights.as_ref(), Reduction::Mean, -100, 0.0)?;
+            let value = loss.f_double_value(&[])?;
+            let leaves: Vec<&Tensor> =
+                self.trained.iter().map(|n| self.network.parameters().get(n)).collect::<Result<_>>()?;
+            let grads = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+            self.update(grads)?;
+            Ok(value)
+        })
+    }
+
+    fn set_learning_rate(&mut self, rate: f64) -> Result<()> {
+        self.rate = rate;
+        Ok(())
+    }
+
+    fn evaluate(&mut self, images: &Array) -> Result<Array> {
+        let _off = tch::no_grad_guard();
+        Array::from_tensor(&self.network.logits(&images.to_tensor()?, false)?)
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.network.parameters().snapshot()
+    }
+
+    fn state(&self) -> Result<Named> {
+        let mut state = vec![("steps".to_string(), Array::from_vec(&[1], vec![self.steps])?)];
+        for (name, (first, second)) in &self.moments {
+            for (key, moment) in [("first", Some(first)), ("second", second.as_ref())] {
+                if let Some(moment) = moment {
+                    let copy = owned(&moment.f_to_device(Device::Cpu)?.f_contiguous()?)?;
+                    state.push((format!("{key}.{name}"), Array::from_tensor(&copy)?));
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, parameters: Named, state: Named) -> Result<()> {
+        let _off = tch::no_grad_guard();
+        let given: HashMap<String, Array> = parameters.into_iter().collect();
+        let mut state: HashMap<String, Array> = state.into_iter().collect();
+        let mut take = |key: String| state.remove(&key).ok_or_else(|| Error::invalid(format!("no {key} in the state")));
+        self.steps = take("steps".into())?.to_vec::<i64>()?.first().copied().unwrap_or(0);
+        for (name, (first, second)) in &mut self.moments {
+            first.f_copy_(&take(format!("first.{name}"))?.to_tensor()?)?;
+            if let Some(second) = second {
+                second.f_copy_(&take(format!("second.{name}"))?.to_tensor()?)?;
+            }
+        }
+        for name in self.network.parameters().names().to_vec() {
+            let array = given.get(&name).ok_or_else(|| Error::invalid(format!("no parameter {name} to restore")))?;
+            let mut own = self.network.parameters().get(&name)?.shallow_clone();
+            own.f_copy_(&array.to_tensor()?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,429 @@
+//! What plugins say of themselves. All of it crosses as JSON: a new field needs a default, nothing else.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// What a plugin library holds, as `lightbox list plugins` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    pub plugin: String,
+    pub version: String,
+    #[serde(default)]
+    pub models: Vec<ModelSpec>,
+    #[serde(default)]
+    pub explainers: Vec<ExplainerSpec>,
+}
+
+/// Where a method or model comes from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// Authors, title, venue, year.
+    pub citation: String,
+    /// `10.1109/...` or `arXiv:...`; empty where there is none.
+    #[serde(default)]
+    pub id: String,
+}
+
+/// The type of a parameter's value, with its bounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ParamType {
+    Integer { min: i64, max: i64 },
+    Number { min: f64, max: f64 },
+    Text,
+    Choice { choices: Vec<String> },
+    Flag,
+}
+
+/// One parameter of a model or explainer. Its name is permanent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ParamSpec {
+    pub name: String,
+    #[serde(flatten)]
+    pub kind: ParamType,
+    pub default: Value,
+    /// `px`, `fraction of the image`, ... ; empty for none.
+    #[serde(default)]
+    pub unit: String,
+    pub text: String,
+}
+
+impl ParamSpec {
+    pub fn integer(name: &str, default: i64, (min, max): (i64, i64), unit: &str, text: &str) -> Self {
+        ParamSpec::new(name, ParamType::Integer { min, max }, default.into(), unit, text)
+    }
+
+    pub fn number(name: &str, default: f64, (min, max): (f64, f64), unit: &str, text: &str) -> Self {
+        ParamSpec::new(name, ParamType::Number { min, max }, default.into(), unit, text)
+    }
+
+    pub fn text(name: &str, default: &str, text: &str) -> Self {
+        ParamSpec::new(name, ParamType::Text, default.into(), "", text)
+    }
+
+    pub fn choice(name: &str, default: &str, choices: &[&str], text: &str) -> Self {
+        let choices = choices.iter().map(|c| c.to_string()).collect();
+        ParamSpec::new(name, ParamType::Choice { choices }, default.into(), "", text)
+    }
+
+    pub fn flag(name: &str, default: bool, text: &str) -> Self {
+        ParamSpec::new(name, ParamType::Flag, default.into(), "", text)
+    }
+
+    fn new(name: &str, kind: ParamType, default: Value, unit: &str, text: &str) -> Self {
+        ParamSpec { name: name.into(), kind, default, unit: unit.into(), text: text.into() }
+    }
+
+    /// `value` as this parameter's type. Text is parsed, so `sigma=2` of a command line works.
+    fn read(&self, value: &Value) -> Result<Value> {
+        let bad = |wanted: String| Error::invalid(format!("parameter {}: {value} is not {wanted}", self.name));
+        let text = value.as_str();
+        Ok(match &self.kind {
+            ParamType::Integer { min, max } => {
+                let n = value.as_i64().or_else(|| text.and_then(|t| t.parse().ok()));
+                let n = n.filter(|n| (min..=max).contains(&n));
+                n.ok_or_else(|| bad(format!("an integer from {min} to {max}")))?.into()
+            }
+            ParamType::Number { min, max } => {
+                let n = value.as_f64().or_else(|| text.and_then(|t| t.parse().ok()));
+                let n = n.filter(|n| (min..=max).contains(&n));
+                n.ok_or_else(|| bad(format!("a number from {min} to {max}")))?.into()
+            }
+            ParamType::Text => text.ok_or_else(|| bad("text".into()))?.into(),
+            ParamType::Choice { choices } => {
+                let known = text.filter(|t| choices.iter().any(|c| c == t));
+                known.ok_or_else(|| bad(format!("one of {}", choices.join(", "))))?.into()
+            }
+            ParamType::Flag => {
+                let flag = value.as_bool().or_else(|| text.and_then(|t| t.parse().ok()));
+                flag.ok_or_else(|| bad("true or false".into()))?.into()
+            }
+        })
+    }
+}
+
+/// Checked parameter values: every parameter of the specification is there.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Params(BTreeMap<String, Value>);
+
+impl Params {
+    /// Checks `given` against `specs` and fills in the defaults. An unknown name is an error that lists the known.
+    pub fn resolve(specs: &[ParamSpec], given: &BTreeMap<String, Value>) -> Result<Self> {
+        if let Some(name) = given.keys().find(|name| specs.iter().all(|s| s.name != **name)) {
+            let known: Vec<_> = specs.iter().map(|s| s.name.as_str()).collect();
+            let known = if known.is_empty() { "it has none".into() } else { format!("known: {}", known.join(", ")) };
+            return Err(Error::invalid(format!("unknown parameter {name} ({known})")));
+        }
+        let read = |s: &ParamSpec| Ok((s.name.clone(), s.read(given.get(&s.name).unwrap_or(&s.default))?));
+        Ok(Params(specs.iter().map(read).collect::<Result<_>>()?))
+    }
+
+    fn get(&self, name: &str) -> Result<&Value> {
+        self.0.get(name).ok_or_else(|| Error::invalid(format!("parameter {name} is not in the specification")))
+    }
+
+    pub fn integer(&self, name: &str) -> Result<i64> {
+        let value = self.get(name)?;
+        value.as_i64().ok_or_else(|| Error::invalid(format!("parameter {name} is not an integer")))
+    }
+
+    pub fn number(&self, name: &str) -> Result<f64> {
+        let value = self.get(name)?;
+        value.as_f64().ok_or_else(|| Error::invalid(format!("parameter {name} is not a number")))
+    }
+
+    pub fn text(&self, name: &str) -> Result<&str> {
+        let value = self.get(name)?;
+        value.as_str().ok_or_else(|| Error::invalid(format!("parameter {name} is not text")))
+    }
+
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        let value = self.get(name)?;
+        value.as_bool().ok_or_else(|| Error::invalid(format!("parameter {name} is not a flag")))
+    }
+
+    /// All names and values, in the names' order.
+    pub fn values(&self) -> &BTreeMap<String, Value> {
+        &self.0
+    }
+}
+
+/// What a site holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteKind {
+    Input,
+    Feature,
+    Tokens,
+    Attention,
+    AttentionLogits,
+    Query,
+    Key,
+    Value,
+    Embedding,
+    Logits,
+    #[serde(other)]
+    Other,
+}
+
+/// The meaning of a site's dimensions: B images, C channels, H height, W width, N tokens, Q queries, K keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    BCHW,
+    BNC,
+    BHQK,
+    BC,
+    #[serde(other)]
+    Other,
+}
+
+/// A named place in a model where a value can be read, replaced or differentiated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// The checkpoint's own name of the module whose output this is, where it has one.
+    pub name: String,
+    pub kind: SiteKind,
+    pub layout: Layout,
+    /// Channels (BCHW, BNC, BC) or heads (BHQK).
+    pub channels: usize,
+    /// Rows and columns of the feature map or token grid at the default input size.
+    #[serde(default)]
+    pub grid: Option<[usize; 2]>,
+    /// Roles of the tokens before the grid's: `cls`, `dist`.
+    #[serde(default)]
+    pub prefix: Vec<String>,
+    #[serde(default)]
+    pub block: Option<usize>,
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Site {
+    /// A feature map, [B, channels, grid].
+    pub fn feature(name: impl Into<String>, channels: usize, grid: [usize; 2]) -> Self {
+        Site {
+            name: name.into(),
+            kind: SiteKind::Feature,
+            layout: Layout::BCHW,
+            channels,
+            grid: Some(grid),
+            prefix: Vec::new(),
+            block: None,
+            text: String::new(),
+        }
+    }
+
+    /// A vector an image, [B, channels].
+    pub fn vector(name: impl Into<String>, kind: SiteKind, channels: usize) -> Self {
+        Site { kind, layout: Layout::BC, grid: None, ..Site::feature(name, channels, [1, 1]) }
+    }
+
+    pub fn text(mut self, text: &str) -> Self {
+        self.text = text.into();
+        self
+    }
+}
+
+/// What a model takes: [B, channels, height, width], float32, `(value in [0, 1] - mean) / std` a channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputSpec {
+    pub channels: usize,
+    pub height: usize,
+    pub width: usize,
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
+}
+
+impl InputSpec {
+    /// Three channels with ImageNet's statistics.
+    pub fn imagenet(size: usize) -> Self {
+        let (mean, std) = (vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]);
+        InputSpec { channels: 3, height: size, width: size, mean, std }
+    }
+}
+
+/// A model as it describes itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSpec {
+    /// Permanent, lower case: `densenet121`.
+    pub name: String,
+    pub title: String,
+    pub version: String,
+    pub reference: Reference,
+    pub input: InputSpec,
+    pub classes: usize,
+    pub sites: Vec<Site>,
+    /// The site that class activation maps read by default: the tensor that is pooled.
+    #[serde(default)]
+    pub cam_site: Option<String>,
+    /// The last attention layer, where there is one.
+    #[serde(default)]
+    pub attention_site: Option<String>,
+    /// Modified backward rules that `run` understands.
+    #[serde(default)]
+    pub rules: Vec<String>,
+    #[serde(default)]
+    pub parameters: Vec<ParamSpec>,
+    #[serde(default)]
+    pub trainable: bool,
+}
+
+impl ModelSpec {
+    /// The site of this name; otherwise an error that lists the known.
+    pub fn site(&self, name: &str) -> Result<&Site> {
+        self.sites.iter().find(|s| s.name == name).ok_or_else(|| {
+            let known: Vec<_> = self.sites.iter().map(|s| s.name.as_str()).collect();
+            Error::invalid(format!("model {} has no site {name} (known: {})", self.name, known.join(", ")))
+        })
+    }
+}
+
+/// How a model is to be built.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelOptions {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Number of outputs; the model's own default where it is 0.
+    pub classes: usize,
+    /// Seed of the initial parameters.
+    pub seed: u64,
+    /// Values for the model's parameters; the rest take their defaults.
+    pub params: BTreeMap<String, Value>,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions { device: "cpu".into(), classes: 0, seed: 0, params: BTreeMap::new() }
+    }
+}
+
+/// What became of a checkpoint's entries.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoadReport {
+    /// How many parameters were taken.
+    pub loaded: usize,
+    /// Parameters of the model that keep their initial values because the classes differ.
+    pub new: Vec<String>,
+    /// Entries of the file that the model does not have.
+    pub unused: Vec<String>,
+    /// Sentences for the user.
+    pub notes: Vec<String>,
+}
+
+/// The family of an explainer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Class activation maps.
+    Cam,
+    Attention,
+    Gradient,
+    Perturbation,
+    Relevance,
+    /// Maps that know nothing of the model. A method that does not beat them has said nothing.
+    Control,
+    #[serde(other)]
+    Other,
+}
+
+/// An explainer as it describes itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExplainerSpec {
+    /// Permanent, lower case: `gradcam`.
+    pub name: String,
+    pub title: String,
+    pub version: String,
+    pub reference: Reference,
+    pub family: Family,
+    /// True where negative values mean evidence against the class.
+    #[serde(default)]
+    pub signed: bool,
+    #[serde(default)]
+    pub parameters: Vec<ParamSpec>,
+    /// Set by the SDK: the explainer reads CPU memory only, and gets copies in a CUDA run.
+    #[serde(default)]
+    pub cpu_only: bool,
+}
+
+/// What an explainer wants from the run that all explainers of a model share.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Needs {
+    /// Values of these sites.
+    pub values: Vec<String>,
+    /// Gradients of each image's target logit with respect to these sites.
+    pub gradients: Vec<String>,
+    /// The mean of the training set's masks.
+    pub mean_mask: bool,
+    /// The explainer will call the model itself.
+    pub model: bool,
+}
+
+/// An explainer's answer to a model: what it needs, or why it does not apply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "plan", rename_all = "kebab-case")]
+pub enum Plan {
+    Run(Needs),
+    NotApplicable { reason: String },
+}
+
+impl Plan {
+    pub fn not_applicable(reason: impl Into<String>) -> Self {
+        Plan::NotApplicable { reason: reason.into() }
+    }
+}
+
+/// How a model is to be trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainerOptions {
+    /// `adamw` or `sgd` (momentum 0.9).
+    pub optimizer: String,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    /// Weight of each class in the cross-entropy; empty for ones.
+    pub class_weights: Vec<f64>,
+}
+
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        TrainerOptions { optimizer: "adamw".into(), learning_rate: 1e-3, weight_decay: 1e-2, class_weights: vec![] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(given: &[(&str, Value)]) -> Result<Params> {
+        let specs = [
+            ParamSpec::number("sigma", 0.25, (0.0, 2.0), "fraction of the image", ""),
+            ParamSpec::integer("steps", 8, (1, 64), "", ""),
+            ParamSpec::choice("mode", "max", &["max", "mean"], ""),
+            ParamSpec::flag("relu", true, ""),
+        ];
+        Params::resolve(&specs, &given.iter().map(|(k, v)| (k.to_string(), v.clone())).collect())
+    }
+
+    #[test]
+    fn parameters_are_checked_and_filled() {
+        let p = check(&[("sigma", "1.5".into()), ("relu", "false".into())]).unwrap();
+        assert_eq!((p.number("sigma").unwrap(), p.integer("steps").unwrap()), (1.5, 8));
+        assert_eq!((p.text("mode").unwrap(), p.flag("relu").unwrap()), ("max", false));
+        let error = |given: &[(&str, Value)]| check(given).unwrap_err().to_string();
+        assert_eq!(error(&[("sigma", 3.into())]), "parameter sigma: 3 is not a number from 0 to 2");
+        assert_eq!(error(&[("mode", "min".into())]), "parameter mode: \"min\" is not one of max, mean");
+        assert_eq!(error(&[("depth", 1.into())]), "unknown parameter depth (known: sigma, steps, mode, relu)");
+    }
+
+    #[test]
+    fn a_newer_plugins_words_are_read() {
+        let text = r#"{"name":"x","kind":"codebook","layout":"BXYZ","channels":3,"colour":"red"}"#;
+        let site: Site = serde_json::from_str(text).unwrap();
+        assert_eq!((site.kind, site.layout), (SiteKind::Other, Layout::Other));
+    }
+}
