@@ -1,1 +1,5 @@
-fn main() {}
+fn main() -> std::process::ExitCode {
+    // First of all: libtorch asks for its CUDA part once.
+    lightbox::device::open_cuda();
+    lightbox::cli::main()
+}

@@ -1,1 +1,92 @@
-fn main() {}
+//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench`.
+
+mod build;
+mod setup;
+
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Sets Lightbox up, builds it, shows it, tests it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", after_help = "Examples:\n  cargo xtask demo\n  cargo xtask test")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find or install libtorch; the other tasks do this first
+    Setup {
+        /// Install the CUDA build of libtorch although no driver is found here
+        #[arg(long)]
+        cuda: bool,
+    },
+    /// Build the program and its plugins
+    Build {
+        /// With optimisation, for measuring
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build, then train a small DenseNet on phantoms and print the table
+    Demo,
+    /// Build, then run all tests
+    Test {
+        /// Passed on to the test binaries: a filter, --nocapture
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format check and clippy with warnings denied
+    Lint,
+    /// Build with optimisation and run the benchmarks
+    Bench,
+}
+
+/// The project's folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Runs a command in the project's folder; its failure is an error.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}").replace('"', "");
+    let status = command.current_dir(root()).status().map_err(|e| format!("{shown}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{shown}: {status}")) }
+}
+
+/// The cargo that runs us.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn demo() -> Result<(), String> {
+    setup::setup(false)?;
+    let binary = build::build(false)?;
+    eprintln!("\n$ lightbox list explainers");
+    run(Command::new(&binary).args(["list", "explainers"]))?;
+    eprintln!("\n$ lightbox run demo");
+    run(Command::new(&binary).args(["run", "demo"]))?;
+    eprintln!("\nThe table is in runs/demo/summary.md, the pictures are in runs/demo/sheet.png.");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Setup { cuda } => setup::setup(cuda),
+        Task::Build { release } => setup::setup(false).and_then(|()| build::build(release)).map(|binary| {
+            println!("{}", binary.display());
+        }),
+        Task::Demo => demo(),
+        Task::Test { args } => setup::setup(false).and_then(|()| build::test(&args)),
+        Task::Lint => setup::setup(false).and_then(|()| build::lint()),
+        Task::Bench => setup::setup(false).and_then(|()| build::bench()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Boxes and the masks they become.
+
+/// A box in pixels of the original image; x and y are its left and top edge.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BBox {
+    pub x: f64,
+    pub y: f64,
+    pub width: f64,
+    pub height: f64,
+}
+
+impl BBox {
+    /// Why the box cannot be one of an image of this size; `None` for a good one.
+    pub fn fault(&self, width: usize, height: usize) -> Option<String> {
+        let BBox { x, y, width: w, height: h } = *self;
+        if ![x, y, w, h].iter().all(|v| v.is_finite()) {
+            return Some(format!("box ({x}, {y}, {w}, {h}) is not finite"));
+        }
+        if w <= 0.0 || h <= 0.0 {
+            return Some(format!("box ({x}, {y}) has size {w} x {h}"));
+        }
+        // Annotators' boxes may pass the border by a pixel or so; one that does not touch the image is wrong.
+        let (iw, ih) = (width as f64, height as f64);
+        if x >= iw || y >= ih || x + w <= 0.0 || y + h <= 0.0 {
+            return Some(format!("box ({x}, {y}, {w} x {h}) lies outside the image of {width} x {height} pixels"));
+        }
+        None
+    }
+}
+
+/// Marks in `mask` (row-major, `size` = width and height, an image scaled from `original`) the ellipse inscribed in the
+/// scaled box: pixels whose centre lies inside. The paper fits a circle into NODE21's boxes; in a square box the ellipse
+/// is that circle. A box too small for any centre marks the pixel of its own centre.
+pub fn draw_ellipse(mask: &mut [u8], size: (usize, usize), original: (usize, usize), b: &BBox) {
+    let (sx, sy) = (size.0 as f64 / original.0 as f64, size.1 as f64 / original.1 as f64);
+    let (rx, ry) = (b.width * sx / 2.0, b.height * sy / 2.0);
+    let (cx, cy) = (b.x * sx + rx, b.y * sy + ry);
+    let clamp = |v: f64, n: usize| (v.max(0.0) as usize).min(n - 1);
+    let mut marked = false;
+    for y in clamp(cy - ry, size.1)..=clamp(cy + ry, size.1) {
+        for x in clamp(cx - rx, size.0)..=clamp(cx + rx, size.0) {
+            let (dx, dy) = ((x as f64 + 0.5 - cx) / rx, (y as f64 + 0.5 - cy) / ry);
+            if dx * dx + dy * dy <= 1.0 {
+                mask[y * size.0 + x] = 1;
+                marked = true;
+            }
+        }
+    }
+    if !marked {
+        mask[clamp(cy, size.1) * size.0 + clamp(cx, size.0)] = 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_circle_has_a_circles_area_and_place() {
+        let mut mask = vec![0; 200 * 200];
+        draw_ellipse(&mut mask, (200, 200), (400, 400), &BBox { x: 100.0, y: 200.0, width: 80.0, height: 80.0 });
+        let area = mask.iter().map(|&m| f64::from(m)).sum::<f64>();
+        assert!((area / (std::f64::consts::PI * 400.0) - 1.0).abs() < 0.02, "{area}");
+        assert_eq!((mask[120 * 200 + 70], mask[120 * 200 + 91], mask[101 * 200 + 51]), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_tiny_box_marks_one_pixel_and_a_border_box_stays_inside() {
+        let mut mask = vec![0; 100];
+        draw_ellipse(&mut mask, (10, 10), (1000, 1000), &BBox { x: 300.0, y: 500.0, width: 2.0, height: 2.0 });
+        assert_eq!((mask.iter().filter(|&&m| m == 1).count(), mask[53]), (1, 1));
+        draw_ellipse(&mut mask, (10, 10), (10, 10), &BBox { x: 8.0, y: -3.0, width: 6.0, height: 6.0 });
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let check = |x, y, width, height, message: &str| {
+            let fault = BBox { x, y, width, height }.fault(100, 100).unwrap();
+            assert!(fault.contains(message), "{fault}");
+        };
+        check(f64::NAN, 0.0, 1.0, 1.0, "not finite");
+        check(5.0, 5.0, 0.0, 4.0, "has size 0 x 4");
+        check(120.0, 5.0, 10.0, 4.0, "lies outside the image of 100 x 100 pixels");
+        assert_eq!(BBox { x: 95.0, y: 95.0, width: 10.0, height: 10.0 }.fault(100, 100), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! Bilinear resizing with antialiasing, as torchvision's `resize(..., antialias=True)` and Pillow's `BILINEAR` define it:
+//! a triangle filter of half-width `max(1, scale)` around `(i + 1/2) * scale`, weights normalised, each axis in turn.
+
+use rayon::prelude::*;
+
+/// For each output position, the first input position and the weights.
+fn taps(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
+    let scale = from as f64 / to as f64;
+    let reach = scale.max(1.0);
+    (0..to)
+        .map(|i| {
+            let centre = (i as f64 + 0.5) * scale;
+            let first = ((centre - reach + 0.5).floor().max(0.0)) as usize;
+            let last = ((centre + reach + 0.5).floor() as usize).min(from);
+            let weight = |j: usize| (1.0 - ((j as f64 + 0.5 - centre) / reach).abs()).max(0.0);
+            let weights: Vec<f64> = (first..last).map(weight).collect();
+            let sum: f64 = weights.iter().sum();
+            (first, weights.iter().map(|w| (w / sum) as f32).collect())
+        })
+        .collect()
+}
+
+/// Resizes a row-major image. Sizes must not be 0.
+pub fn resize(image: &[f32], (width, height): (usize, usize), (to_width, to_height): (usize, usize)) -> Vec<f32> {
+    if (width, height) == (to_width, to_height) {
+        return image.to_vec();
+    }
+    let columns = taps(width, to_width);
+    let mut narrow = vec![0f32; to_width * height];
+    for (row, out) in image.chunks_exact(width).zip(narrow.chunks_exact_mut(to_width)) {
+        for (value, (first, weights)) in out.iter_mut().zip(&columns) {
+            *value = weights.iter().zip(&row[*first..]).map(|(w, v)| w * v).sum();
+        }
+    }
+    let mut result = vec![0f32; to_width * to_height];
+    for (out, (first, weights)) in result.chunks_exact_mut(to_width).zip(taps(height, to_height)) {
+        for (weight, row) in weights.iter().zip(narrow.chunks_exact(to_width).skip(first)) {
+            out.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
+        }
+    }
+    result
+}
+
+/// Bilinear upsampling of a batch of maps without antialiasing, `align_corners = false`: what every CAM library does to
+/// bring a map to the image's size. `maps` is [n, h, w]; the result [n, to_h, to_w].
+pub fn upsample(maps: &[f32], n: usize, (h, w): (usize, usize), (to_h, to_w): (usize, usize)) -> Vec<f32> {
+    if (h, w) == (to_h, to_w) {
+        return maps.to_vec();
+    }
+    let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {
+        let scale = from as f32 / to as f32;
+        let one = |i: usize| {
+            let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
+            let low = (at as usize).min(from - 1);
+            (low, (low + 1).min(from - 1), at - low as f32)
+        };
+        (0..to).map(one).collect()
+    };
+    let (rows, columns) = (axis(h, to_h), axis(w, to_w));
+    let mut result = vec![0f32; n * to_h * to_w];
+    result.par_chunks_exact_mut(to_h * to_w).zip(maps.par_chunks_exact(h * w)).for_each(|(out, map)| {
+        for (line, &(y0, y1, fy)) in out.chunks_exact_mut(to_w).zip(&rows) {
+            for (value, &(x0, x1, fx)) in line.iter_mut().zip(&columns) {
+                let top = map[y0 * w + x0] * (1.0 - fx) + map[y0 * w + x1] * fx;
+                let bottom = map[y1 * w + x0] * (1.0 - fx) + map[y1 * w + x1] * fx;
+                *value = top * (1.0 - fy) + bottom * fy;
+            }
+        }
+    });
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    fn check(from: (usize, usize), to: (usize, usize)) {
+        let image = Tensor::rand([1, 1, from.1 as i64, from.0 as i64], (Kind::Float, Device::Cpu));
+        let values = Vec::<f32>::try_from(image.flatten(0, -1)).unwrap();
+        let torch = image.internal_upsample_bilinear2d_aa([to.1 as i64, to.0 as i64], false, None, None);
+        let torch = Vec::<f32>::try_from(torch.flatten(0, -1)).unwrap();
+        let worst = resize(&values, from, to).iter().zip(&torch).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // libtorch computes its weights in float32; a tenth of a grey level of 1/255 is far above that.
+        assert!(worst < 1e-4, "{from:?} -> {to:?}: {worst}");
+    }
+
+    #[test]
+    fn equals_libtorch() {
+        for (from, to) in
+            [((320, 320), (224, 224)), ((101, 67), (224, 30)), ((10, 10), (64, 64)), ((7, 5), (7, 9)), ((3, 1), (1, 3))]
+        {
+            check(from, to);
+        }
+    }
+
+    #[test]
+    fn upsampling_equals_libtorch() {
+        let maps = Tensor::randn([3, 1, 7, 5], (Kind::Float, Device::Cpu));
+        let torch = maps.upsample_bilinear2d([224, 60], false, None, None);
+        let torch = Vec::<f32>::try_from(torch.flatten(0, -1)).unwrap();
+        let ours = upsample(&Vec::<f32>::try_from(maps.flatten(0, -1)).unwrap(), 3, (7, 5), (224, 60));
+        let worst = ours.iter().zip(&torch).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-5, "{worst}");
+    }
+}

@@ -1,0 +1,303 @@
+//! Who is trained on, who validates, who is tested: by patient, stratified by label, seeded, or read from files.
+
+use super::{Sample, table::Rows};
+use crate::{Error, Result, files};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// The `[split]` section of a spec.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SplitSpec {
+    /// Images held out for the test: a number, or a share under 1.
+    pub test: f64,
+    /// Half of the test images with the finding; otherwise the set's own share.
+    pub balanced: bool,
+    /// Folds of the rest. With 1, a share `validation` of the rest validates.
+    pub folds: usize,
+    pub validation: f64,
+    pub seed: u64,
+    /// A folder with test.csv, train_foldN.csv and val_foldN.csv (column img_name); the keys above do nothing then.
+    pub files: Option<PathBuf>,
+}
+
+impl Default for SplitSpec {
+    fn default() -> Self {
+        SplitSpec { test: 0.2, balanced: true, folds: 1, validation: 0.2, seed: 0, files: None }
+    }
+}
+
+/// Indices of samples. Test and folds share no patient, training and validation of a fold neither.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Split {
+    pub test: Vec<usize>,
+    pub folds: Vec<Fold>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fold {
+    pub train: Vec<usize>,
+    pub validation: Vec<usize>,
+}
+
+impl SplitSpec {
+    /// Splits the samples. A part with one class only is an error.
+    pub fn split(&self, samples: &[Sample]) -> Result<Split> {
+        let split = match &self.files {
+            Some(folder) => read(folder, samples)?,
+            None => self.draw(samples)?,
+        };
+        let check = |part: &str, indices: &[usize]| {
+            let positive = indices.iter().filter(|&&i| samples[i].label == 1).count();
+            if positive == 0 || positive == indices.len() {
+                let n = indices.len();
+                return Err(Error::new(format!(
+                    "{part} has {n} images of which {positive} are positive; both classes are needed"
+                ))
+                .hint("use more images, fewer folds or another share of test images"));
+            }
+            Ok(())
+        };
+        check("the test set", &split.test)?;
+        for (k, fold) in split.folds.iter().enumerate() {
+            check(&format!("the training set of fold {k}"), &fold.train)?;
+            check(&format!("the validation set of fold {k}"), &fold.validation)?;
+        }
+        Ok(split)
+    }
+
+    fn draw(&self, samples: &[Sample]) -> Result<Split> {
+        let n = samples.len();
+        if !(self.test > 0.0 && self.test < n as f64) {
+            return Err(Error::new(format!("test = {}: a share under 1 or a number under {n} expected", self.test)));
+        }
+        if self.folds == 0 || !(self.validation > 0.0 && self.validation < 1.0) {
+            return Err(Error::new("folds must be at least 1 and validation a share between 0 and 1"));
+        }
+        let mut patients: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, sample) in samples.iter().enumerate() {
+            patients.entry(&sample.patient).or_default().push(i);
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut groups: Vec<Vec<usize>> = patients.into_values().collect();
+        groups.shuffle(&mut rng);
+
+        let count = if self.test < 1.0 { (self.test * n as f64).round() as usize } else { self.test as usize };
+        let positives = samples.iter().filter(|s| s.label == 1).count();
+        let share = if self.balanced { 0.5 } else { positives as f64 / n as f64 };
+        let want = [count - (count as f64 * share).round() as usize, (count as f64 * share).round() as usize];
+        let (mut have, mut test, mut rest) = ([0, 0], vec![], vec![]);
+        for group in groups {
+            let of = |label: u8| group.iter().filter(|&&i| samples[i].label == label).count();
+            let add = [of(0), of(1)];
+            if (0..2).all(|l| have[l] + add[l] <= want[l]) {
+                (0..2).for_each(|l| have[l] += add[l]);
+                test.extend(group);
+            } else {
+                rest.push(group);
+            }
+        }
+        if have != want {
+            return Err(Error::new(format!(
+                "a test set of {} images without and {} with the finding was asked for; whole patients give {} and {}",
+                want[0], want[1], have[0], have[1]
+            ))
+            .hint("ask for fewer test images, or set balanced = false"));
+        }
+
+        // Patients with and without the finding are dealt out in turn, each to the part that is furthest behind.
+        let shares: Vec<f64> = match self.folds {
+            1 => vec![self.validation, 1.0 - self.validation],
+            k => vec![1.0 / k as f64; k],
+        };
+        let mut parts: Vec<Vec<usize>> = vec![vec![]; shares.len()];
+        for label in [1, 0] {
+            let mut dealt = vec![0.0; shares.len()];
+            for group in rest.iter().filter(|g| u8::from(g.iter().any(|&i| samples[i].label == 1)) == label) {
+                let next = (0..shares.len()).min_by(|&a, &b| (dealt[a] / shares[a]).total_cmp(&(dealt[b] / shares[b])));
+                let next = next.unwrap_or(0);
+                dealt[next] += group.len() as f64;
+                parts[next].extend(group);
+            }
+        }
+        test.sort_unstable();
+        parts.iter_mut().for_each(|p| p.sort_unstable());
+        let fold = |k: usize| {
+            let mut train: Vec<usize> = (0..parts.len()).filter(|&p| p != k).flat_map(|p| parts[p].clone()).collect();
+            train.sort_unstable();
+            Fold { train, validation: parts[k].clone() }
+        };
+        Ok(Split { test, folds: (0..self.folds).map(fold).collect() })
+    }
+}
+
+/// Reads the published form: names in the column img_name; an image with several rows is one image.
+fn read(folder: &Path, samples: &[Sample]) -> Result<Split> {
+    let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_string();
+    let known: HashMap<String, usize> = samples.iter().enumerate().map(|(i, s)| (stem(&s.id), i)).collect();
+    let part = |file: &str| -> Result<Option<Vec<usize>>> {
+        let path = folder.join(file);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let rows = Rows::read(&path)?;
+        rows.need(&["img_name"])?;
+        let mut found = HashSet::new();
+        for row in rows.iter() {
+            let name = row.text("img_name");
+            let index = known.get(&stem(name));
+            found.insert(*index.ok_or_else(|| row.error(format!("image {name} is not in the data source")))?);
+        }
+        let mut found: Vec<usize> = found.into_iter().collect();
+        found.sort_unstable();
+        Ok(Some(found))
+    };
+    let missing = |file: &str| Error::at(&folder.join(file), "no such file").hint("a split folder needs it");
+    let test = part("test.csv")?.ok_or_else(|| missing("test.csv"))?;
+    let mut folds = Vec::new();
+    while let Some(train) = part(&format!("train_fold{}.csv", folds.len()))? {
+        let name = format!("val_fold{}.csv", folds.len());
+        folds.push(Fold { train, validation: part(&name)?.ok_or_else(|| missing(&name))? });
+    }
+    if folds.is_empty() {
+        return Err(missing("train_fold0.csv"));
+    }
+    for (k, fold) in folds.iter().enumerate() {
+        let train: HashSet<&str> = fold.train.iter().map(|&i| samples[i].patient.as_str()).collect();
+        let seen: HashSet<&str> =
+            fold.train.iter().chain(&fold.validation).map(|&i| samples[i].patient.as_str()).collect();
+        let shared = fold.validation.iter().find(|&&i| train.contains(samples[i].patient.as_str()));
+        let tested = test.iter().find(|&&i| seen.contains(samples[i].patient.as_str()));
+        for (index, where_) in [(shared, "validation"), (tested, "test")] {
+            if let Some(&i) = index {
+                let patient = &samples[i].patient;
+                let what = format!("patient {patient} is in the {where_} part and in another part of fold {k}");
+                return Err(Error::at(folder, what));
+            }
+        }
+    }
+    Ok(Split { test, folds })
+}
+
+impl Split {
+    /// Writes the parts in the form that [`SplitSpec::files`] reads.
+    pub fn write(&self, folder: &Path, samples: &[Sample]) -> Result<()> {
+        let write = |file: String, indices: &[usize]| {
+            let mut text = String::from("img_name,label,patient\n");
+            for &i in indices {
+                let s = &samples[i];
+                text.push_str(&format!("{},{},{}\n", s.id, s.label, s.patient));
+            }
+            files::write_text(&folder.join(file), &text)
+        };
+        write("test.csv".into(), &self.test)?;
+        for (k, fold) in self.folds.iter().enumerate() {
+            write(format!("train_fold{k}.csv"), &fold.train)?;
+            write(format!("val_fold{k}.csv"), &fold.validation)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Truth;
+
+    /// `n` images, two a patient, every fifth patient with the finding.
+    fn samples(n: usize) -> Vec<Sample> {
+        let one = |i: usize| Sample {
+            id: format!("i{i:04}.png"),
+            patient: format!("p{}", i / 2),
+            label: u8::from((i / 2).is_multiple_of(5)),
+            truth: Truth::Unknown,
+        };
+        (0..n).map(one).collect()
+    }
+
+    fn check(spec: &SplitSpec, samples: &[Sample]) -> Split {
+        let split = spec.split(samples).unwrap();
+        for fold in &split.folds {
+            let mut all: Vec<usize> =
+                [&split.test, &fold.train, &fold.validation].into_iter().flatten().copied().collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..samples.len()).collect::<Vec<_>>(), "every image once");
+            let patients = |p: &[usize]| p.iter().map(|&i| samples[i].patient.clone()).collect::<HashSet<_>>();
+            let (a, b, c) = (patients(&split.test), patients(&fold.train), patients(&fold.validation));
+            assert!(a.is_disjoint(&b) && a.is_disjoint(&c) && b.is_disjoint(&c), "a patient is in two parts");
+        }
+        split
+    }
+
+    #[test]
+    fn folds_are_stratified_and_the_test_set_is_balanced() {
+        let samples = samples(1000);
+        let spec = SplitSpec { test: 100.0, folds: 5, ..SplitSpec::default() };
+        let split = check(&spec, &samples);
+        let positive = |p: &[usize]| p.iter().filter(|&&i| samples[i].label == 1).count();
+        assert_eq!((split.test.len(), positive(&split.test)), (100, 50));
+        for fold in &split.folds {
+            assert_eq!((fold.validation.len(), positive(&fold.validation)), (180, 30));
+        }
+        assert_eq!(spec.split(&samples).unwrap(), split, "same seed, same split");
+        assert_ne!(SplitSpec { seed: 1, ..spec }.split(&samples).unwrap(), split);
+    }
+
+    #[test]
+    fn one_fold_takes_a_share() {
+        let samples = samples(1000);
+        let split = check(&SplitSpec { balanced: false, ..SplitSpec::default() }, &samples);
+        assert_eq!((split.test.len(), split.folds.len(), split.folds[0].validation.len()), (200, 1, 160));
+    }
+
+    #[test]
+    fn one_class_and_too_many_are_errors() {
+        let mut one = samples(40);
+        one.iter_mut().for_each(|s| s.label = 0);
+        let spec = SplitSpec { balanced: false, ..SplitSpec::default() };
+        let error = spec.split(&one).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the test set has 8 images of which 0 are positive; both classes are needed"),
+            "{error}"
+        );
+        let error = SplitSpec { test: 600.0, ..SplitSpec::default() }.split(&samples(1000)).unwrap_err().to_string();
+        assert!(error.contains("300 with the finding was asked for; whole patients give 300 and 200"), "{error}");
+    }
+
+    #[test]
+    fn written_splits_are_read_back_and_leaks_are_found() {
+        let samples = samples(200);
+        let split = SplitSpec { folds: 2, ..SplitSpec::default() }.split(&samples).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        split.write(folder.path(), &samples).unwrap();
+        let spec = SplitSpec { files: Some(folder.path().into()), ..SplitSpec::default() };
+        assert_eq!(spec.split(&samples).unwrap(), split);
+        std::fs::copy(folder.path().join("train_fold1.csv"), folder.path().join("val_fold1.csv")).unwrap();
+        assert!(
+            spec.split(&samples).unwrap_err().to_string().contains("validation part and in another part of fold 1")
+        );
+        std::fs::write(folder.path().join("test.csv"), "img_name\nzzz.png\n").unwrap();
+        assert!(
+            spec.split(&samples).unwrap_err().to_string().contains("line 2: image zzz.png is not in the data source")
+        );
+    }
+
+    #[test]
+    fn the_published_splits_hold() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/node21-splits");
+        if !folder.is_dir() {
+            eprintln!("skipped: {} is absent", folder.display());
+            return;
+        }
+        let samples = crate::data::node21::annotations(&folder).unwrap();
+        let split = check(&SplitSpec { files: Some(folder), ..SplitSpec::default() }, &samples);
+        assert_eq!(split.folds.len(), 5);
+        // The same shape drawn by ourselves: 400 held out, half with nodules, five folds of the rest.
+        let own = check(&SplitSpec { test: 400.0, folds: 5, ..SplitSpec::default() }, &samples);
+        assert_eq!(own.test.iter().filter(|&&i| samples[i].label == 1).count(), 200);
+    }
+}

@@ -1,0 +1,388 @@
+//! The images of a run: decoded and resized once, then given out as normalised batches on the device.
+//!
+//! Preparing writes one file, `images.safetensors`, with `images` [N, H, W] (U8, or I16 with 32768 subtracted for deeper
+//! sources), `masks` [N, H, W] U8 and `known` [N] U8 (whether the mask is known). The file is mapped, not read: when the
+//! set fits the memory budget its images are put on the device whole and batches are gathered there; otherwise a thread
+//! gathers batches from the map ahead of their use, and the operating system decides which pages stay in memory.
+
+use super::image::Grey;
+use super::mask::draw_ellipse;
+use super::resize::resize;
+use super::{Source, Truth, image};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// How many images are decoded before they are written.
+const CHUNK: usize = 256;
+
+/// The prepared file, mapped.
+#[derive(Clone)]
+struct Mapped {
+    map: Arc<memmap2::Mmap>,
+    start: usize,
+    n: usize,
+    pixels: usize,
+    /// Bytes a pixel of an image: 1 or 2.
+    depth: usize,
+}
+
+impl Mapped {
+    fn image(&self, i: usize) -> &[u8] {
+        let size = self.pixels * self.depth;
+        &self.map[self.start + i * size..][..size]
+    }
+
+    fn mask(&self, i: usize) -> &[u8] {
+        &self.map[self.start + self.n * self.pixels * self.depth + i * self.pixels..][..self.pixels]
+    }
+
+    fn known(&self, i: usize) -> bool {
+        self.map[self.start + self.n * self.pixels * (self.depth + 1) + i] != 0
+    }
+
+    /// Raw values of some images, CPU.
+    fn gather(&self, indices: &[usize]) -> Result<Tensor> {
+        let mut bytes = Vec::with_capacity(indices.len() * self.pixels * self.depth);
+        for &i in indices {
+            bytes.extend_from_slice(self.image(i));
+        }
+        let kind = if self.depth == 1 { Kind::Uint8 } else { Kind::Int16 };
+        Ok(Tensor::f_from_data_size(&bytes, &[indices.len() as i64, self.pixels as i64], kind)?)
+    }
+}
+
+/// A prepared set on a device.
+pub struct Store {
+    mapped: Mapped,
+    size: usize,
+    device: Device,
+    resident: Option<Tensor>,
+    /// Per channel: batch = raw * scale + shift.
+    scale: Tensor,
+    shift: Tensor,
+}
+
+/// How the store was laid out.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Layout {
+    pub images: usize,
+    pub size: usize,
+    pub bits: usize,
+    pub bytes: usize,
+    /// Whether all images are on the device, or stream from the file.
+    pub resident: bool,
+}
+
+/// One image as it is stored: resized, and its mask if that is known.
+fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, Option<Vec<u8>>)> {
+    let sample = &source.samples()[i];
+    let name = |e: Error| match e.path {
+        Some(_) => e,
+        None => Error { what: format!("image {}: {}", sample.id, e.what), ..e },
+    };
+    let grey: Grey = source.image(i).map_err(name)?;
+    let pixels = resize(&grey.unit().map_err(name)?, (grey.width, grey.height), (size, size));
+    let mask = match &sample.truth {
+        Truth::Unknown => None,
+        Truth::Boxes(boxes) => {
+            let mut mask = vec![0; size * size];
+            for b in boxes {
+                if let Some(fault) = b.fault(grey.width, grey.height) {
+                    return Err(Error::new(format!("image {}: {fault}", sample.id)));
+                }
+                draw_ellipse(&mut mask, (size, size), (grey.width, grey.height), b);
+            }
+            Some(mask)
+        }
+        Truth::MaskFile(path) => {
+            let file = image::read(path)?;
+            if (file.width, file.height) != (grey.width, grey.height) {
+                let (mw, mh, w, h) = (file.width, file.height, grey.width, grey.height);
+                return Err(Error::at(path, format!("the mask has {mw} x {mh} pixels, its image {w} x {h}")));
+            }
+            let binary: Vec<f32> = file.unit()?.into_iter().map(|v| f32::from(u8::from(v > 0.0))).collect();
+            // Half covered is covered; a mask that would vanish keeps its most covered pixels.
+            let scaled = resize(&binary, (file.width, file.height), (size, size));
+            let most = scaled.iter().copied().fold(0.0, f32::max);
+            let least = if most > 0.0 { most.min(0.5) } else { 1.0 };
+            Some(scaled.into_iter().map(|v| u8::from(v >= least)).collect())
+        }
+    };
+    Ok((pixels, mask))
+}
+
+/// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread.
+/// A broken image or a box outside its image is an error that names it; nothing is left half written.
+pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+    if file.is_file() {
+        return Ok(());
+    }
+    let n = source.samples().len();
+    let pixels = size * size;
+    let depth = if source.image(0)?.is_8_bit() { 1 } else { 2 };
+    let dtype = if depth == 1 { "U8" } else { "I16" };
+    let (a, b) = (n * pixels * depth, n * pixels);
+    let mut header = serde_json::json!({
+        "images": {"dtype": dtype, "shape": [n, size, size], "data_offsets": [0, a]},
+        "masks": {"dtype": "U8", "shape": [n, size, size], "data_offsets": [a, a + b]},
+        "known": {"dtype": "U8", "shape": [n], "data_offsets": [a + b, a + b + n]},
+    })
+    .to_string();
+    while !(header.len()).is_multiple_of(8) {
+        header.push(' ');
+    }
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
+    let at = |e: std::io::Error| Error::io(file, &e);
+    let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(at)?;
+    let out: &File = temporary.as_file();
+    out.write_all_at(&(header.len() as u64).to_le_bytes(), 0).map_err(at)?;
+    out.write_all_at(header.as_bytes(), 8).map_err(at)?;
+    let start = 8 + header.len();
+    for first in (0..n).step_by(CHUNK) {
+        let range = first..(first + CHUNK).min(n);
+        let done: Vec<(Vec<f32>, Option<Vec<u8>>)> =
+            range.clone().into_par_iter().map(|i| prepare_one(source, i, size)).collect::<Result<_>>()?;
+        let (mut images, mut masks, mut known) = (vec![], vec![], vec![]);
+        for (image, mask) in done {
+            if depth == 1 {
+                images.extend(image.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8));
+            } else {
+                let deep = image.iter().map(|v| ((v.clamp(0.0, 1.0) * 65535.0 + 0.5) as i32 - 32768) as i16);
+                images.extend(deep.flat_map(i16::to_le_bytes));
+            }
+            known.push(u8::from(mask.is_some()));
+            masks.extend(mask.unwrap_or_else(|| vec![0; pixels]));
+        }
+        out.write_all_at(&images, (start + first * pixels * depth) as u64).map_err(at)?;
+        out.write_all_at(&masks, (start + a + first * pixels) as u64).map_err(at)?;
+        out.write_all_at(&known, (start + a + b + first) as u64).map_err(at)?;
+        progress(range.end, n);
+    }
+    out.sync_all().map_err(at)?;
+    temporary.persist(file).map_err(|e| Error::io(file, &e.error))?;
+    Ok(())
+}
+
+impl Store {
+    /// Opens a prepared file. `mean` and `std` are the model's, a channel; `budget` is in bytes of device memory.
+    pub fn open(file: &Path, mean: &[f64], std: &[f64], device: Device, budget: usize) -> Result<Self> {
+        let opened = File::open(file).map_err(|e| Error::io(file, &e))?;
+        // The file is ours and complete: it took its name after its last byte was written.
+        let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(|e| Error::io(file, &e))?;
+        let broken = |e: &dyn std::fmt::Display| {
+            Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
+        };
+        let (start, n, size, depth) = {
+            let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
+            let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
+            let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
+            let [n, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, H, W]"))?;
+            let end = 8 + length + n * size * size * (depth + 1) + n;
+            if map.len() < end {
+                return Err(broken(&"truncated"));
+            }
+            (8 + length, n, size, depth)
+        };
+        let mapped = Mapped { map: Arc::new(map), start, n, pixels: size * size, depth };
+        // raw * unit_scale + unit_shift is in [0, 1].
+        let (unit_scale, unit_shift) = if depth == 1 { (1.0 / 255.0, 0.0) } else { (1.0 / 65535.0, 32768.0 / 65535.0) };
+        let channel = |f: &dyn Fn(f64, f64) -> f64| -> Result<Tensor> {
+            let values: Vec<f32> = mean.iter().zip(std).map(|(&m, &s)| f(m, s) as f32).collect();
+            Ok(Tensor::f_from_slice(&values)?.f_reshape([1, values.len() as i64, 1, 1])?.f_to_device(device)?)
+        };
+        let scale = channel(&|_, s| unit_scale / s)?;
+        let shift = channel(&|m, s| (unit_shift - m) / s)?;
+        let bytes = n * size * size * depth;
+        let resident = (bytes <= budget)
+            .then(|| -> Result<Tensor> {
+                let all: Vec<usize> = (0..n).collect();
+                Ok(mapped.gather(&all)?.f_to_device(device)?)
+            })
+            .transpose()?;
+        Ok(Store { mapped, size, device, resident, scale, shift })
+    }
+
+    pub fn layout(&self) -> Layout {
+        Layout {
+            images: self.mapped.n,
+            size: self.size,
+            bits: self.mapped.depth * 8,
+            bytes: self.mapped.n * self.mapped.pixels * self.mapped.depth,
+            resident: self.resident.is_some(),
+        }
+    }
+
+    fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
+        let (n, side) = (raw.size()[0], self.size as i64);
+        let raw = raw.f_reshape([n, 1, side, side])?.f_to_kind(Kind::Float)?;
+        Ok(raw.f_mul(&self.scale)?.f_add(&self.shift)?)
+    }
+
+    /// A normalised batch [B, C, H, W] float32 on the device.
+    pub fn batch(&self, indices: &[usize]) -> Result<Tensor> {
+        if let Some(bad) = indices.iter().find(|&&i| i >= self.mapped.n) {
+            return Err(Error::new(format!("image {bad} of {}", self.mapped.n)));
+        }
+        let raw = match &self.resident {
+            Some(all) => {
+                let indices: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+                all.f_index_select(0, &Tensor::f_from_slice(&indices)?.f_to_device(self.device)?)?
+            }
+            None => self.mapped.gather(indices)?.f_to_device(self.device)?,
+        };
+        self.normalise(&raw)
+    }
+
+    /// Batches in order; those of a streaming store are gathered by a thread two ahead.
+    pub fn batches(&self, batches: Vec<Vec<usize>>) -> Batches<'_> {
+        let ahead = self.resident.is_none().then(|| {
+            let (send, receive) = std::sync::mpsc::sync_channel(2);
+            let (mapped, work) = (self.mapped.clone(), batches.clone());
+            std::thread::spawn(move || {
+                for indices in work {
+                    if send.send(mapped.gather(&indices)).is_err() {
+                        break;
+                    }
+                }
+            });
+            receive
+        });
+        Batches { store: self, batches: batches.into_iter(), ahead }
+    }
+
+    /// The mask of image `i`, row-major, 0 and 1; `None` where it is unknown.
+    pub fn mask(&self, i: usize) -> Option<&[u8]> {
+        self.mapped.known(i).then(|| self.mapped.mask(i))
+    }
+
+    /// The image's grey values as stored, scaled to 8 bits.
+    pub fn grey(&self, i: usize) -> Vec<u8> {
+        let raw = self.mapped.image(i);
+        match self.mapped.depth {
+            1 => raw.to_vec(),
+            // The upper byte of value - 32768, back to unsigned.
+            _ => raw.chunks_exact(2).map(|b| b[1].wrapping_add(128)).collect(),
+        }
+    }
+
+    /// The mean of the known masks of these images, in [0, 1].
+    pub fn mean_mask(&self, indices: &[usize]) -> Vec<f32> {
+        let mut sum = vec![0f32; self.mapped.pixels];
+        let mut count = 0f32;
+        for mask in indices.iter().filter_map(|&i| self.mask(i)) {
+            sum.iter_mut().zip(mask).for_each(|(s, &m)| *s += f32::from(m));
+            count += 1.0;
+        }
+        sum.iter_mut().for_each(|s| *s /= count.max(1.0));
+        sum
+    }
+}
+
+/// See [`Store::batches`].
+pub struct Batches<'a> {
+    store: &'a Store,
+    batches: std::vec::IntoIter<Vec<usize>>,
+    ahead: Option<std::sync::mpsc::Receiver<Result<Tensor>>>,
+}
+
+impl Iterator for Batches<'_> {
+    /// Indices and their normalised images.
+    type Item = Result<(Vec<usize>, Tensor)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let indices = self.batches.next()?;
+        let images = match &self.ahead {
+            None => self.store.batch(&indices),
+            Some(receive) => match receive.recv() {
+                Ok(raw) => raw.and_then(|raw| self.store.normalise(&raw.f_to_device(self.store.device)?)),
+                Err(_) => Err(Error::new("the thread that reads images ahead has stopped")),
+            },
+        };
+        Some(images.map(|images| (indices, images)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{DataSpec, open, phantom::Phantom};
+
+    fn phantoms(n: usize) -> Box<dyn Source> {
+        open(&DataSpec::Phantom(Phantom { count: n, pixels: 48, ..Phantom::default() })).unwrap()
+    }
+
+    #[test]
+    fn resident_and_streaming_stores_give_the_same_batches() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("images.safetensors");
+        let source = phantoms(9);
+        let mut seen = 0;
+        prepare(source.as_ref(), 32, &file, &mut |done, _| seen = done).unwrap();
+        assert_eq!(seen, 9);
+        let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
+        let open = |budget| Store::open(&file, &mean, &std, Device::Cpu, budget).unwrap();
+        let (whole, streamed) = (open(usize::MAX), open(0));
+        assert!(whole.layout().resident && !streamed.layout().resident);
+        let order: Vec<Vec<usize>> = vec![vec![8, 0, 3], vec![1], vec![2, 2]];
+        for (a, b) in whole.batches(order.clone()).zip(streamed.batches(order)) {
+            let ((i, a), (j, b)) = (a.unwrap(), b.unwrap());
+            assert_eq!((i, a.size()[1..].to_vec()), (j, vec![3, 32, 32]));
+            assert_eq!(a, b);
+        }
+        let raw = f64::from(whole.grey(8)[5]);
+        let value = whole.batch(&[8]).unwrap().double_value(&[0, 1, 0, 5]);
+        assert!((value - (raw / 255.0 - 0.4) / 0.3).abs() < 1e-6);
+        assert!(whole.batch(&[9]).is_err());
+    }
+
+    #[test]
+    fn deep_images_keep_their_depth() {
+        struct Deep(Vec<crate::data::Sample>);
+        impl Source for Deep {
+            fn samples(&self) -> &[crate::data::Sample] {
+                &self.0
+            }
+            fn image(&self, _: usize) -> Result<Grey> {
+                Grey::new(2, 2, image::Pixels::U16(vec![0, 1000, 2000, 4000]))
+            }
+        }
+        let sample = crate::data::Sample { id: "d".into(), patient: "d".into(), label: 1, truth: Truth::Unknown };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("images.safetensors");
+        prepare(&Deep(vec![sample]), 2, &file, &mut |_, _| {}).unwrap();
+        let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
+        let values = Vec::<f32>::try_from(store.batch(&[0]).unwrap().flatten(0, -1)).unwrap();
+        for (value, wanted) in values.iter().zip([0.0, 0.25, 0.5, 1.0]) {
+            assert!((value - wanted).abs() < 1e-5, "{values:?}");
+        }
+        assert_eq!(store.grey(0), [0, 64, 128, 255]);
+        assert!(store.mask(0).is_none());
+    }
+
+    #[test]
+    fn a_box_outside_its_image_is_named() {
+        struct Off(Vec<crate::data::Sample>);
+        impl Source for Off {
+            fn samples(&self) -> &[crate::data::Sample] {
+                &self.0
+            }
+            fn image(&self, _: usize) -> Result<Grey> {
+                Grey::new(8, 8, image::Pixels::U8(vec![0; 64]))
+            }
+        }
+        let b = crate::data::mask::BBox { x: 30.0, y: 0.0, width: 2.0, height: 2.0 };
+        let truth = Truth::Boxes(vec![b]);
+        let sample = crate::data::Sample { id: "n1.mha".into(), patient: "p".into(), label: 1, truth };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("images.safetensors");
+        let error = prepare(&Off(vec![sample]), 8, &file, &mut |_, _| {}).unwrap_err().to_string();
+        assert_eq!(error, "image n1.mha: box (30, 0, 2 x 2) lies outside the image of 8 x 8 pixels");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing half written");
+    }
+}

@@ -1,0 +1,77 @@
+//! Area under the receiver operating characteristic, as the Mann-Whitney statistic with midranks for ties.
+//! Hanley and McNeil, Radiology 143 (1982). Oracle: scikit-learn `roc_auc_score`.
+
+use super::MetricInfo;
+
+pub const IMAGE: MetricInfo = MetricInfo {
+    name: "auroc",
+    title: "AUROC of the classification",
+    family: "classification",
+    formula: "P(score of a positive > score of a negative) + P(equal) / 2",
+    better: "higher",
+    range: "[0, 1]",
+    chance: "0.5",
+    edge_cases: "N/A when one class is absent or a score is NaN; a constant score gives 0.5",
+    reference: "Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 1982",
+};
+
+/// `scores` and `labels` (0 or 1), one an image. `None` when a class is absent or a score is NaN.
+///
+/// ```
+/// assert_eq!(lightbox_core::metrics::auroc::auroc(&[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1]), Some(0.875));
+/// ```
+pub fn auroc(scores: &[f64], labels: &[u8]) -> Option<f64> {
+    if scores.iter().any(|s| s.is_nan()) {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    let (mut ranks, mut start) = (0.0, 0);
+    while start < order.len() {
+        let mut end = start + 1;
+        while end < order.len() && scores[order[end]] == scores[order[start]] {
+            end += 1;
+        }
+        let midrank = (start + 1 + end) as f64 / 2.0;
+        ranks += midrank * order[start..end].iter().filter(|&&i| labels[i] == 1).count() as f64;
+        start = end;
+    }
+    let positive = labels.iter().filter(|&&l| l == 1).count() as f64;
+    let negative = labels.len() as f64 - positive;
+    (positive > 0.0 && negative > 0.0).then(|| (ranks - positive * (positive + 1.0) / 2.0) / (positive * negative))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every pair, as the definition has it.
+    fn slow(scores: &[f64], labels: &[u8]) -> f64 {
+        let (mut sum, mut pairs) = (0.0, 0.0);
+        for (&p, _) in scores.iter().zip(labels).filter(|(_, l)| **l == 1) {
+            for (&n, _) in scores.iter().zip(labels).filter(|(_, l)| **l == 0) {
+                sum += if p > n {
+                    1.0
+                } else if p == n {
+                    0.5
+                } else {
+                    0.0
+                };
+                pairs += 1.0;
+            }
+        }
+        sum / pairs
+    }
+
+    #[test]
+    fn equals_the_definition() {
+        for levels in [1, 2, 7, 1000] {
+            let scores: Vec<f64> = (0..200u64).map(|i| (i * 7919 % 1009 % levels) as f64).collect();
+            let labels: Vec<u8> = (0..200u64).map(|i| u8::from(i * 31 % 7 < 2)).collect();
+            assert!((auroc(&scores, &labels).unwrap() - slow(&scores, &labels)).abs() < 1e-12);
+        }
+        assert_eq!(auroc(&[1.0, 2.0], &[1, 1]), None);
+        assert_eq!(auroc(&[1.0, f64::NAN], &[0, 1]), None);
+        assert_eq!(auroc(&[-0.0, 0.0], &[0, 1]), Some(0.5));
+    }
+}

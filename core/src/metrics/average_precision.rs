@@ -1,0 +1,297 @@
+//! Average precision: of images by their scores, of pixels by a map, within one image or pooled over many.
+//!
+//! `AP = sum_n (R_n - R_(n-1)) P_n` over the distinct scores from high to low; a group of equal scores is taken as one
+//! step, so ties do not depend on any order. Oracle: scikit-learn `average_precision_score`.
+//!
+//! For pixels the sum runs over the positives alone: each distinct positive score `s` adds
+//! `(positives equal to s) / P * (positives >= s) / (pixels >= s)`. Only the positives are sorted; every pixel is counted
+//! into the interval between two of them by a branch-free binary search, 16 at a time where the CPU has AVX-512.
+
+use super::MetricInfo;
+
+pub const IMAGE: MetricInfo = MetricInfo {
+    name: "auprc",
+    title: "AUPRC (average precision) of the classification",
+    family: "classification",
+    formula: "sum over distinct scores, high to low, of (recall gained) * precision",
+    better: "higher",
+    range: "[0, 1]",
+    chance: "share of positive images",
+    edge_cases: "N/A when no image is positive or a score is NaN; ties are one step",
+    reference: "scikit-learn average_precision_score",
+};
+
+pub const PIXEL: MetricInfo = MetricInfo {
+    name: "pixel-auprc",
+    title: "Pixel-wise AUPRC of a map, mean over images",
+    family: "localisation",
+    formula: "average precision of the map's pixels against the mask, an image; then the mean",
+    better: "higher",
+    range: "[0, 1]",
+    chance: "share of mask pixels",
+    edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a counted failure; a constant map gives \
+                 the share of mask pixels",
+    reference: "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule \
+                segmentation",
+};
+
+pub const PIXEL_POOLED: MetricInfo = MetricInfo {
+    name: "pixel-auprc-pooled",
+    title: "Pixel-wise AUPRC of all maps' pixels together",
+    family: "localisation",
+    formula: "average precision over the pixels of all images with a mask, each map scaled to [0, 1] by its own range",
+    better: "higher",
+    range: "[0, 1]",
+    chance: "share of mask pixels",
+    edge_cases: "as pixel-auprc; a constant map becomes 0",
+    reference: PIXEL.reference,
+};
+
+/// `scores` and `labels` (0 or 1), one an image. `None` when there is no positive or a score is NaN.
+///
+/// ```
+/// use lightbox_core::metrics::average_precision::average_precision;
+/// let ap = average_precision(&[0.1, 0.4, 0.35, 0.8], &[0, 0, 1, 1]).unwrap();
+/// assert!((ap - 0.8333333333333333).abs() < 1e-12);
+/// ```
+pub fn average_precision(scores: &[f64], labels: &[u8]) -> Option<f64> {
+    let positives = labels.iter().filter(|&&l| l == 1).count() as f64;
+    if positives == 0.0 || scores.iter().any(|s| s.is_nan()) {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    let (mut sum, mut hits, mut start) = (0.0, 0.0, 0);
+    while start < order.len() {
+        let mut end = start + 1;
+        while end < order.len() && scores[order[end]] == scores[order[start]] {
+            end += 1;
+        }
+        let new = order[start..end].iter().filter(|&&i| labels[i] == 1).count() as f64;
+        hits += new;
+        sum += new / positives * (hits / end as f64);
+        start = end;
+    }
+    Some(sum)
+}
+
+/// A float's order as an unsigned integer: -0 equals 0, and the order of finite floats is kept.
+#[inline(always)]
+fn key(value: f32) -> u32 {
+    let bits = (value + 0.0).to_bits();
+    bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000)
+}
+
+/// Average precision over the pixels of one image or many. The positives come first, then every pixel is counted,
+/// image by image; memory is that of the positives.
+pub struct Pixels {
+    /// Keys of the positives, ascending, filled up to a power of two with a key above all finite ones.
+    thresholds: Vec<u32>,
+    positives: usize,
+    /// How many pixels have exactly `i` thresholds at or below their key.
+    counts: Vec<u64>,
+}
+
+impl Pixels {
+    /// `positives` are the scores under the masks. `None` when there are none or one is not finite.
+    pub fn new(positives: impl IntoIterator<Item = f32>) -> Option<Self> {
+        let mut thresholds = Vec::new();
+        for score in positives {
+            if !score.is_finite() {
+                return None;
+            }
+            thresholds.push(key(score));
+        }
+        let positives = thresholds.len();
+        if positives == 0 {
+            return None;
+        }
+        thresholds.sort_unstable();
+        let slots = (positives + 1).next_power_of_two();
+        thresholds.resize(slots, u32::MAX);
+        Some(Pixels { thresholds, positives, counts: vec![0; slots + 1] })
+    }
+
+    /// Counts all pixels of an image, positives too. False, and nothing is counted, when a score is not finite.
+    pub fn count(&mut self, scores: &[f32]) -> bool {
+        if !scores.iter().fold(true, |ok, s| ok & s.is_finite()) {
+            return false;
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                // The features were just detected.
+                unsafe { count_avx512(&self.thresholds, scores, &mut self.counts) };
+                return true;
+            }
+            if is_x86_feature_detected!("avx2") {
+                unsafe { count_avx2(&self.thresholds, scores, &mut self.counts) };
+                return true;
+            }
+        }
+        count(&self.thresholds, scores, &mut self.counts);
+        true
+    }
+
+    /// The average precision of what was counted.
+    pub fn finish(&self) -> f64 {
+        let (mut sum, mut above) = (0.0, self.counts[self.positives..].iter().sum::<u64>());
+        let mut end = self.positives;
+        while end > 0 {
+            let mut start = end - 1;
+            while start > 0 && self.thresholds[start - 1] == self.thresholds[end - 1] {
+                start -= 1;
+            }
+            // `above` pixels have all of thresholds[..end] at or below them: their score is at least this one.
+            sum += (end - start) as f64 * ((self.positives - start) as f64 / above as f64);
+            above += self.counts[start..end].iter().sum::<u64>();
+            end = start;
+        }
+        sum / self.positives as f64
+    }
+}
+
+const LANES: usize = 64;
+
+#[inline(always)]
+fn count(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
+    let steps = thresholds.len().trailing_zeros();
+    let mut chunks = scores.chunks_exact(LANES);
+    let mut keys = [0u32; LANES];
+    let mut at = [0u32; LANES];
+    for chunk in &mut chunks {
+        for lane in 0..LANES {
+            keys[lane] = key(chunk[lane]);
+            at[lane] = 0;
+        }
+        for step in (0..steps).rev() {
+            let half = 1u32 << step;
+            for lane in 0..LANES {
+                // at + half - 1 < 2^steps = thresholds.len(): at is a sum of distinct powers above `half`.
+                let threshold = unsafe { *thresholds.get_unchecked((at[lane] + half - 1) as usize) };
+                at[lane] += if threshold <= keys[lane] { half } else { 0 };
+            }
+        }
+        for place in at {
+            counts[place as usize] += 1;
+        }
+    }
+    for &score in chunks.remainder() {
+        counts[thresholds.partition_point(|&t| t <= key(score))] += 1;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+fn count_avx512(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
+    count(thresholds, scores, counts);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn count_avx2(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
+    count(thresholds, scores, counts);
+}
+
+/// What a map scores on an image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Score {
+    Value(f64),
+    /// No mask, or an empty one.
+    NotApplicable,
+    /// The map is not finite.
+    Failed,
+}
+
+/// Pixel-wise average precision of one map, of the mask's shape, row-major.
+///
+/// ```
+/// use lightbox_core::metrics::average_precision::{Score, pixel_average_precision};
+/// let score = pixel_average_precision(&[0.1, 0.4, 0.35, 0.8], &[0, 0, 1, 1]);
+/// assert!(matches!(score, Score::Value(v) if (v - 0.8333333333333333).abs() < 1e-12));
+/// ```
+pub fn pixel_average_precision(map: &[f32], mask: &[u8]) -> Score {
+    assert_eq!(map.len(), mask.len(), "map and mask have one shape");
+    if map.iter().any(|v| !v.is_finite()) {
+        return Score::Failed;
+    }
+    let positives = map.iter().zip(mask).filter(|(_, m)| **m != 0).map(|(v, _)| *v);
+    match Pixels::new(positives) {
+        None => Score::NotApplicable,
+        Some(mut pixels) => {
+            pixels.count(map);
+            Score::Value(pixels.finish())
+        }
+    }
+}
+
+/// Scales a map to [0, 1] by its own range; a constant map becomes 0.
+pub fn min_max(map: &mut [f32]) {
+    let low = map.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let range = high - low;
+    let one = |v: f32| if range > 0.0 { (v - low) / range } else { 0.0 };
+    map.iter_mut().for_each(|v| *v = one(*v));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    fn check(map: &[f32], mask: &[u8]) {
+        let scores: Vec<f64> = map.iter().map(|&v| f64::from(v)).collect();
+        let slow = average_precision(&scores, mask).unwrap();
+        let Score::Value(fast) = pixel_average_precision(map, mask) else { panic!() };
+        assert!((fast - slow).abs() < 1e-12, "{fast} {slow}");
+    }
+
+    #[test]
+    fn counting_equals_sorting() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        for n in [1, 2, 63, 64, 65, 1000, 224 * 224] {
+            for share in [0.001, 0.3, 1.0] {
+                let mut mask: Vec<u8> = (0..n).map(|_| u8::from(rng.random::<f64>() < share)).collect();
+                mask[n / 2] = 1;
+                let smooth: Vec<f32> = (0..n).map(|_| rng.random::<f32>() - 0.5).collect();
+                check(&smooth, &mask);
+                let tied: Vec<f32> = smooth.iter().map(|v| (v * 5.0).round()).collect();
+                check(&tied, &mask);
+                check(&vec![0.25; n], &mask);
+                check(&smooth.iter().map(|v| v.max(0.0)).collect::<Vec<_>>(), &mask);
+            }
+        }
+    }
+
+    #[test]
+    fn edge_cases_are_as_documented() {
+        assert_eq!(pixel_average_precision(&[0.1, 0.2], &[0, 0]), Score::NotApplicable);
+        assert_eq!(pixel_average_precision(&[0.1, f32::NAN], &[1, 0]), Score::Failed);
+        assert_eq!(pixel_average_precision(&[0.1, f32::INFINITY], &[0, 0]), Score::Failed);
+        assert_eq!(pixel_average_precision(&[-0.0, 0.0, 0.0, 0.0], &[1, 0, 0, 0]), Score::Value(0.25));
+        assert_eq!(average_precision(&[1.0], &[0]), None);
+    }
+
+    #[test]
+    fn pooling_equals_one_large_image() {
+        let a = [0.1, 0.9, 0.4, 0.4, -1.0];
+        let b = [0.4, 0.3, 0.9, 0.2, 0.1];
+        let (ma, mb) = ([0, 1, 1, 0, 0], [0, 1, 0, 0, 1]);
+        let under = |v: [f32; 5], m: [u8; 5]| v.into_iter().zip(m).filter(|p| p.1 == 1).map(|p| p.0);
+        let mut pooled = Pixels::new(under(a, ma).chain(under(b, mb))).unwrap();
+        assert!(pooled.count(&a) && pooled.count(&b));
+        let all: Vec<f64> = a.iter().chain(&b).map(|&v| f64::from(v)).collect();
+        let masks: Vec<u8> = ma.iter().chain(&mb).copied().collect();
+        assert!((pooled.finish() - average_precision(&all, &masks).unwrap()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn min_max_of_a_constant_is_zero() {
+        let mut map = [3.0, 3.0];
+        min_max(&mut map);
+        assert_eq!(map, [0.0, 0.0]);
+        let mut map = [-1.0, 3.0, 1.0];
+        min_max(&mut map);
+        assert_eq!(map, [0.0, 1.0, 0.5]);
+    }
+}

@@ -1,0 +1,99 @@
+//! Tensors in and out: normalised batches as .npy or .safetensors.
+
+use crate::{Error, Result, checkpoint, files};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// A batch [B, C, H, W] float32 from `.npy` (float32 or float64) or `.safetensors` (its only tensor, or `images`).
+pub fn read_batch(path: &Path) -> Result<Tensor> {
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let batch = match ending {
+        "npy" => read_npy(path),
+        _ => {
+            let mut state = checkpoint::safetensors(&files::read(path)?)?;
+            match (state.iter().position(|(n, _)| n == "images"), state.len()) {
+                (Some(i), _) => Ok(state.swap_remove(i).1),
+                (None, 1) => Ok(state.swap_remove(0).1),
+                (None, n) => {
+                    Err(Error::new(format!("{n} tensors, none of them named images")).hint("name the batch `images`"))
+                }
+            }
+        }
+    };
+    let batch = batch.map_err(|e| e.with_path(path))?;
+    if batch.dim() != 4 {
+        return Err(Error::at(path, format!("a batch [B, C, H, W] was expected, this has shape {:?}", batch.size())));
+    }
+    let batch = batch.f_to_kind(Kind::Float)?;
+    if batch.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        return Err(Error::at(path, "the batch holds values that are not finite"));
+    }
+    Ok(batch.f_contiguous()?)
+}
+
+fn read_npy(path: &Path) -> Result<Tensor> {
+    let bytes = files::read(path)?;
+    let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
+    let npy = npyz::NpyFile::new(bytes.as_slice()).map_err(broken)?;
+    let shape: Vec<i64> = npy.shape().iter().map(|&n| n as i64).collect();
+    let fortran = npy.order() == npyz::Order::Fortran;
+    let values: Vec<f32> = match npy.try_data::<f32>() {
+        Ok(data) => data.collect::<std::io::Result<_>>().map_err(broken)?,
+        Err(npy) => match npy.try_data::<f64>() {
+            Ok(data) => data.map(|v| v.map(|v| v as f32)).collect::<std::io::Result<_>>().map_err(broken)?,
+            Err(npy) => return Err(Error::new(format!("element type {}; float32 expected", npy.dtype().descr()))),
+        },
+    };
+    if fortran {
+        let reversed: Vec<i64> = shape.iter().rev().copied().collect();
+        let order: Vec<i64> = (0..shape.len() as i64).rev().collect();
+        return Ok(Tensor::f_from_slice(&values)?.f_reshape(&reversed)?.f_permute(&order)?);
+    }
+    Ok(Tensor::f_from_slice(&values)?.f_reshape(&shape)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn npy(order: &str, values: &[f32]) -> Vec<u8> {
+        let mut header = format!("{{'descr': '<f4', 'fortran_order': {order}, 'shape': (1, 1, 2, 3), }}");
+        while !(header.len() + 11).is_multiple_of(64) {
+            header.push(' ');
+        }
+        header.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.bytes());
+        bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn both_orders_of_npy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.npy");
+        std::fs::write(&path, npy("False", &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])).unwrap();
+        let c = read_batch(&path).unwrap();
+        std::fs::write(&path, npy("True", &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0])).unwrap();
+        let f = read_batch(&path).unwrap();
+        assert_eq!((c.size(), &c), (vec![1, 1, 2, 3], &f));
+        std::fs::write(&path, npy("False", &[0.0, f32::NAN, 2.0, 3.0, 4.0, 5.0])).unwrap();
+        assert!(read_batch(&path).unwrap_err().to_string().contains("not finite"));
+        std::fs::write(&path, b"\x93NUMPY").unwrap();
+        assert!(read_batch(&path).unwrap_err().to_string().contains("not a NumPy file"));
+    }
+
+    #[test]
+    fn safetensors_need_one_tensor_or_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b.safetensors");
+        let t = |n: i64| Tensor::zeros([n, 3, 2, 2], (Kind::Float, tch::Device::Cpu));
+        checkpoint::write(&path, &[("x".into(), t(1))]).unwrap();
+        assert_eq!(read_batch(&path).unwrap().size()[0], 1);
+        checkpoint::write(&path, &[("x".into(), t(1)), ("images".into(), t(2))]).unwrap();
+        assert_eq!(read_batch(&path).unwrap().size()[0], 2);
+        checkpoint::write(&path, &[("x".into(), t(1)), ("y".into(), t(2))]).unwrap();
+        assert!(read_batch(&path).unwrap_err().to_string().contains("2 tensors, none of them named images"));
+    }
+}

@@ -1,0 +1,177 @@
+//! The command line. Results go to stdout, talk to stderr.
+
+use crate::error::{Error, Exit, Result};
+use crate::registry::Registry;
+use crate::run::spec::RunSpec;
+use crate::run::supervisor::{self, Options};
+use crate::{check, data, explain, list, run, signals};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "Examples:
+  lightbox list                                    what there is
+  lightbox info gradcam                            parameters, reference, plugin of one thing
+  lightbox explain chest.png --model densenet121 --weights w.pth --explainer gradcam
+  lightbox run demo                                a built-in benchmark; `lightbox info demo` prints its spec
+  lightbox check target/debug/libmy_plugin.so      does a plugin behave?
+
+Exit codes:
+  0 done   1 other error   2 usage   3 bad input   4 plugin error   5 some cells of the table failed
+  6 disk full   7 check failed   8 training diverged   130 interrupted (the same command continues)";
+
+/// Measures whether saliency maps tell the truth.
+#[derive(Parser)]
+#[command(name = "lightbox", version, after_help = EXAMPLES)]
+struct Cli {
+    /// A folder of plugins, searched before LIGHTBOX_PLUGIN_PATH and `plugins/` beside the binary [repeatable]
+    #[arg(long, global = true, value_name = "DIR")]
+    plugins: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List models, explainers, metrics, datasets, specs and plugins
+    #[command(after_help = "Examples:\n  lightbox list\n  lightbox list explainers --json")]
+    List {
+        /// What to list [default: everything]
+        #[arg(value_enum)]
+        what: Option<list::What>,
+        /// One JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all of one model, explainer, metric, dataset or built-in spec
+    #[command(after_help = "Examples:\n  lightbox info densenet121\n  lightbox info demo > my.toml")]
+    Info {
+        name: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Test whether a plugin behaves: in a child process, with a time limit
+    #[command(
+        after_help = "Examples:\n  lightbox check target/debug/libmy_plugin.so\n  lightbox check my.so --json --model densenet-small"
+    )]
+    Check(check::CheckArgs),
+    /// Explain images: overlays, or raw maps as .safetensors
+    #[command(after_help = "Examples:\n  \
+        lightbox explain a.png b.dcm --model densenet121 --weights w.pth --explainer gradcam --out overlays\n  \
+        lightbox explain batch.npy --model densenet121 --explainer gradcam:layer=features.norm5 --raw maps.safetensors")]
+    Explain(explain::ExplainArgs),
+    /// Run a benchmark, or continue it
+    #[command(after_help = "Examples:\n  lightbox run demo\n  lightbox run study.toml --json > events.jsonl")]
+    Run {
+        /// A TOML file, or the name of a built-in spec
+        spec: PathBuf,
+        #[command(flatten)]
+        options: RunArgs,
+    },
+    /// Train the models of a spec and stop there; `run` on the same spec goes on
+    #[command(after_help = "Example:\n  lightbox train study.toml")]
+    Train {
+        /// A TOML file, or the name of a built-in spec
+        spec: PathBuf,
+        #[command(flatten)]
+        options: RunArgs,
+    },
+    /// Make phantoms, or look at a data source
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// A worker of `run`
+    #[command(hide = true)]
+    Worker {
+        #[arg(long)]
+        run: PathBuf,
+        #[arg(long)]
+        device: String,
+    },
+    /// The child of `check`
+    #[command(hide = true)]
+    CheckWorker(check::WorkerArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Events as JSON lines on stdout
+    #[arg(long)]
+    json: bool,
+    /// Throw away what an earlier run in this folder made
+    #[arg(long)]
+    restart: bool,
+    /// Compute failed cells anew
+    #[arg(long)]
+    retry_failed: bool,
+    /// auto, cpu, cuda or cuda:N [default: the spec's]
+    #[arg(long)]
+    device: Option<String>,
+    /// The folder for results [default: the spec's, else runs/NAME]
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+/// Parses, runs, prints the error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // A closed pipe (`lightbox list | head`) ends the process quietly, as other tools do.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    match dispatch(cli) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit as u8)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit> {
+    match cli.command {
+        Command::List { what, json } => {
+            let registry = Registry::scan(&cli.plugins)?;
+            print!("{}", list::list(&registry, what, json)?);
+            registry.need_unique()?;
+            Ok(Exit::Ok)
+        }
+        Command::Info { name, json } => {
+            let registry = Registry::scan(&cli.plugins)?;
+            print!("{}", list::info(&registry, &name, json)?);
+            Ok(Exit::Ok)
+        }
+        Command::Check(args) => check::check(&args, &cli.plugins),
+        Command::CheckWorker(args) => check::worker(&args).map(|()| Exit::Ok),
+        Command::Explain(args) => {
+            let registry = Registry::scan(&cli.plugins)?;
+            signals::install();
+            explain::explain(&args, &registry)
+        }
+        Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
+        Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
+        Command::Data(command) => {
+            print!("{}", data::data(&command)?);
+            Ok(Exit::Ok)
+        }
+        Command::Worker { run, device } => run::worker::main(&run, &device).map(|()| Exit::Ok),
+    }
+}
+
+fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) -> Result<Exit> {
+    let registry = Registry::scan(plugins)?;
+    signals::install();
+    let mut spec = RunSpec::read(&spec)?;
+    if let Some(device) = args.device {
+        spec.device = device;
+    }
+    if let Some(output) = args.output {
+        spec.output = output;
+    }
+    if train_only && spec.models.iter().all(|m| m.train.is_none()) {
+        return Err(Error::input("no model of the spec has a [models.train] section"));
+    }
+    let options = Options { restart: args.restart, retry_failed: args.retry_failed, json: args.json, train_only };
+    let outcome = supervisor::run(&spec, &registry, &options)?;
+    if !args.json {
+        print!("{}", outcome.text);
+    }
+    Ok(outcome.exit)
+}

@@ -1,0 +1,187 @@
+//! `lightbox data make` and `lightbox data inspect`.
+
+use crate::error::{Error, Result};
+use crate::run::spec::RunSpec;
+use clap::{Args, Subcommand};
+use lightbox_core::data::phantom::Phantom;
+use lightbox_core::data::{self, DataSpec, Truth, image, mha};
+use lightbox_core::files;
+use rayon::prelude::*;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(Subcommand)]
+pub enum DataCommand {
+    /// Write phantoms (or nodules inserted into real radiographs) with their annotation to a folder
+    #[command(after_help = "Examples:\n  lightbox data make out --count 100 --pixels 512\n  \
+        lightbox data make out --spec my.toml --format node21")]
+    Make(MakeArgs),
+    /// Count a data source's images, boxes and splits, and read some of its images
+    #[command(after_help = "Example:\n  lightbox data inspect my.toml")]
+    Inspect {
+        /// A run spec: its [data] and [split] sections are looked at
+        spec: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct MakeArgs {
+    /// The new folder
+    out: PathBuf,
+    /// Take the [data] section of this run spec; the options below do nothing then
+    #[arg(long)]
+    spec: Option<PathBuf>,
+    #[arg(long, default_value_t = 100)]
+    count: usize,
+    /// Height and width
+    #[arg(long, default_value_t = 512)]
+    pixels: usize,
+    /// Share of images with nodules
+    #[arg(long, default_value_t = 0.5)]
+    nodules: f64,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// table: PNG and table.csv; node21: images/*.mha and metadata.csv
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Node21,
+}
+
+/// Runs one of the two; what is to be printed.
+pub fn data(command: &DataCommand) -> Result<String> {
+    match command {
+        DataCommand::Make(args) => make(args),
+        DataCommand::Inspect { spec, json } => inspect(&RunSpec::read(spec)?, *json),
+    }
+}
+
+fn make(args: &MakeArgs) -> Result<String> {
+    let spec = match &args.spec {
+        Some(path) => RunSpec::read(path)?.data,
+        None => DataSpec::Phantom(Phantom {
+            count: args.count,
+            pixels: args.pixels,
+            nodules: args.nodules,
+            seed: args.seed,
+            ..Phantom::default()
+        }),
+    };
+    let source = data::open(&spec)?;
+    if args.out.exists() && std::fs::read_dir(&args.out).is_ok_and(|mut d| d.next().is_some()) {
+        return Err(Error::input(format!("{}: the folder is not empty", args.out.display())));
+    }
+    let node21 = args.format == Format::Node21;
+    let name = |i: usize| {
+        let id = &source.samples()[i].id;
+        let stem = Path::new(id).file_stem().map_or(id.clone(), |s| s.to_string_lossy().into_owned());
+        if node21 { format!("{stem}.mha") } else { format!("{stem}.png") }
+    };
+    let n = source.samples().len();
+    (0..n).into_par_iter().try_for_each(|i| -> Result<()> {
+        let grey = source.image(i)?;
+        let unit = grey.unit()?;
+        let (w, h) = (grey.width, grey.height);
+        if node21 {
+            // NODE21's own images hold 12 bits in 16.
+            let pixels: Vec<u16> = unit.iter().map(|v| (v * 4095.0 + 0.5) as u16).collect();
+            mha::write_u16(&args.out.join("images").join(name(i)), w, h, &pixels)?;
+        } else {
+            let pixels: Vec<u8> = unit.iter().map(|v| (v * 255.0 + 0.5) as u8).collect();
+            image::write_png(&args.out.join(name(i)), w, h, &pixels)?;
+        }
+        Ok(())
+    })?;
+    // The table comes last: a folder with a table is complete.
+    let mut text = String::from(match node21 {
+        true => "height,img_name,label,width,x,y\n",
+        false => "image,label,patient,x,y,width,height\n",
+    });
+    for (i, sample) in source.samples().iter().enumerate() {
+        let boxes = if let Truth::Boxes(boxes) = &sample.truth { boxes.as_slice() } else { &[] };
+        let (name, label, patient) = (name(i), sample.label, &sample.patient);
+        let mut line = |x: String, y: String, w: String, h: String| {
+            let _ = match node21 {
+                true => writeln!(text, "{h},{name},{label},{w},{x},{y}"),
+                false => writeln!(text, "{name},{label},{patient},{x},{y},{w},{h}"),
+            };
+        };
+        for b in boxes {
+            line(b.x.to_string(), b.y.to_string(), b.width.to_string(), b.height.to_string());
+        }
+        if boxes.is_empty() {
+            let none = if node21 { "0" } else { "" };
+            line(none.into(), none.into(), none.into(), none.into());
+        }
+    }
+    let table = args.out.join(if node21 { "metadata.csv" } else { "table.csv" });
+    files::write_text(&table, &text)?;
+    Ok(format!("{n} images, {}\n", table.display()))
+}
+
+fn quantiles(mut values: Vec<f64>) -> Option<[f64; 3]> {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    Some([values[0], values[last / 2], values[last]])
+}
+
+fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
+    let source = data::open(&spec.data)?;
+    let samples = source.samples();
+    let count = |f: &dyn Fn(&data::Sample) -> bool| samples.iter().filter(|s| f(s)).count();
+    let positive = count(&|s| s.label == 1);
+    let unknown = count(&|s| s.truth == Truth::Unknown);
+    let patients: std::collections::HashSet<&str> = samples.iter().map(|s| s.patient.as_str()).collect();
+    let boxes: Vec<_> = samples
+        .iter()
+        .flat_map(|s| if let Truth::Boxes(b) = &s.truth { b.clone() } else { vec![] })
+        .map(|b| (b.width * b.height).sqrt())
+        .collect();
+    // A few images, spread over the set, are read to see that it can be done.
+    let some: Vec<usize> = (0..8.min(samples.len())).map(|k| k * samples.len() / 8.min(samples.len())).collect();
+    let read = some.par_iter().map(|&i| source.image(i)).collect::<Result<Vec<_>, _>>()?;
+    let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
+    let split = spec.split.split(samples)?;
+    let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| samples[i].label == 1).count());
+    if json {
+        let folds: Vec<_> = split.folds.iter().map(|f| [share(&f.train), share(&f.validation)]).collect();
+        let value = serde_json::json!({
+            "images": samples.len(), "positive": positive, "patients": patients.len(), "unknown_masks": unknown,
+            "boxes": boxes.len(), "box_side": quantiles(boxes), "sizes": sizes, "test": share(&split.test),
+            "folds": folds, "notes": source.notes(),
+        });
+        return Ok(serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
+    }
+    let mut text = format!(
+        "images    {} ({positive} with the finding) of {} patients\nsizes     {} (of {} read)\n",
+        samples.len(),
+        patients.len(),
+        sizes.into_iter().collect::<Vec<_>>().join(", "),
+        read.len()
+    );
+    match quantiles(boxes.clone()) {
+        Some([least, median, most]) => {
+            let n = boxes.len();
+            let _ = writeln!(text, "boxes     {n}, side {least:.1} to {most:.1} px, median {median:.1}");
+        }
+        None => text.push_str("boxes     none\n"),
+    }
+    if unknown > 0 {
+        let _ = writeln!(text, "masks     {unknown} images with the finding have none");
+    }
+    let part = |p: &[usize]| format!("{} ({} with the finding)", p.len(), share(p).1);
+    let _ = writeln!(text, "test      {}", part(&split.test));
+    for (k, fold) in split.folds.iter().enumerate() {
+        let _ = writeln!(text, "fold {k}    train {}, validation {}", part(&fold.train), part(&fold.validation));
+    }
+    for note in source.notes() {
+        let _ = writeln!(text, "note      {note}");
+    }
+    Ok(text)
+}

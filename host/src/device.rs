@@ -1,0 +1,57 @@
+//! Which device a run uses, and the trick that lets one binary serve CPU-only and CUDA installs.
+//!
+//! The binary is linked against libtorch_cpu alone. Where an NVIDIA driver is present, opening `libtorch.so` registers
+//! the CUDA backend; this must be the first thing that the process does, since libtorch asks for the backend once.
+
+use crate::error::{Error, Result};
+use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
+use std::path::PathBuf;
+use tch::Device;
+
+/// Where libtorch_cpu was loaded from.
+fn libtorch_folder() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|l| l.ends_with("/libtorch_cpu.so"))?;
+    let path = &line[line.find('/')?..];
+    PathBuf::from(path).parent().map(PathBuf::from)
+}
+
+/// Opens libtorch's CUDA part if there is a driver. Call it first in `main`.
+pub fn open_cuda() {
+    let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
+    if let (Ok(driver), Some(folder)) = (driver, libtorch_folder()) {
+        std::mem::forget(driver);
+        if let Ok(torch) = unsafe { Library::open(Some(folder.join("libtorch.so")), RTLD_LAZY | RTLD_LOCAL) } {
+            std::mem::forget(torch);
+        }
+    }
+}
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+pub fn choose(name: &str) -> Result<Device> {
+    let cuda = |n: usize| {
+        let count = tch::Cuda::device_count();
+        match (n as i64) < count {
+            true => Ok(Device::Cuda(n)),
+            false => Err(Error::input(format!(
+                "device cuda:{n} was asked for, {count} CUDA devices are there (hint: --device auto, or `cargo xtask \
+                 setup --cuda` if libtorch was installed without CUDA)"
+            ))),
+        }
+    };
+    match name.split_once(':') {
+        None if name == "cpu" => Ok(Device::Cpu),
+        None if name == "cuda" => cuda(0),
+        None if name == "auto" => Ok(if tch::Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }),
+        Some(("cuda", n)) if n.parse::<usize>().is_ok() => cuda(n.parse().unwrap_or_default()),
+        _ => Err(Error::input(format!("device `{name}` is none of auto, cpu, cuda, cuda:N"))),
+    }
+}
+
+/// The name that plugins and results use.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(n) => format!("cuda:{n}"),
+        _ => "cpu".into(),
+    }
+}

@@ -1,0 +1,250 @@
+//! `lightbox explain`: overlays of images, or raw maps of a batch.
+
+use crate::device;
+use crate::engine::{Engine, ExplainerChoice, Maps, load_model};
+use crate::error::{Error, Exit, Result};
+use crate::registry::Registry;
+use crate::run::spec::file_name;
+use clap::Args;
+use lightbox_core::data::image;
+use lightbox_core::data::resize::{resize, upsample};
+use lightbox_core::metrics::average_precision::min_max;
+use lightbox_core::picture::Picture;
+use lightbox_core::{checkpoint, files, tensors};
+use lightbox_sdk::spec::{InputSpec, ModelOptions, Plan};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+#[derive(Args)]
+pub struct ExplainArgs {
+    /// Images (PNG, JPEG, MetaImage, DICOM), or one normalised batch [B,3,H,W] (.npy, .safetensors)
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    #[arg(long)]
+    model: String,
+    /// A checkpoint (.safetensors or PyTorch's .pth); without it the model has random weights
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Number of classes [default: the checkpoint's head, else the model's own]
+    #[arg(long)]
+    classes: Option<usize>,
+    /// A parameter of the model, as name=value [repeatable]
+    #[arg(long = "model-param", value_name = "NAME=VALUE")]
+    model_params: Vec<String>,
+    /// NAME or NAME:param=value,... [repeatable]
+    #[arg(long = "explainer", required = true, value_name = "NAME[:PARAM=VALUE,...]")]
+    explainers: Vec<String>,
+    /// The class to explain [default: each image's highest]
+    #[arg(long)]
+    target: Option<i64>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[arg(long, default_value_t = 16)]
+    batch_size: usize,
+    /// The folder for overlays
+    #[arg(long, default_value = "overlays")]
+    out: PathBuf,
+    /// Write logits, targets and native-resolution maps to this .safetensors instead of overlays
+    #[arg(long, value_name = "FILE")]
+    raw: Option<PathBuf>,
+}
+
+/// What is explained: a normalised batch and, for image files, their names and grey pixels at the model's size.
+struct Input {
+    batch: Tensor,
+    pictures: Vec<(PathBuf, Vec<u8>)>,
+}
+
+fn is_batch(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "npy" || e == "safetensors")
+}
+
+fn read_images(paths: &[PathBuf], input: &InputSpec) -> Result<Input> {
+    let (h, w) = (input.height, input.width);
+    let read = |path: &PathBuf| -> Result<Vec<u8>> {
+        let grey = image::read(path)?;
+        let unit = grey.unit().map_err(|e| e.with_path(path))?;
+        let pixels = resize(&unit, (grey.width, grey.height), (w, h));
+        Ok(pixels.into_iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect())
+    };
+    let pixels: Vec<Vec<u8>> = paths.par_iter().map(read).collect::<Result<_>>()?;
+    let mut values = Vec::with_capacity(pixels.len() * input.channels * h * w);
+    for image in &pixels {
+        for (mean, std) in input.mean.iter().zip(&input.std) {
+            values.extend(image.iter().map(|&v| ((f64::from(v) / 255.0 - mean) / std) as f32));
+        }
+    }
+    let shape = [pixels.len() as i64, input.channels as i64, h as i64, w as i64];
+    let batch = Tensor::f_from_slice(&values)?.f_reshape(shape)?;
+    Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels).collect() })
+}
+
+/// The number of classes that a checkpoint's head has: the rows of the last 2-D weight.
+fn head_classes(path: &Path) -> Result<Option<usize>> {
+    let state = checkpoint::read(path)?;
+    let heads = ["classifier.weight", "head.weight", "fc.weight"];
+    let found = state.iter().find(|(name, t)| heads.contains(&name.as_str()) && t.dim() == 2);
+    Ok(found.map(|(_, t)| t.size()[0] as usize))
+}
+
+/// Runs the command.
+pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
+    registry.need_unique()?;
+    let batched = args.images.iter().any(|p| is_batch(p));
+    if batched && args.images.len() > 1 {
+        return Err(Error::input("a batch file is explained alone: give one .npy or .safetensors, or only images"));
+    }
+    if batched && args.raw.is_none() {
+        return Err(Error::input("a batch file needs --raw FILE.safetensors: overlays are drawn over image files"));
+    }
+    if args.batch_size == 0 {
+        return Err(Error::input("--batch-size 0: at least 1 expected"));
+    }
+    let choices: Vec<ExplainerChoice> =
+        args.explainers.iter().map(|e| ExplainerChoice::parse(e)).collect::<Result<_>>()?;
+    let mut params = BTreeMap::new();
+    for pair in &args.model_params {
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| Error::input(format!("--model-param {pair}: name=value expected")))?;
+        params.insert(key.to_string(), serde_json::Value::from(value));
+    }
+    let device = device::choose(&args.device)?;
+    let classes = match (args.classes, &args.weights) {
+        (Some(n), _) => n,
+        (None, Some(path)) => head_classes(path)?.unwrap_or(0),
+        (None, None) => 0,
+    };
+    let options = ModelOptions { device: device::name(device), classes, seed: args.seed, params };
+    let (found, _) = registry.model(&args.model)?;
+    let (model, notes) = load_model(&found.file, &args.model, &options, args.weights.as_deref())?;
+    notes.iter().for_each(|n| eprintln!("note: {n}"));
+    if args.weights.is_none() {
+        eprintln!("note: no --weights: {} has random initial values", args.model);
+    }
+    let mut engine = Engine::new(model, device, args.seed)?;
+    for choice in &choices {
+        engine.prepare(&registry.explainer(&choice.name)?.0.file, choice)?;
+        if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
+            eprintln!("not applicable: {} x {}: {reason}", args.model, choice.label());
+        }
+    }
+    let classes = engine.spec.classes as i64;
+    if let Some(bad) = args.target.filter(|t| !(0..classes).contains(t)) {
+        return Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1)));
+    }
+    let input = match batched {
+        true => Input { batch: tensors::read_batch(&args.images[0])?, pictures: vec![] },
+        false => read_images(&args.images, &engine.spec.input)?,
+    };
+
+    let n = input.batch.size()[0] as usize;
+    let active: Vec<usize> = (0..engine.explainers.len()).collect();
+    let (mut logits, mut targets) = (Vec::new(), Vec::new());
+    let mut maps: BTreeMap<usize, Vec<Maps>> = BTreeMap::new();
+    let mut failures: BTreeMap<usize, String> = BTreeMap::new();
+    for start in (0..n).step_by(args.batch_size) {
+        if crate::signals::interrupted() {
+            return Err(Error::new(Exit::Interrupted, "interrupted"));
+        }
+        let size = args.batch_size.min(n - start);
+        let images = input.batch.f_narrow(0, start as i64, size as i64)?;
+        let ids: Vec<u64> = (start..start + size).map(|i| i as u64).collect();
+        let wanted = args.target.map(|t| vec![t; size]);
+        let batch = engine.run(&images, wanted.as_deref(), &ids, &active, &mut |_| {})?;
+        logits.push(batch.logits);
+        targets.extend(batch.targets);
+        for (index, outcome) in batch.maps {
+            match outcome {
+                Ok(m) => maps.entry(index).or_default().push(m),
+                Err(e) => drop(failures.entry(index).or_insert(e.to_string())),
+            }
+        }
+    }
+    for (index, reason) in &failures {
+        eprintln!("failed: {}: {reason}", engine.explainers[*index].label);
+        maps.remove(index);
+    }
+    let logits = Tensor::f_cat(&logits, 0)?;
+    match &args.raw {
+        Some(path) => write_raw(path, &engine, &logits, &targets, &maps)?,
+        None => write_overlays(args, &engine, &input, &logits, &targets, &maps)?,
+    }
+    Ok(if failures.is_empty() { Exit::Ok } else { Exit::FailedCells })
+}
+
+fn write_raw(
+    path: &Path,
+    engine: &Engine,
+    logits: &Tensor,
+    targets: &[i64],
+    maps: &BTreeMap<usize, Vec<Maps>>,
+) -> Result<()> {
+    let mut state =
+        vec![("logits".to_string(), logits.shallow_clone()), ("target".into(), Tensor::f_from_slice(targets)?)];
+    for (index, batches) in maps {
+        let one = |m: &Maps| Tensor::f_from_slice(&m.values)?.f_reshape([m.n as i64, m.height as i64, m.width as i64]);
+        let tensors = batches.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+        state.push((engine.explainers[*index].label.clone(), Tensor::f_cat(&tensors, 0)?));
+    }
+    checkpoint::write(path, &state)?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+fn write_overlays(
+    args: &ExplainArgs,
+    engine: &Engine,
+    input: &Input,
+    logits: &Tensor,
+    targets: &[i64],
+    maps: &BTreeMap<usize, Vec<Maps>>,
+) -> Result<()> {
+    let (h, w) = (engine.spec.input.height, engine.spec.input.width);
+    let probabilities = logits.f_softmax(1, Kind::Float)?;
+    let mut names = std::collections::HashMap::new();
+    for (at, (path, grey)) in input.pictures.iter().enumerate() {
+        let stem = path.file_stem().map_or("image".into(), |s| s.to_string_lossy().into_owned());
+        // Two images of one name in different folders do not overwrite each other.
+        let same = names.entry(stem.clone()).and_modify(|n: &mut usize| *n += 1).or_insert(0);
+        let stem = if *same > 0 { format!("{stem}-{same}") } else { stem };
+        let class = targets[at];
+        let probability = probabilities.f_double_value(&[at as i64, class])?;
+        let logit = logits.f_double_value(&[at as i64, class])?;
+        let mut written = BTreeMap::new();
+        for (index, batches) in maps {
+            let explainer = &engine.explainers[*index];
+            let (mut rest, mut batch) = (at, 0);
+            while rest >= batches[batch].n {
+                rest -= batches[batch].n;
+                batch += 1;
+            }
+            let m = &batches[batch];
+            let native = m.image(rest);
+            if let Some(bad) = native.iter().find(|v| !v.is_finite()) {
+                eprintln!("failed: {}: the map of {} holds {bad}", explainer.label, path.display());
+                continue;
+            }
+            let mut map = upsample(native, 1, (m.height, m.width), (h, w));
+            min_max(&mut map);
+            let mut picture = Picture::grey(grey, w);
+            picture.overlay(&map);
+            let file = args.out.join(format!("{stem}.{}.png", file_name(&explainer.label)));
+            picture.write(&file)?;
+            println!("{}", file.display());
+            written.insert(explainer.label.clone(), file);
+        }
+        let side = serde_json::json!({
+            "image": path, "model": engine.spec.name, "class": class, "logit": logit, "probability": probability,
+            "overlays": written,
+        });
+        let text = serde_json::to_string_pretty(&side).map_err(|e| Error::input(e.to_string()))? + "\n";
+        files::write_text(&args.out.join(format!("{stem}.json")), &text)?;
+        eprintln!("{}: class {class}, probability {probability:.4}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! `lightbox list` and `lightbox info`.
+
+use crate::error::{Error, Result};
+use crate::registry::Registry;
+use crate::run::spec::BUILT_IN;
+use lightbox_core::data::SOURCES;
+use lightbox_core::files;
+use lightbox_core::metrics::METRICS;
+use lightbox_sdk::spec::{ParamSpec, ParamType, Reference};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    Models,
+    Explainers,
+    Metrics,
+    Datasets,
+    Specs,
+    Plugins,
+}
+
+fn encode(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|e| Error::input(e.to_string()))
+}
+
+fn pretty(value: &Value) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).map_err(|e| Error::input(e.to_string()))? + "\n")
+}
+
+/// The lists as text or JSON.
+pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<String> {
+    let wants = |w: What| what.is_none_or(|what| what == w);
+    if json {
+        let mut all = serde_json::Map::new();
+        if wants(What::Models) {
+            let models = registry.found.iter().flat_map(|f| &f.manifest.models);
+            all.insert("models".into(), encode(&models.collect::<Vec<_>>())?);
+        }
+        if wants(What::Explainers) {
+            let explainers = registry.found.iter().flat_map(|f| &f.manifest.explainers);
+            all.insert("explainers".into(), encode(&explainers.collect::<Vec<_>>())?);
+        }
+        if wants(What::Metrics) {
+            all.insert("metrics".into(), encode(&METRICS)?);
+        }
+        if wants(What::Datasets) {
+            all.insert("datasets".into(), encode(&SOURCES)?);
+        }
+        if wants(What::Specs) {
+            all.insert("specs".into(), encode(&BUILT_IN.map(|(name, _)| name))?);
+        }
+        if wants(What::Plugins) {
+            all.insert("plugins".into(), encode(&registry.found)?);
+            all.insert("rejected".into(), encode(&registry.rejected)?);
+        }
+        return pretty(&Value::Object(all));
+    }
+    let mut text = String::new();
+    let mut section = |title: &str, lines: Vec<(String, String)>| {
+        let width = lines.iter().map(|(n, _)| n.chars().count()).max().unwrap_or(0);
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        let _ = writeln!(text, "{title}");
+        if lines.is_empty() {
+            text.push_str("  none\n");
+        }
+        for (name, what) in lines {
+            let _ = writeln!(text, "  {name:width$}  {what}");
+        }
+    };
+    let mut all = Vec::new();
+    if wants(What::Models) {
+        let models = registry.found.iter().flat_map(|f| &f.manifest.models);
+        all.extend(models.map(|m| {
+            let size = format!("{}x{}", m.input.height, m.input.width);
+            (m.name.clone(), format!("{}, {size}, {} classes", m.title, m.classes))
+        }));
+        section("models", std::mem::take(&mut all));
+    }
+    if wants(What::Explainers) {
+        let explainers = registry.found.iter().flat_map(|f| &f.manifest.explainers);
+        let mut explainers: Vec<_> = explainers.collect();
+        explainers.sort_by(|a, b| a.name.cmp(&b.name));
+        let line = |e: &&lightbox_sdk::spec::ExplainerSpec| {
+            let family = encode(&e.family).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
+            let id = if e.reference.id.is_empty() { String::new() } else { format!(", {}", e.reference.id) };
+            (e.name.clone(), format!("{} ({family}{id})", e.title))
+        };
+        section("explainers", explainers.iter().map(line).collect());
+    }
+    if wants(What::Metrics) {
+        let line =
+            |m: &lightbox_core::metrics::MetricInfo| (m.name.into(), format!("{} ({} is better)", m.title, m.better));
+        section("metrics", METRICS.iter().map(line).collect());
+    }
+    if wants(What::Datasets) {
+        section("datasets", SOURCES.iter().map(|s| (s.name.into(), s.title.into())).collect());
+    }
+    if wants(What::Specs) {
+        let title = |text: &str| text.lines().next().unwrap_or_default().trim_start_matches("# ").to_string();
+        section("specs", BUILT_IN.iter().map(|(name, text)| (name.to_string(), title(text))).collect());
+    }
+    if wants(What::Plugins) {
+        let line = |f: &crate::registry::Found| {
+            let (m, e) = (f.manifest.models.len(), f.manifest.explainers.len());
+            let torch = if f.torch == "none" { "without libtorch".into() } else { format!("libtorch {}", f.torch) };
+            let warnings: String = f.warnings.iter().map(|w| format!("; warning: {w}")).collect();
+            let what =
+                format!("{} {}: {m} models, {e} explainers, {torch}{warnings}", f.manifest.plugin, f.manifest.version);
+            (f.file.display().to_string(), what)
+        };
+        section("plugins", registry.found.iter().map(line).collect());
+        if !registry.rejected.is_empty() {
+            let line = |r: &crate::registry::Rejected| (r.file.display().to_string(), r.reason.clone());
+            section("rejected", registry.rejected.iter().map(line).collect());
+        }
+        if registry.folders.is_empty() {
+            text.push_str("\nno plugin folder was found (hint: `cargo xtask build` makes one, or use --plugins)\n");
+        }
+    }
+    Ok(text)
+}
+
+fn parameters(text: &mut String, specs: &[ParamSpec]) {
+    if specs.is_empty() {
+        return;
+    }
+    text.push_str("\nparameters\n");
+    for p in specs {
+        let kind = match &p.kind {
+            ParamType::Integer { min, max } => format!("integer, {min} to {max}"),
+            ParamType::Number { min, max } => format!("number, {min} to {max}"),
+            ParamType::Text => "text".into(),
+            ParamType::Choice { choices } => choices.join(" | "),
+            ParamType::Flag => "true | false".into(),
+        };
+        let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
+        let _ = writeln!(text, "  {} = {}  ({kind}{unit}): {}", p.name, p.default, p.text);
+    }
+}
+
+fn reference(text: &mut String, r: &Reference) {
+    let id = if r.id.is_empty() { String::new() } else { format!(" [{}]", r.id) };
+    let _ = writeln!(text, "reference  {}{id}", r.citation);
+}
+
+/// All of one thing. A built-in spec is printed as its TOML, to start from.
+pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
+    if let Some((_, spec)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
+        return Ok(spec.to_string());
+    }
+    let mut text = String::new();
+    if let Ok((found, model)) = registry.model(name) {
+        let hash = files::sha256(&found.file)?;
+        if json {
+            return pretty(
+                &json!({"model": model, "file": found.file, "sha256": hash, "plugin": found.manifest.plugin}),
+            );
+        }
+        let _ = writeln!(text, "model      {} {}: {}", model.name, model.version, model.title);
+        reference(&mut text, &model.reference);
+        let i = &model.input;
+        let _ = writeln!(
+            text,
+            "input      [B, {}, {}, {}] float32, (value in [0, 1] - {:?}) / {:?}",
+            i.channels, i.height, i.width, i.mean, i.std
+        );
+        let _ = writeln!(text, "classes    {}", model.classes);
+        let _ = writeln!(text, "trainable  {}", model.trainable);
+        let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
+        parameters(&mut text, &model.parameters);
+        text.push_str("\nsites\n");
+        let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
+        for s in &model.sites {
+            let grid = s.grid.map_or(String::new(), |[h, w]| format!(" on {h}x{w}"));
+            let mark = if model.cam_site.as_ref() == Some(&s.name) {
+                "; class activation maps read it by default"
+            } else {
+                ""
+            };
+            let note = if s.text.is_empty() { String::new() } else { format!("; {}", s.text) };
+            let prefix = if s.prefix.is_empty() { String::new() } else { format!(", after {}", s.prefix.join(", ")) };
+            let _ = writeln!(
+                text,
+                "  {:width$}  {:?} {:?}, {} channels{grid}{prefix}{note}{mark}",
+                s.name, s.kind, s.layout, s.channels
+            );
+        }
+        return Ok(text);
+    }
+    if let Ok((found, explainer)) = registry.explainer(name) {
+        let hash = files::sha256(&found.file)?;
+        if json {
+            let plugin = &found.manifest.plugin;
+            return pretty(&json!({"explainer": explainer, "file": found.file, "sha256": hash, "plugin": plugin}));
+        }
+        let _ = writeln!(text, "explainer  {} {}: {}", explainer.name, explainer.version, explainer.title);
+        reference(&mut text, &explainer.reference);
+        let _ = writeln!(text, "family     {:?}", explainer.family);
+        let signed = if explainer.signed { "yes: negative values speak against the class" } else { "no" };
+        let _ = writeln!(text, "signed     {signed}");
+        let memory = if explainer.cpu_only { "CPU memory (copies in a CUDA run)" } else { "the run's device" };
+        let _ = writeln!(text, "reads      {memory}");
+        text.push_str("needs     ");
+        for model in registry.found.iter().flat_map(|f| &f.manifest.models) {
+            let _ = write!(text, " {}", needs(found, explainer, model));
+        }
+        text.push('\n');
+        let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
+        parameters(&mut text, &explainer.parameters);
+        return Ok(text);
+    }
+    if let Some(m) = METRICS.iter().find(|m| m.name == name) {
+        if json {
+            return pretty(&encode(m)?);
+        }
+        let pairs = [
+            ("metric", format!("{}: {}", m.name, m.title)),
+            ("family", m.family.into()),
+            ("formula", m.formula.into()),
+            ("better", m.better.into()),
+            ("range", m.range.into()),
+            ("chance", m.chance.into()),
+            ("edge cases", m.edge_cases.into()),
+            ("reference", m.reference.into()),
+        ];
+        for (key, value) in pairs {
+            let _ = writeln!(text, "{key:10} {value}");
+        }
+        return Ok(text);
+    }
+    if let Some(s) = SOURCES.iter().find(|s| s.name == name) {
+        if json {
+            return pretty(&encode(s)?);
+        }
+        let _ = writeln!(text, "dataset    {}: {}\nkeys       {}", s.name, s.title, s.keys);
+        return Ok(text);
+    }
+    let mut known: Vec<&str> = METRICS.iter().map(|m| m.name).chain(SOURCES.iter().map(|s| s.name)).collect();
+    known.extend(BUILT_IN.iter().map(|(n, _)| *n));
+    for found in &registry.found {
+        known.extend(found.manifest.models.iter().map(|m| m.name.as_str()));
+        known.extend(found.manifest.explainers.iter().map(|e| e.name.as_str()));
+    }
+    known.sort_unstable();
+    Err(Error::input(format!("nothing is named {name} (known: {})", known.join(", "))))
+}
+
+/// What an explainer needs of a model with default parameters, in a few words. The plugin is opened for it.
+fn needs(
+    found: &crate::registry::Found,
+    explainer: &lightbox_sdk::spec::ExplainerSpec,
+    model: &lightbox_sdk::spec::ModelSpec,
+) -> String {
+    use lightbox_sdk::spec::{Params, Plan};
+    let plan = || -> Result<Plan> {
+        let params = Params::resolve(&explainer.parameters, &Default::default())?;
+        Ok(crate::registry::open(&found.file)?.make_explainer(&explainer.name)?.plan(model, &params)?)
+    };
+    let what = match plan() {
+        Err(e) => format!("error: {e}"),
+        Ok(Plan::NotApplicable { reason }) => format!("not applicable ({reason})"),
+        Ok(Plan::Run(needs)) => {
+            let mut parts = Vec::new();
+            if !needs.values.is_empty() {
+                parts.push(format!("value of {}", needs.values.join(", ")));
+            }
+            if !needs.gradients.is_empty() {
+                parts.push(format!("gradient at {}", needs.gradients.join(", ")));
+            }
+            if needs.mean_mask {
+                parts.push("the mean training mask".into());
+            }
+            if needs.model {
+                parts.push("further runs of the model".into());
+            }
+            if parts.is_empty() { "the image alone".into() } else { parts.join("; ") }
+        }
+    };
+    format!("\n  {}: {what}", model.name)
+}

@@ -1,0 +1,291 @@
+//! The spec of a run: TOML, resolved to every default before anything starts.
+
+use crate::engine::ExplainerChoice;
+use crate::error::{Error, Result};
+use lightbox_core::data::{DataSpec, split::SplitSpec};
+use lightbox_sdk::spec::TrainerOptions;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// A whole run. Paths are relative to the spec's own folder, the output to the current one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// Letters, digits, `-` and `_`; the default output is `runs/NAME`.
+    pub name: String,
+    #[serde(default)]
+    pub title: String,
+    #[serde(default)]
+    pub output: PathBuf,
+    #[serde(default)]
+    pub seed: u64,
+    /// auto, cpu, cuda or cuda:N.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// Images a batch when explaining.
+    #[serde(default = "thirty_two")]
+    pub batch_size: usize,
+    /// Test images a unit: what is lost at most when the run is killed.
+    #[serde(default = "two_hundred")]
+    pub block: usize,
+    /// The class whose logit is explained.
+    #[serde(default = "one")]
+    pub target: i64,
+    /// Device memory for images, MiB. A larger set streams from disk.
+    #[serde(default = "two_thousand")]
+    pub store_mib: usize,
+    /// A plugin that gives no sign for so long is stopped, s.
+    #[serde(default = "limit")]
+    pub limit_seconds: u64,
+    /// Test images on the sheet of overlays.
+    #[serde(default = "six")]
+    pub pictures: usize,
+    pub data: DataSpec,
+    #[serde(default)]
+    pub split: SplitSpec,
+    pub models: Vec<ModelChoice>,
+    #[serde(default)]
+    pub explainers: Vec<ExplainerChoice>,
+}
+
+fn auto() -> String {
+    "auto".into()
+}
+fn one() -> i64 {
+    1
+}
+fn six() -> usize {
+    6
+}
+fn thirty_two() -> usize {
+    32
+}
+fn two_hundred() -> usize {
+    200
+}
+fn two_thousand() -> usize {
+    2000
+}
+fn limit() -> u64 {
+    300
+}
+fn two() -> usize {
+    2
+}
+
+/// A model of the run: with weights, to be trained, or (neither) with its seeded initial values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelChoice {
+    pub name: String,
+    #[serde(default)]
+    pub label: String,
+    /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
+    #[serde(default = "two")]
+    pub classes: usize,
+    #[serde(default)]
+    pub params: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainSpec>,
+}
+
+impl ModelChoice {
+    pub fn label(&self) -> &str {
+        if self.label.is_empty() { &self.name } else { &self.label }
+    }
+}
+
+/// How a model is trained. The checkpoint of lowest validation loss is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSpec {
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    /// Multiplies the learning rate after every epoch.
+    pub decay: f64,
+    /// adamw or sgd.
+    pub optimizer: String,
+    pub weight_decay: f64,
+    /// Weigh the classes of the loss by their inverse frequency.
+    pub balance_loss: bool,
+    /// Mirror half of the training images, left to right.
+    pub flip: bool,
+}
+
+impl Default for TrainSpec {
+    fn default() -> Self {
+        TrainSpec {
+            epochs: 50,
+            batch_size: 32,
+            learning_rate: 1e-3,
+            decay: 0.8,
+            optimizer: "adamw".into(),
+            weight_decay: 1e-2,
+            balance_loss: false,
+            flip: false,
+        }
+    }
+}
+
+impl TrainSpec {
+    pub fn options(&self, class_weights: Vec<f64>) -> TrainerOptions {
+        let (optimizer, learning_rate, weight_decay) = (self.optimizer.clone(), self.learning_rate, self.weight_decay);
+        TrainerOptions { optimizer, learning_rate, weight_decay, class_weights }
+    }
+}
+
+/// Specs that come with the binary, by name.
+pub const BUILT_IN: [(&str, &str); 1] = [("demo", include_str!("../../specs/demo.toml"))];
+
+/// Keys whose values are paths.
+const PATHS: [&str; 8] = ["csv", "images", "root", "metadata", "labels", "boxes", "files", "weights"];
+
+fn absolute_paths(value: &mut toml::Value, base: &Path) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                match value {
+                    toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
+                        *path = base.join(&*path).to_string_lossy().into_owned();
+                    }
+                    other => absolute_paths(other, base),
+                }
+            }
+        }
+        toml::Value::Array(list) => list.iter_mut().for_each(|v| absolute_paths(v, base)),
+        _ => {}
+    }
+}
+
+/// A label as part of a file name.
+pub fn file_name(label: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.=".contains(c) { c } else { '_' };
+    label.chars().map(plain).collect()
+}
+
+impl RunSpec {
+    /// Reads a spec file, or a built-in one by its name.
+    pub fn read(which: &Path) -> Result<Self> {
+        let built_in = which.to_str().and_then(|n| BUILT_IN.iter().find(|(name, _)| *name == n));
+        let (text, base) = match (which.is_file(), built_in) {
+            (false, Some((_, text))) => (text.to_string(), PathBuf::from(".")),
+            (false, None) => {
+                let known: Vec<&str> = BUILT_IN.iter().map(|(n, _)| *n).collect();
+                let (path, known) = (which.display(), known.join(", "));
+                return Err(Error::input(format!("{path}: no such spec file, nor a built-in spec (known: {known})")));
+            }
+            (true, _) => {
+                let bytes = lightbox_core::files::read(which)?;
+                let text = String::from_utf8(bytes);
+                let text = text.map_err(|_| Error::input(format!("{}: a spec is UTF-8 text", which.display())))?;
+                (text, which.parent().unwrap_or(Path::new(".")).to_path_buf())
+            }
+        };
+        let base = std::path::absolute(base)?;
+        Self::parse(&text, &base).map_err(|e| Error::input(format!("{}: {}", which.display(), e.message)))
+    }
+
+    /// Parses and checks a spec whose paths are relative to `base`.
+    pub fn parse(text: &str, base: &Path) -> Result<Self> {
+        // Once for errors with line numbers, once with the paths made absolute.
+        let bad = |e: toml::de::Error| Error::input(e.to_string().trim_end().to_string());
+        toml::from_str::<RunSpec>(text).map_err(bad)?;
+        let mut value: toml::Value = toml::from_str(text).map_err(bad)?;
+        absolute_paths(&mut value, base);
+        let mut spec: RunSpec = value.try_into().map_err(bad)?;
+        if spec.output.as_os_str().is_empty() {
+            spec.output = Path::new("runs").join(&spec.name);
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn check(&self) -> Result<()> {
+        let plain = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if !plain(&self.name) {
+            return Err(Error::input(format!("name = \"{}\": letters, digits, - and _ expected", self.name)));
+        }
+        if self.models.is_empty() {
+            return Err(Error::input("the spec has no [[models]]"));
+        }
+        for (key, value) in [("batch_size", self.batch_size), ("block", self.block)] {
+            if value == 0 {
+                return Err(Error::input(format!("{key} = 0: at least 1 expected")));
+            }
+        }
+        let mut seen = HashSet::new();
+        for label in self.models.iter().map(ModelChoice::label) {
+            if !seen.insert(file_name(label)) {
+                return Err(Error::input(format!("two models are called {label}; give one another label")));
+            }
+        }
+        let mut seen = HashSet::new();
+        for label in self.explainers.iter().map(ExplainerChoice::label) {
+            if !seen.insert(file_name(label)) {
+                return Err(Error::input(format!("two explainers are called {label}; give one another label")));
+            }
+        }
+        for model in &self.models {
+            if !(0..model.classes as i64).contains(&self.target) {
+                let (label, classes, target) = (model.label(), model.classes, self.target);
+                return Err(Error::input(format!("target = {target}, but model {label} has {classes} classes")));
+            }
+            let Some(train) = &model.train else { continue };
+            if train.batch_size < 2 || train.learning_rate <= 0.0 || train.decay <= 0.0 {
+                let label = model.label();
+                return Err(Error::input(format!(
+                    "model {label}: training needs batch_size of at least 2 and positive learning_rate and decay"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"t.csv\"\n[[models]]\nname = \"m\"\n";
+
+    #[test]
+    fn paths_are_relative_to_the_spec() {
+        let spec = RunSpec::parse(MINIMAL, Path::new("/specs")).unwrap();
+        let DataSpec::Table(table) = &spec.data else { panic!() };
+        assert_eq!(table.csv, Path::new("/specs/t.csv"));
+        assert_eq!((spec.output.as_path(), spec.target), (Path::new("runs/x"), 1));
+    }
+
+    #[test]
+    fn a_resolved_spec_reads_back_the_same() {
+        let spec = RunSpec::parse(MINIMAL, Path::new("/specs")).unwrap();
+        let text = toml::to_string(&spec).unwrap();
+        assert_eq!(RunSpec::parse(&text, Path::new("/elsewhere")).unwrap(), spec);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |text: &str, message: &str| {
+            let error = RunSpec::parse(text, Path::new("/")).unwrap_err().message;
+            assert!(error.contains(message), "{error}");
+        };
+        check(&format!("colour = 1\n{MINIMAL}"), "unknown field `colour`");
+        check("name = \"x\"", "missing field `data`");
+        check(&MINIMAL.replace("\"x\"", "\"a/b\""), "name = \"a/b\": letters, digits");
+        check(&format!("{MINIMAL}[[models]]\nname = \"m\"\n"), "two models are called m");
+        check(&format!("target = 2\n{MINIMAL}"), "target = 2, but model m has 2 classes");
+        check(&MINIMAL.replace("table", "tables"), "unknown variant `tables`");
+    }
+
+    #[test]
+    fn built_in_specs_are_good() {
+        for (name, text) in BUILT_IN {
+            RunSpec::parse(text, Path::new("/")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Training one model on one fold. The state after every epoch is one file, so killed training continues from its last
+//! epoch to the same result.
+
+use super::events::Event;
+use super::spec::TrainSpec;
+use crate::error::{Error, Exit, Result};
+use lightbox_core::checkpoint;
+use lightbox_core::data::split::Fold;
+use lightbox_core::data::store::Store;
+use lightbox_core::metrics::auroc::auroc;
+use lightbox_sdk::{Array, ModelHandle, Named};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// One epoch, as `history.json` keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Epoch {
+    pub epoch: usize,
+    pub train_loss: f64,
+    pub validation_loss: f64,
+    pub validation_auroc: Option<f64>,
+    pub learning_rate: f64,
+    pub best: bool,
+}
+
+/// What a training unit is given.
+pub struct Training<'a> {
+    pub unit: String,
+    pub spec: &'a TrainSpec,
+    pub store: &'a Store,
+    pub labels: &'a [u8],
+    pub fold: &'a Fold,
+    pub seed: u64,
+    pub classes: usize,
+    /// Where best.safetensors, last.safetensors and history.json go.
+    pub folder: &'a Path,
+}
+
+fn to_state(named: &Named, prefix: &str) -> Result<Vec<(String, Tensor)>> {
+    named.iter().map(|(name, a)| Ok((format!("{prefix}{name}"), a.to_tensor()?))).collect()
+}
+
+fn from_state(state: &[(String, Tensor)], prefix: &str) -> Result<Named> {
+    let mine = state.iter().filter_map(|(name, t)| name.strip_prefix(prefix).map(|n| (n, t)));
+    mine.map(|(name, t)| Ok((name.to_string(), Array::from_tensor(t)?))).collect()
+}
+
+/// Mean cross-entropy with class weights, as the training loss is defined.
+fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &[f64]) -> Result<f64> {
+    let log = logits.f_to_kind(Kind::Double)?.f_log_softmax(1, Kind::Double)?;
+    let weights = match weights.is_empty() {
+        true => None,
+        false => Some(Tensor::f_from_slice(weights)?),
+    };
+    Ok(log.f_nll_loss(targets, weights.as_ref(), tch::Reduction::Mean, -100)?.f_double_value(&[])?)
+}
+
+impl Training<'_> {
+    /// Trains; the images that were trained on, over all epochs.
+    pub fn run(&self, model: &ModelHandle, say: &mut dyn FnMut(Event)) -> Result<usize> {
+        let spec = self.spec;
+        let weights = match spec.balance_loss {
+            false => vec![],
+            true => {
+                let count = |c: usize| self.fold.train.iter().filter(|&&i| usize::from(self.labels[i]) == c).count();
+                let (n, k) = (self.fold.train.len() as f64, self.classes as f64);
+                (0..self.classes).map(|c| n / (k * count(c).max(1) as f64)).collect()
+            }
+        };
+        let mut trainer = model.trainer(&spec.options(weights.clone()))?;
+        let last = self.folder.join("last.safetensors");
+        let mut history: Vec<Epoch> = Vec::new();
+        if last.is_file() {
+            let state = checkpoint::read(&last)?;
+            trainer.restore(&from_state(&state, "parameters.")?, &from_state(&state, "optimizer.")?)?;
+            let text = state.iter().find(|(n, _)| n == "history").map(|(_, t)| Vec::<u8>::try_from(t));
+            let text = text.transpose()?.unwrap_or_default();
+            history = serde_json::from_slice(&text)
+                .map_err(|e| Error::input(format!("{}: its history: {e} (hint: delete the file)", last.display())))?;
+        }
+        let target = |indices: &[usize]| -> Result<Array, lightbox_sdk::Error> {
+            Array::from_vec(&[indices.len()], indices.iter().map(|&i| i64::from(self.labels[i])).collect())
+        };
+        let started = Instant::now();
+        let (first, mut images_done, mut told) = (history.len(), 0, Instant::now());
+        for epoch in first..spec.epochs {
+            let rate = spec.learning_rate * spec.decay.powi(epoch as i32);
+            trainer.set_learning_rate(rate)?;
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            rng.set_stream(epoch as u64);
+            let mut order = self.fold.train.clone();
+            order.shuffle(&mut rng);
+            // A last batch of one image has no batch statistics.
+            let batches: Vec<Vec<usize>> =
+                order.chunks(spec.batch_size).filter(|b| b.len() > 1).map(<[usize]>::to_vec).collect();
+            let steps = batches.len();
+            let (mut sum, mut seen) = (0.0, 0);
+            for (step, batch) in self.store.batches(batches).enumerate() {
+                let (indices, mut images) = batch?;
+                if spec.flip {
+                    let flips: Vec<f32> =
+                        indices.iter().map(|_| f32::from(u8::from(rand::Rng::random::<bool>(&mut rng)))).collect();
+                    let flips = Tensor::f_from_slice(&flips)?.f_to_device(images.device())?;
+                    let flips = flips.f_reshape([-1, 1, 1, 1])?.f_gt(0.5)?;
+                    images = images.f_flip([3])?.f_where_self(&flips, &images)?;
+                }
+                let loss = trainer.step(&Array::from_tensor(&images)?, &target(&indices)?)?;
+                if !loss.is_finite() {
+                    let kept = match self.folder.join("best.safetensors").is_file() {
+                        true => "the best checkpoint so far is kept",
+                        false => "no epoch had ended",
+                    };
+                    return Err(Error::new(
+                        Exit::Diverged,
+                        format!(
+                            "training diverged: the loss is {loss} in epoch {} at step {} ({kept}; hint: lower \
+                             learning_rate, now {rate})",
+                            epoch + 1,
+                            step + 1
+                        ),
+                    ));
+                }
+                sum += loss * indices.len() as f64;
+                seen += indices.len();
+                if told.elapsed().as_millis() > 200 || step + 1 == steps {
+                    told = Instant::now();
+                    let (done, of) = (epoch * steps + step + 1, spec.epochs * steps);
+                    say(Event::Progress { unit: self.unit.clone(), done, of });
+                }
+            }
+            images_done += seen;
+
+            let (mut logits, mut validation) = (Vec::new(), Vec::new());
+            for batch in
+                self.store.batches(self.fold.validation.chunks(spec.batch_size).map(<[usize]>::to_vec).collect())
+            {
+                let (indices, images) = batch?;
+                let out = trainer.evaluate(&Array::from_tensor(&images)?)?.to_tensor()?;
+                logits.push(out.f_to_device(Device::Cpu)?);
+                validation.extend(indices);
+            }
+            let logits = Tensor::f_cat(&logits, 0)?;
+            let loss = cross_entropy(&logits, &target(&validation)?.to_tensor()?, &weights)?;
+            let scores = logits.f_softmax(1, Kind::Double)?.f_select(1, 1)?;
+            let labels: Vec<u8> = validation.iter().map(|&i| self.labels[i]).collect();
+            let validation_auroc = auroc(&Vec::<f64>::try_from(&scores)?, &labels);
+            if !loss.is_finite() {
+                let what = format!("training diverged: the validation loss is {loss} after epoch {}", epoch + 1);
+                return Err(Error::new(Exit::Diverged, what));
+            }
+            let best = history.iter().all(|e| loss < e.validation_loss);
+            let train_loss = sum / seen.max(1) as f64;
+            history.push(Epoch {
+                epoch,
+                train_loss,
+                validation_loss: loss,
+                validation_auroc,
+                learning_rate: rate,
+                best,
+            });
+            let parameters = trainer.parameters()?;
+            if best {
+                checkpoint::write(&self.folder.join("best.safetensors"), &to_state(&parameters, "")?)?;
+            }
+            let mut state = to_state(&parameters, "parameters.")?;
+            state.extend(to_state(&trainer.state()?, "optimizer.")?);
+            let text = serde_json::to_vec(&history).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
+            state.push(("history".into(), Tensor::f_from_slice(&text)?));
+            checkpoint::write(&last, &state)?;
+
+            let per_epoch = started.elapsed().as_secs_f64() / (epoch + 1 - first) as f64;
+            say(Event::Epoch {
+                unit: self.unit.clone(),
+                epoch: epoch + 1,
+                of: spec.epochs,
+                train_loss,
+                validation_loss: loss,
+                validation_auroc,
+                learning_rate: rate,
+                images_per_second: images_done as f64 / started.elapsed().as_secs_f64(),
+                seconds_left: per_epoch * (spec.epochs - epoch - 1) as f64,
+                best,
+            });
+        }
+        super::folder::write_json(&self.folder.join("history.json"), &history)?;
+        // What only a continued training needs.
+        let _ = std::fs::remove_file(&last);
+        Ok(images_done)
+    }
+}
