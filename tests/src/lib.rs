@@ -1,1 +1,135 @@
+//! What the end-to-end tests share: where things are, how the program is called, the goldens' weights.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tch::{Kind, Tensor};
+
+/// The build's folder. `cargo xtask test` has put the program, its plugins and the tests' plugins there.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is not there: run the tests by `cargo xtask test`", path.display());
+    path
+}
+
+/// The program, with a clean environment.
+pub fn lightbox(arguments: &[&str]) -> Command {
+    let mut command = Command::new(built("lightbox"));
+    command.args(arguments).env_remove("LIGHTBOX_PLUGIN_PATH").env("NO_COLOR", "1");
+    command
+}
+
+/// Runs the program; stdout, stderr and exit code.
+pub fn run(arguments: &[&str]) -> (String, String, i32) {
+    texts(lightbox(arguments).output().expect("the program starts"))
+}
+
+pub fn texts(output: Output) -> (String, String, i32) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code().unwrap_or(-1))
+}
+
+/// Runs the program, which must succeed; stdout.
+pub fn succeed(arguments: &[&str]) -> String {
+    let (out, err, code) = run(arguments);
+    assert_eq!(code, 0, "lightbox {arguments:?}\n{out}\n{err}");
+    out
+}
+
+/// Runs the program, which must fail with this exit code and say this on stderr.
+pub fn fail(arguments: &[&str], code: i32, message: &str) {
+    let (out, err, found) = run(arguments);
+    assert_eq!(found, code, "lightbox {arguments:?}\n{out}\n{err}");
+    assert!(err.contains(message), "lightbox {arguments:?}\nexpected: {message}\nstderr: {err}");
+    assert!(!err.contains("panicked at"), "a panic reached the user: {err}");
+}
+
+/// A folder of shared development data, or `None` with a line that says so.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(name);
+    if !path.exists() {
+        eprintln!("skipped: {} is absent", path.display());
+        return None;
+    }
+    std::fs::canonicalize(path).ok()
+}
+
+/// A file that a script in `tests/oracle` made.
+pub fn oracle(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("oracle/golden").join(name)
+}
+
+/// The goldens' numbers: splitmix64 seeded with the name's FNV-1a hash, in [0, 1).
+pub fn unit(name: &str, count: usize) -> Vec<f64> {
+    let mut state =
+        name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 * 0.5f64.powi(53)
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+/// The goldens' weight of a name and shape.
+pub fn fill(name: &str, shape: &[i64]) -> Tensor {
+    if name.ends_with("num_batches_tracked") {
+        return Tensor::zeros(shape, (Kind::Int64, tch::Device::Cpu));
+    }
+    let count = shape.iter().product::<i64>() as usize;
+    let fan_in: i64 = shape.iter().skip(1).product();
+    let ends = |endings: &[&str]| endings.iter().any(|e| name.ends_with(e));
+    let value = |u: f64| {
+        let s = 2.0 * u - 1.0;
+        match shape.len() {
+            _ if ends(&["running_mean"]) => 0.1 * s,
+            _ if ends(&["running_var"]) => 1.0 + 0.5 * u,
+            _ if ends(&["gamma_1", "gamma_2"]) => 0.3 + 0.1 * s,
+            _ if ends(&["cls_token", "dist_token", "pos_embed"]) => 0.5 * s,
+            1 if ends(&["weight"]) => 1.0 + 0.1 * s,
+            1 => 0.1 * s,
+            _ => s * (6.0 / fan_in as f64).sqrt(),
+        }
+    };
+    let values: Vec<f32> = unit(name, count).into_iter().map(|u| value(u) as f32).collect();
+    Tensor::from_slice(&values).reshape(shape)
+}
+
+/// The goldens' input, [2, 3, 224, 224].
+pub fn input() -> Tensor {
+    let coarse: Vec<f64> = unit("input.coarse", 2 * 3 * 14 * 14).into_iter().map(|u| 4.0 * u - 2.0).collect();
+    let coarse = Tensor::from_slice(&coarse).reshape([2, 3, 14, 14]).upsample_bilinear2d([224, 224], false, None, None);
+    let fine: Vec<f64> = unit("input.fine", 2 * 3 * 224 * 224).into_iter().map(|u| 0.2 * u - 0.1).collect();
+    (coarse + Tensor::from_slice(&fine).reshape([2, 3, 224, 224])).to_kind(Kind::Float)
+}
+
+/// All weights of a model's keys file (`NAME.keys.json`: key -> shape).
+pub fn weights(keys: &Path) -> Vec<(String, Tensor)> {
+    let text = std::fs::read_to_string(keys).expect("the keys file is there");
+    let keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("keys are JSON");
+    let shape = |v: &serde_json::Value| -> Vec<i64> { serde_json::from_value(v.clone()).expect("a shape") };
+    keys.iter().map(|(name, v)| (name.clone(), fill(name, &shape(v)))).collect()
+}
+
+/// The largest difference relative to the largest absolute value of `wanted`.
+pub fn relative(found: &Tensor, wanted: &Tensor) -> f64 {
+    assert_eq!(found.size(), wanted.size());
+    let (found, wanted) = (found.to_kind(Kind::Double), wanted.to_kind(Kind::Double));
+    (found - &wanted).abs().max().double_value(&[]) / wanted.abs().max().double_value(&[])
+}
+
+/// A spec on small phantoms for a model that is not trained, written to `folder`; `extra` goes to the end.
+pub fn small_spec(folder: &Path, extra: &str) -> PathBuf {
+    let text = format!(
+        "name = \"t\"\noutput = \"{out}\"\nblock = 4\nbatch_size = 3\npictures = 2\nlimit_seconds = 5\n\
+         [data]\nsource = \"phantom\"\ncount = 40\npixels = 64\n[split]\ntest = 12\n\
+         [[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n{extra}",
+        out = folder.join("out").display()
+    );
+    let path = folder.join("spec.toml");
+    std::fs::write(&path, text).expect("the spec can be written");
+    path
+}

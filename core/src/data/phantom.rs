@@ -6,7 +6,7 @@
 //! fit anew where the annotation is at hand.
 //!
 //! A nodule is a smooth bump, as of a sphere's projection: `contrast * sqrt(1 - r^2)` with `r` the elliptic radius,
-//! softened at the rim, and up to 15 % irregularity. A phantom has body, lungs, heart, spine, ribs and noise of two
+//! softened at the rim, and up to 15 % irregularity. A phantom has body, lungs, heart, spine, ribs, vessels and noise of two
 //! scales, all varied by image. Every image depends on the seed and its own number alone.
 
 use super::image::{Grey, Pixels};
@@ -200,16 +200,48 @@ fn chest(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
             v += 0.16 * (-((x - 0.5) / 0.055).powi(2)).exp();
             v += 0.16 * step((1.0 - ((x - heart_x) / heart_r).hypot((y - heart_y) / (heart_r * 1.1))) * 12.0);
             // Diaphragm.
-            v += 0.22 * step((y - 0.86 - 0.05 * (PI * (x * 2.0).fract()).sin() * -1.0) * 40.0) * (v * 2.0).min(1.0);
+            v += 0.22 * step((y - 0.86 + 0.05 * (PI * (x * 2.0).fract()).sin()) * 40.0) * (v * 2.0).min(1.0);
             let i = yi * n + xi;
             v += 0.035 * f64::from(coarse[i]) + 0.018 * f64::from(medium[i]);
             image.push(v as f32);
         }
     }
+    for side in [-1.0, 1.0] {
+        for _ in 0..14 {
+            vessel(&mut image, n, side, rng);
+        }
+    }
     for v in &mut image {
-        *v += 0.012 * normal(rng) as f32;
+        *v += 0.015 * normal(rng) as f32;
     }
     image
+}
+
+/// A pulmonary vessel: a bent line from the hilum outwards that thins and fades. End-on ones are what a reader of
+/// radiographs takes for small nodules.
+fn vessel(image: &mut [f32], n: usize, side: f64, rng: &mut ChaCha8Rng) {
+    let mut vary = |centre: f64, spread: f64| centre + spread * (2.0 * rng.random::<f64>() - 1.0);
+    let (x0, y0) = (0.5 + side * vary(0.10, 0.02), vary(0.46, 0.07));
+    let (angle, length, bend) = (vary(0.0, 1.35), vary(0.17, 0.08), vary(0.0, 0.6));
+    let (width, strength) = (vary(0.008, 0.003), vary(0.10, 0.05));
+    let steps = (length * n as f64 * 2.0) as usize;
+    for step in 0..steps {
+        let t = step as f64 / steps as f64;
+        let (dx, dy) = (t * length * (angle + bend * t).cos(), t * length * (angle + bend * t).sin());
+        let (cx, cy) = ((x0 + side * dx) * n as f64, (y0 + dy * 1.3) * n as f64);
+        let (sigma, peak) = ((width * (1.0 - 0.6 * t) * n as f64).max(0.4), strength * (1.0 - 0.7 * t));
+        let reach = (2.5 * sigma).ceil() as i64;
+        for y in cy as i64 - reach..=cy as i64 + reach {
+            for x in cx as i64 - reach..=cx as i64 + reach {
+                if (0..n as i64).contains(&x) && (0..n as i64).contains(&y) {
+                    let square = (x as f64 + 0.5 - cx).powi(2) + (y as f64 + 0.5 - cy).powi(2);
+                    // Half a pixel a step: neighbouring stamps overlap, so each adds a part.
+                    let part = peak * (-square / (2.0 * sigma * sigma)).exp() / (4.0 * sigma);
+                    image[y as usize * n + x as usize] += part as f32;
+                }
+            }
+        }
+    }
 }
 
 /// The corner marker of a planted shortcut: an `L` of full brightness.

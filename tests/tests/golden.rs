@@ -1,0 +1,87 @@
+//! DenseNet121 and GradCAM against torchvision and pytorch-grad-cam (shared/golden), through the command line.
+
+use lightbox_core::checkpoint;
+use lightbox_tests::{fill, input, lightbox, relative, shared, succeed, texts, unit, weights};
+use tch::Tensor;
+
+#[test]
+fn the_generator_gives_the_check_values() {
+    assert_eq!(unit("input.coarse", 3), [0.9045958574633777, 0.761639495765872, 0.47211596085757535]);
+    let close = |tensor: Tensor, wanted: [f64; 3]| {
+        for (i, value) in wanted.into_iter().enumerate() {
+            assert!((tensor.flatten(0, -1).double_value(&[i as i64]) - value).abs() < 1e-7);
+        }
+    };
+    close(fill("features.conv0.weight", &[64, 3, 7, 7]), [0.0765522271, 0.170094877, -0.153866068]);
+    close(input(), [1.68448484, 1.66032755, 1.66342032]);
+}
+
+#[test]
+fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
+    let Some(golden) = shared("golden") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
+    checkpoint::write(w.as_ref(), &weights(&golden.join("densenet121.keys.json"))).unwrap();
+    checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
+    let norm5 = "gradcam:layer=features.norm5";
+    succeed(&[
+        "explain",
+        &batch,
+        "--model",
+        "densenet121",
+        "--weights",
+        &w,
+        "--explainer",
+        "gradcam",
+        "--explainer",
+        norm5,
+        "--raw",
+        &raw,
+        "--device",
+        "cpu",
+    ]);
+    let found = checkpoint::read(raw.as_ref()).unwrap();
+    let wanted = checkpoint::read(&golden.join("densenet121.safetensors")).unwrap();
+    let get = |state: &checkpoint::State, name: &str| {
+        state.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()).unwrap_or_else(|| panic!("no {name}"))
+    };
+    assert_eq!(get(&found, "target"), get(&wanted, "target"));
+    let pairs = [("logits", "logits"), ("gradcam", "gradcam.raw.relu"), (norm5, "gradcam.raw.norm5")];
+    for (ours, theirs) in pairs {
+        let error = relative(&get(&found, ours), &get(&wanted, theirs));
+        eprintln!("{ours}: {error:.2e}");
+        assert!(error < 1e-3, "{ours}: {error}");
+    }
+}
+
+#[test]
+fn a_checkpoint_for_another_model_and_nan_weights_are_clear_errors() {
+    let Some(golden) = shared("golden") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, image) = (at("w.safetensors"), at("a.png"));
+    lightbox_core::data::image::write_png(image.as_ref(), 40, 40, &[99; 1600]).unwrap();
+    let mut state = weights(&golden.join("densenet121.keys.json"));
+    checkpoint::write(w.as_ref(), &state).unwrap();
+    let explain = |model: &str| {
+        let arguments = ["explain", &image, "--model", model, "--weights", &w, "--explainer", "gradcam", "--out"];
+        texts(lightbox(&arguments).arg(at("out")).output().unwrap())
+    };
+    let (_, err, code) = explain("densenet169");
+    assert_eq!(code, 3);
+    assert!(
+        err.contains("w.safetensors: model densenet169: not a checkpoint of this model: ")
+            && err.contains("is missing"),
+        "{err}"
+    );
+    for (name, tensor) in &mut state {
+        if name == "features.conv0.weight" {
+            *tensor = tensor.shallow_clone() * f64::NAN;
+        }
+    }
+    checkpoint::write(w.as_ref(), &state).unwrap();
+    let (_, err, code) = explain("densenet121");
+    assert_eq!(code, 3);
+    assert!(err.contains("features.conv0.weight holds values that are not finite; the checkpoint is broken"), "{err}");
+}
