@@ -1,11 +1,684 @@
-#[derive(clap::Args)]
-pub struct CheckArgs {}
-#[derive(clap::Args)]
-pub struct WorkerArgs {}
-use crate::error::*;
-pub fn check(_: &CheckArgs, _: &[std::path::PathBuf]) -> Result<Exit> {
-    Ok(Exit::Ok)
+//! `lightbox check FILE`: does a plugin behave? The tests run in a child process; one that crashes or hangs is named and
+//! the rest goes on in a new child.
+
+use crate::engine::host_calls;
+use crate::error::{Error, Exit, Result};
+use crate::loader::{self, Plugin};
+use crate::registry::{Registry, signal_name};
+use clap::Args;
+use lightbox_sdk::spec::{ExplainerSpec, Layout, ModelOptions, ModelSpec, Params, Plan};
+use lightbox_sdk::{Array, ErrorKind, ExplainInput, ExplainerHandle, ModelHandle, Patch, Request, Seed};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The plugin's library
+    file: PathBuf,
+    /// The model that explainers are tried on [default: a model of the file, else densenet-small]
+    #[arg(long)]
+    model: Option<String>,
+    /// Seconds that one test may take
+    #[arg(long, default_value_t = 60)]
+    limit: u64,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
 }
-pub fn worker(_: &WorkerArgs) -> Result<()> {
+
+#[derive(Args)]
+pub struct WorkerArgs {
+    file: PathBuf,
+    /// The library and name of the model that explainers are tried on
+    #[arg(long, num_args = 2)]
+    model: Vec<String>,
+    /// How many tests are done already
+    #[arg(long, default_value_t = 0)]
+    skip: usize,
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    Pass,
+    /// Works, but a user may be surprised; or the test could not be made.
+    Warn,
+    Fail,
+    /// It ended the process or hung.
+    Crash,
+}
+
+/// One test's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Finding {
+    /// `gradcam` or `densenet121`; the file for tests of the whole.
+    pub subject: String,
+    pub test: String,
+    pub status: Status,
+    pub message: String,
+}
+
+/// What the child says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Started { subject: String, test: String },
+    Ended(Finding),
+    Done,
+}
+
+/// Runs the tests and prints them; [`Exit::CheckFailed`] when one fails.
+pub fn check(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Exit> {
+    if !args.file.is_file() {
+        return Err(Error::input(format!("{}: no such file", args.file.display())));
+    }
+    let findings = findings(args, plugins)?;
+    let failed = findings.iter().any(|f| matches!(f.status, Status::Fail | Status::Crash));
+    if args.json {
+        let value = serde_json::json!({"file": args.file, "passed": !failed, "tests": findings});
+        println!("{}", serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))?);
+    } else {
+        for f in &findings {
+            let status = format!("{:?}", f.status).to_uppercase();
+            let message = if f.message.is_empty() { String::new() } else { format!(": {}", f.message) };
+            println!("{status:5}  {}  {}{message}", f.subject, f.test);
+        }
+        let count = |s: Status| findings.iter().filter(|f| f.status == s).count();
+        let (pass, warn) = (count(Status::Pass), count(Status::Warn));
+        println!("\n{pass} pass, {warn} warn, {} fail, {} crash", count(Status::Fail), count(Status::Crash));
+    }
+    Ok(if failed { Exit::CheckFailed } else { Exit::Ok })
+}
+
+fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
+    let subject = args.file.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    let finding =
+        |test: &str, status, message: String| Finding { subject: subject.clone(), test: test.into(), status, message };
+    // What can be said without running any of its code.
+    let record = match loader::preflight(&args.file) {
+        Ok(record) => record,
+        Err(e) => return Ok(vec![finding("preflight", Status::Fail, e.to_string())]),
+    };
+    let text = format!(
+        "{} {}, ABI {}, libtorch {}, {}",
+        record.plugin, record.version, record.abi, record.torch, record.rustc
+    );
+    let mut all = vec![finding("preflight", Status::Pass, text)];
+
+    let registry = Registry::scan(plugins)?;
+    let wanted = args.model.as_deref().unwrap_or("densenet-small");
+    let model = registry.model(wanted).map(|(found, _)| found.file.clone());
+    if let (Err(e), Some(_)) = (&model, &args.model) {
+        return Err(e.clone());
+    }
+    let limit = Duration::from_secs(args.limit);
+    let mut skip = 0;
+    loop {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("check-worker").arg(&args.file).args(["--skip", &skip.to_string()]);
+        if let Ok(file) = &model {
+            command.arg("--model").arg(file).arg(wanted);
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let out = child.stdout.take().ok_or_else(|| Error::new(Exit::Other, "the child has no stdout"))?;
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(std::result::Result::ok) {
+                if send.send(serde_json::from_str::<Line>(&line)).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut now: Option<(String, String)> = None;
+        let mut last = Instant::now();
+        let how = loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(Ok(Line::Started { subject, test })) => now = Some((subject, test)),
+                Ok(Ok(Line::Ended(f))) => {
+                    all.push(f);
+                    skip += 1;
+                    now = None;
+                }
+                Ok(Ok(Line::Done)) => {
+                    let _ = child.wait();
+                    return Ok(all);
+                }
+                Ok(Err(e)) => break format!("it wrote to the host's channel: {e}"),
+                Err(RecvTimeoutError::Timeout) if last.elapsed() < limit => continue,
+                Err(RecvTimeoutError::Timeout) => break format!("no answer within {} s", args.limit),
+                Err(RecvTimeoutError::Disconnected) => {
+                    break match child.wait() {
+                        Ok(status) => match (status.signal(), status.code()) {
+                            (Some(s), _) => format!("the process ended by {}", signal_name(s)),
+                            (_, code) => format!("the process ended with exit code {}", code.unwrap_or(-1)),
+                        },
+                        Err(e) => e.to_string(),
+                    };
+                }
+            }
+            last = Instant::now();
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        let Some((subject, test)) = now else {
+            return Err(Error::new(Exit::Other, format!("the tests' process failed between two tests: {how}")));
+        };
+        let opening = test == "opens";
+        all.push(Finding { subject, test, status: Status::Crash, message: how });
+        if opening {
+            return Ok(all);
+        }
+        skip += 1;
+    }
+}
+
+/// The outcome of a test: a message for the user, or what went wrong.
+type Outcome = std::result::Result<(Status, String), String>;
+
+fn pass() -> Outcome {
+    Ok((Status::Pass, String::new()))
+}
+
+/// The child: runs the tests in a fixed order, from `skip` on.
+pub fn worker(args: &WorkerArgs) -> Result<()> {
+    crate::signals::install_worker();
+    use std::os::fd::FromRawFd;
+    let out = unsafe { libc::dup(1) };
+    unsafe { libc::dup2(2, 1) };
+    let mut out = unsafe { std::fs::File::from_raw_fd(out) };
+    let mut say = |line: &Line| {
+        let mut text = serde_json::to_vec(line).unwrap_or_default();
+        text.push(b'\n');
+        let _ = out.write_all(&text);
+    };
+    let subject = args.file.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+    let mut number = 0;
+    let mut test = |subject: &str, name: &str, f: &mut dyn FnMut() -> Outcome| {
+        number += 1;
+        if number <= args.skip {
+            return;
+        }
+        let (subject, test) = (subject.to_string(), name.to_string());
+        say(&Line::Started { subject: subject.clone(), test: test.clone() });
+        let (status, message) = f().unwrap_or_else(|message| (Status::Fail, message));
+        say(&Line::Ended(Finding { subject, test, status, message }));
+    };
+
+    let mut plugin: Option<Plugin> = None;
+    let mut open = || match loader::load(&args.file, lightbox_sdk::BUILT_WITH_TORCH) {
+        Ok(p) => {
+            plugin = Some(p);
+            Ok(())
+        }
+        Err(e) => Err(e.to_string()),
+    };
+    if args.skip > 0 {
+        open().map_err(Error::plugin)?;
+    }
+    test(&subject, "opens", &mut || {
+        let started = Instant::now();
+        open()?;
+        let time = started.elapsed().as_millis();
+        Ok((if time > 1000 { Status::Warn } else { Status::Pass }, format!("{time} ms")))
+    });
+    let Some(plugin) = plugin else {
+        say(&Line::Done);
+        return Ok(());
+    };
+    let manifest = &plugin.manifest;
+    test(&subject, "manifest", &mut || {
+        let plain = |s: &str| {
+            !s.is_empty() && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
+        };
+        let names = manifest.models.iter().map(|m| &m.name).chain(manifest.explainers.iter().map(|e| &e.name));
+        let names: Vec<&String> = names.collect();
+        if names.is_empty() {
+            return Err("it offers neither model nor explainer".into());
+        }
+        match names.iter().find(|n| !plain(n)) {
+            Some(bad) => Err(format!("name `{bad}`: lower-case letters, digits, - _ . expected")),
+            None => pass(),
+        }
+    });
+    test(&subject, "an unknown name is an error", &mut || {
+        let mut unknown = vec!["no-such-name".to_string()];
+        unknown.extend(manifest.explainers.iter().map(|e| format!("{} ", e.name)));
+        unknown.extend(manifest.models.iter().map(|m| format!("{}x", m.name)));
+        let options = ModelOptions::default();
+        match unknown.iter().find(|n| plugin.make_explainer(n).is_ok() || plugin.make_model(n, &options).is_ok()) {
+            Some(name) => Err(format!("it makes something of the name `{name}`")),
+            None => pass(),
+        }
+    });
+    for spec in &manifest.models {
+        check_model(&plugin, spec, &mut test);
+    }
+    let other = match args.model.as_slice() {
+        [file, name] => Some((PathBuf::from(file), name.clone())),
+        _ => None,
+    };
+    let own = manifest.models.iter().find(|m| m.name == "densenet-small").or(manifest.models.first());
+    for spec in &manifest.explainers {
+        let model = match (&other, own) {
+            (Some((file, name)), _) => build(file, name),
+            (None, Some(own)) => make_small(&plugin, &own.name),
+            (None, None) => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
+        };
+        check_explainer(&plugin, spec, model, &mut test);
+    }
+    say(&Line::Done);
     Ok(())
+}
+
+type Test<'a> = dyn FnMut(&str, &str, &mut dyn FnMut() -> Outcome) + 'a;
+
+fn build(file: &Path, name: &str) -> std::result::Result<ModelHandle, String> {
+    make_small(&crate::registry::open(file).map_err(|e| e.message)?, name)
+}
+
+/// A model at a small input size where it has such a parameter, to be quick.
+fn make_small(plugin: &Plugin, name: &str) -> std::result::Result<ModelHandle, String> {
+    let spec = plugin.model_spec(name, &ModelOptions::default()).map_err(|e| e.to_string())?;
+    let mut options = ModelOptions::default();
+    if spec.parameters.iter().any(|p| p.name == "size") && spec.input.height > 64 {
+        options.params.insert("size".into(), 64.into());
+        if let Ok(model) = plugin.make_model(name, &options) {
+            return Ok(model);
+        }
+        options.params.clear();
+    }
+    plugin.make_model(name, &options).map_err(|e| e.to_string())
+}
+
+/// A batch that is no noise and no constant.
+fn images(spec: &ModelSpec, n: usize) -> Array {
+    let i = &spec.input;
+    let count = n * i.channels * i.height * i.width;
+    let values = (0..count).map(|k| ((k as f32 * 0.37).sin() + (k as f32 * 0.0011).cos()) * 0.8).collect();
+    Array::from_vec(&[n, i.channels, i.height, i.width], values).unwrap_or_else(|e| unreachable!("own images: {e}"))
+}
+
+fn rows(array: &Array, from: usize, n: usize) -> std::result::Result<Array, lightbox_sdk::Error> {
+    let tensor = array.to_tensor()?;
+    Array::from_tensor(&tensor.f_narrow(0, from as i64, n as i64)?.f_contiguous()?)
+}
+
+fn tensor(array: &Array) -> std::result::Result<Tensor, String> {
+    array.to_tensor().and_then(|t| Ok(t.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)).map_err(|e| e.to_string())
+}
+
+/// The largest difference, relative to the largest value.
+fn difference(a: &Array, b: &Array) -> std::result::Result<f64, String> {
+    let (a, b) = (tensor(a)?, tensor(b)?);
+    if a.size() != b.size() {
+        return Err(format!("shapes {:?} and {:?}", a.size(), b.size()));
+    }
+    let run = || -> std::result::Result<f64, tch::TchError> {
+        let most = b.f_abs()?.f_max()?.f_double_value(&[])?.max(1e-12);
+        Ok((a.f_sub(&b)?).f_abs()?.f_max()?.f_double_value(&[])? / most)
+    };
+    run().map_err(|e| e.to_string())
+}
+
+fn finite(array: &Array, what: &str) -> std::result::Result<(), String> {
+    let t = tensor(array)?;
+    match t.f_isfinite().and_then(|t| t.f_all()).and_then(|t| t.f_int64_value(&[])) {
+        Ok(0) => Err(format!("{what} holds values that are not finite")),
+        Ok(_) => Ok(()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Global state that a call must leave as it was.
+#[derive(Debug, PartialEq)]
+struct Globals {
+    grad_mode: bool,
+    threads: i32,
+    /// The next number of libtorch's generator, which reading spoils: it is seeded before and after.
+    random: f64,
+}
+
+fn globals() -> Globals {
+    let probe = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let grad_mode = (&probe * 1.0).requires_grad();
+    let random = Tensor::rand([1], (Kind::Double, Device::Cpu)).double_value(&[0]);
+    Globals { grad_mode, threads: tch::get_num_threads(), random }
+}
+
+/// Runs `f` and compares the global state around it.
+fn keeps_globals(f: &mut dyn FnMut() -> std::result::Result<(), String>) -> Outcome {
+    tch::manual_seed(7);
+    let before = globals();
+    tch::manual_seed(7);
+    let ran = f();
+    let after = globals();
+    let restore = unsafe { torch_sys::at_grad_set_enabled(1) };
+    let _ = restore;
+    tch::set_num_threads(before.threads);
+    ran?;
+    let mut changed = Vec::new();
+    if before.grad_mode != after.grad_mode {
+        changed.push("the grad mode");
+    }
+    if before.threads != after.threads {
+        changed.push("the number of threads");
+    }
+    if before.random != after.random {
+        changed.push("libtorch's random generator");
+    }
+    if changed.is_empty() { pass() } else { Err(format!("it changed {}", changed.join(" and "))) }
+}
+
+/// An error that is not a panic.
+fn refuses<T>(result: std::result::Result<T, lightbox_sdk::Error>, what: &str) -> std::result::Result<(), String> {
+    match result {
+        Ok(_) => Err(format!("{what} is accepted")),
+        Err(e) if e.kind == ErrorKind::Panic => Err(format!("{what} makes it panic: {e}")),
+        Err(_) => Ok(()),
+    }
+}
+
+fn check_model(plugin: &Plugin, spec: &ModelSpec, test: &mut Test<'_>) {
+    let subject = spec.name.clone();
+    let mut made: Option<(ModelHandle, ModelSpec)> = None;
+    let mut make = || -> std::result::Result<(), String> {
+        let model = make_small(plugin, &spec.name)?;
+        let own = model.spec().map_err(|e| e.to_string())?;
+        made = Some((model, own));
+        Ok(())
+    };
+    let ready = make();
+    test(&subject, "is made, and describes itself", &mut || {
+        ready.clone()?;
+        let mut names: Vec<&str> = spec.sites.iter().map(|s| s.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(format!("two sites are called {}", twice[0]));
+        }
+        let i = &spec.input;
+        if i.mean.len() != i.channels || i.std.len() != i.channels || i.std.iter().any(|s| *s <= 0.0) {
+            return Err("mean and std do not have a positive value a channel".into());
+        }
+        for site in spec.cam_site.iter().chain(&spec.attention_site) {
+            spec.site(site).map_err(|e| e.to_string())?;
+        }
+        if spec.reference.citation.is_empty() {
+            return Ok((Status::Warn, "it cites no reference".into()));
+        }
+        pass()
+    });
+    let Some((model, spec)) = made else { return };
+    let batch = images(&spec, 2);
+    let forward = |images: &Array| model.run(&Request::forward(images.clone())).map_err(|e| e.to_string());
+
+    test(&subject, "logits and sites have the shapes it says, and are finite", &mut || {
+        let names: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
+        let request = Request { values: names, ..Request::forward(batch.clone()) };
+        let response = model.run(&request).map_err(|e| e.to_string())?;
+        if response.logits.shape() != [2, spec.classes] {
+            return Err(format!("logits have shape {:?}, expected [2, {}]", response.logits.shape(), spec.classes));
+        }
+        finite(&response.logits, "logits")?;
+        for site in &spec.sites {
+            let value = response.values.get(&site.name).ok_or(format!("site {} is not handed back", site.name))?;
+            let shape = value.shape();
+            let expected = match (site.layout, site.grid) {
+                (Layout::BCHW, Some([h, w])) => Some(vec![2, site.channels, h, w]),
+                (Layout::BNC, Some([h, w])) => Some(vec![2, site.prefix.len() + h * w, site.channels]),
+                (Layout::BC, _) => Some(vec![2, site.channels]),
+                _ => None,
+            };
+            if expected.as_ref().is_some_and(|e| *e != shape) {
+                return Err(format!(
+                    "site {} has shape {shape:?}, expected {:?}",
+                    site.name,
+                    expected.unwrap_or_default()
+                ));
+            }
+            finite(value, &format!("site {}", site.name))?;
+        }
+        pass()
+    });
+    test(&subject, "is deterministic", &mut || match difference(&forward(&batch)?.logits, &forward(&batch)?.logits)? {
+        0.0 => pass(),
+        d => Err(format!("two runs differ by {d:.1e}")),
+    });
+    test(&subject, "gives an image the same logits in any batch", &mut || {
+        let whole = forward(&batch)?.logits;
+        for i in 0..2 {
+            let alone = forward(&rows(&batch, i, 1).map_err(|e| e.to_string())?)?.logits;
+            let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
+            if d > 1e-4 {
+                return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
+            }
+        }
+        pass()
+    });
+    test(&subject, "gradients equal finite differences", &mut || {
+        let Some(site) = spec.cam_site.clone() else { return Ok((Status::Warn, "it names no cam_site".into())) };
+        let targets = Array::from_vec(&[2], vec![0i64, 0]).map_err(|e| e.to_string())?;
+        let request =
+            Request::explain(batch.clone(), targets, std::slice::from_ref(&site), std::slice::from_ref(&site));
+        let response = model.run(&request).map_err(|e| e.to_string())?;
+        let gradient = response.grads.first().and_then(|g| g.get(&site)).ok_or("no gradient is handed back")?;
+        finite(gradient, "the gradient")?;
+        // A step along the gradient moves the logit by step * |gradient|^2, which a patch of the site can try.
+        let g = tensor(gradient)?;
+        let square = (&g * &g).sum(Kind::Double).double_value(&[]);
+        if square == 0.0 {
+            return Ok((Status::Warn, "the gradient is zero on the tried images".into()));
+        }
+        let scale = 1e-2 / square.sqrt();
+        let logit = |sign: f64| -> std::result::Result<f64, String> {
+            let shift = (&g * (sign * scale)).to_kind(Kind::Float);
+            let shift = Array::from_tensor(&shift).map_err(|e| e.to_string())?;
+            let patch = Patch { site: site.clone(), scale: None, shift: Some(shift) };
+            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+            let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
+            Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
+        };
+        let slope = (logit(1.0)? - logit(-1.0)?) / (2.0 * scale);
+        let error = (slope / square - 1.0).abs();
+        if error > 0.05 { Err(format!("they differ by {:.1} %", error * 100.0)) } else { pass() }
+    });
+    test(&subject, "a patch that changes nothing changes nothing", &mut || {
+        let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
+        for site in spec.sites.iter().filter(|s| s.name != "logits") {
+            let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
+            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+            let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &forward(&batch)?.logits)?;
+            if d > 1e-6 {
+                return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
+            }
+        }
+        pass()
+    });
+    test(&subject, "a fork with other parameters leaves the original as it was", &mut || {
+        let before = forward(&batch)?.logits;
+        let parameters = model.parameters().map_err(|e| e.to_string())?;
+        let (name, array) = parameters.first().ok_or("it has no parameters")?;
+        let zeros = tensor(array)?.zeros_like().to_kind(Kind::Float);
+        let edit = vec![(name.clone(), Array::from_tensor(&zeros).map_err(|e| e.to_string())?)];
+        let fork = model.fork_with(&edit).map_err(|e| e.to_string())?;
+        let forked = fork.run(&Request::forward(batch.clone())).map_err(|e| e.to_string())?.logits;
+        if difference(&forward(&batch)?.logits, &before)? != 0.0 {
+            return Err("the original's logits have changed".into());
+        }
+        if difference(&forked, &before)? == 0.0 {
+            return Err(format!("the fork with {name} set to zero is the original"));
+        }
+        pass()
+    });
+    test(&subject, "does not write to its input", &mut || {
+        let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
+        forward(&batch)?;
+        if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
+    });
+    test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
+        keeps_globals(&mut || forward(&batch).map(drop))
+    });
+    test(&subject, "refuses wrong input with an error", &mut || {
+        let i = &spec.input;
+        let array =
+            |shape: &[usize]| Array::from_vec(shape, vec![0f32; shape.iter().product()]).map_err(|e| e.to_string());
+        refuses(
+            model.run(&Request::forward(array(&[2, i.channels, i.height + 1, i.width])?)),
+            "an image of another size",
+        )?;
+        refuses(model.run(&Request::forward(array(&[4])?)), "a vector for images")?;
+        let unknown = Request { values: vec!["no such site".into()], ..Request::forward(batch.clone()) };
+        refuses(model.run(&unknown), "an unknown site")?;
+        let site = spec.cam_site.clone().unwrap_or_else(|| "input".into());
+        let target = Array::from_vec(&[2], vec![spec.classes as i64; 2]).map_err(|e| e.to_string())?;
+        let request =
+            Request { grads: vec![site], seeds: vec![vec![Seed::Class(target)]], ..Request::forward(batch.clone()) };
+        refuses(model.run(&request), "a class that it does not have")?;
+        pass()
+    });
+}
+
+fn check_explainer(
+    plugin: &Plugin,
+    spec: &ExplainerSpec,
+    model: std::result::Result<ModelHandle, String>,
+    test: &mut Test<'_>,
+) {
+    let subject = spec.name.clone();
+    let made = plugin.make_explainer(&spec.name).map_err(|e| e.to_string());
+    let defaults = Params::resolve(&spec.parameters, &BTreeMap::new()).map_err(|e| e.to_string());
+    test(&subject, "is made, describes itself, and its defaults are valid", &mut || {
+        made.as_ref().map_err(Clone::clone)?;
+        defaults.clone()?;
+        if spec.reference.citation.is_empty() || spec.title.is_empty() {
+            return Ok((Status::Warn, "title or reference is empty".into()));
+        }
+        pass()
+    });
+    let (Ok(explainer), Ok(params)) = (made, defaults) else { return };
+    let mut ready: Option<(ModelHandle, ModelSpec, Plan)> = None;
+    let planned = model.and_then(|model| {
+        let model_spec = model.spec().map_err(|e| e.to_string())?;
+        let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
+        if let Plan::Run(needs) = &plan {
+            for site in needs.values.iter().chain(&needs.gradients) {
+                model_spec.site(site).map_err(|e| e.to_string())?;
+            }
+        }
+        let note = match &plan {
+            Plan::NotApplicable { reason } => Some(format!("not applicable to {}: {reason}", model_spec.name)),
+            Plan::Run(_) => None,
+        };
+        ready = Some((model, model_spec, plan));
+        Ok(note)
+    });
+    test(&subject, "plans", &mut || match planned.clone() {
+        Ok(None) => pass(),
+        Ok(Some(note)) => Ok((Status::Warn, note)),
+        Err(e) if e.starts_with("no model is at hand") => Ok((Status::Warn, e)),
+        Err(e) => Err(e),
+    });
+    let Some((model, model_spec, Plan::Run(needs))) = ready else { return };
+
+    let side = [model_spec.input.height, model_spec.input.width];
+    let mask = Array::from_vec(&side, (0..side[0] * side[1]).map(|i| (i % 97) as f32 / 97.0).collect());
+    let explain =
+        |explainer: &ExplainerHandle, images: &Array, ids: &[u64]| -> std::result::Result<Array, lightbox_sdk::Error> {
+            let n = images.shape()[0];
+            let targets = Array::from_vec(&[n], vec![0i64; n])?;
+            let request = Request::explain(images.clone(), targets.clone(), &needs.values, &needs.gradients);
+            let mut response = model.run(&request)?;
+            explainer.explain(ExplainInput {
+                images: images.clone(),
+                targets,
+                logits: response.logits,
+                ids: ids.to_vec(),
+                model: &model_spec,
+                params: &params,
+                seed: 3,
+                values: response.values,
+                gradients: response.grads.pop().unwrap_or_default(),
+                mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
+                runner: needs.model.then(|| model.as_ref()),
+                host: host_calls(),
+            })
+        };
+    let batch = images(&model_spec, 3);
+    let ids = [11, 22, 33];
+    let map = || explain(&explainer, &batch, &ids).map_err(|e| e.to_string());
+
+    test(&subject, "maps have the right shape and are finite", &mut || {
+        let map = map()?;
+        let shape = map.shape();
+        if shape.len() != 3 || shape[0] != 3 || shape.contains(&0) {
+            return Err(format!("the map has shape {shape:?}, expected [3, h, w]"));
+        }
+        if map.dtype() != lightbox_sdk::DType::F32 {
+            return Err(format!("the map is {:?}, expected F32", map.dtype()));
+        }
+        finite(&map, "the map")?;
+        if !spec.signed && tensor(&map)?.min().double_value(&[]) < 0.0 {
+            return Ok((Status::Warn, "the map has negative values, the specification says unsigned".into()));
+        }
+        pass()
+    });
+    test(&subject, "is deterministic", &mut || match difference(&map()?, &map()?)? {
+        0.0 => pass(),
+        d => Err(format!("two calls differ by {d:.1e}; draw random numbers from Context::rng")),
+    });
+    test(&subject, "gives an image the same map in any batch", &mut || {
+        let whole = map()?;
+        for i in 0..3 {
+            let image = rows(&batch, i, 1).map_err(|e| e.to_string())?;
+            let alone = explain(&explainer, &image, &ids[i..=i]).map_err(|e| e.to_string())?;
+            let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
+            if d > 1e-3 {
+                return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
+            }
+        }
+        pass()
+    });
+    test(&subject, "does not write to its input", &mut || {
+        let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
+        map()?;
+        if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
+    });
+    test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
+        keeps_globals(&mut || map().map(drop))
+    });
+    test(&subject, "refuses wrong parameters with an error", &mut || {
+        let wrong = BTreeMap::from([("no-such-parameter".to_string(), serde_json::Value::from(1))]);
+        match Params::resolve(&spec.parameters, &wrong) {
+            Ok(_) => Err("an unknown parameter is accepted".into()),
+            Err(_) => pass(),
+        }
+    });
+    test(&subject, "refuses wrong input with an error", &mut || {
+        // Arrays of another shape than planned for: an error or, where they are not read, a map; never a panic.
+        let odd = Array::from_vec(&[3, 5], vec![0f32; 15]).map_err(|e| e.to_string())?;
+        let replace = |names: &[String]| names.iter().map(|n| (n.clone(), odd.clone())).collect::<BTreeMap<_, _>>();
+        let outcome = explainer.explain(ExplainInput {
+            images: odd.clone(),
+            targets: odd.clone(),
+            logits: odd.clone(),
+            ids: vec![],
+            model: &model_spec,
+            params: &params,
+            seed: 0,
+            values: replace(&needs.values),
+            gradients: replace(&needs.gradients),
+            mean_mask: needs.mean_mask.then(|| odd.clone()),
+            runner: needs.model.then(|| model.as_ref()),
+            host: host_calls(),
+        });
+        refuses(outcome, "a batch of the wrong shape")?;
+        pass()
+    });
 }
