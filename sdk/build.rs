@@ -26,6 +26,7 @@ fn torch() -> Option<String> {
     let lib = std::path::PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is"));
     // Dependents' build scripts read this as DEP_LIGHTBOX_SDK_LIBTORCH_LIB and set an rpath.
     println!("cargo:libtorch_lib={}", lib.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     let root = lib.parent().expect("libtorch's lib folder has a parent").to_path_buf();
     let include = root.join("include");
     cc::Build::new()

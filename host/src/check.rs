@@ -190,6 +190,7 @@ fn pass() -> Outcome {
 /// The child: runs the tests in a fixed order, from `skip` on.
 pub fn worker(args: &WorkerArgs) -> Result<()> {
     crate::signals::install_worker();
+    THREADS.get_or_init(tch::get_num_threads);
     use std::os::fd::FromRawFd;
     let out = unsafe { libc::dup(1) };
     unsafe { libc::dup2(2, 1) };
@@ -346,6 +347,9 @@ struct Globals {
     random: f64,
 }
 
+/// libtorch's threads before any plugin ran.
+static THREADS: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+
 fn globals() -> Globals {
     let probe = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let grad_mode = (&probe * 1.0).requires_grad();
@@ -355,13 +359,14 @@ fn globals() -> Globals {
 
 /// Runs `f` and compares the global state around it.
 fn keeps_globals(f: &mut dyn FnMut() -> std::result::Result<(), String>) -> Outcome {
+    // A test before this one may have changed them already.
+    tch::set_num_threads(*THREADS.get_or_init(tch::get_num_threads));
     tch::manual_seed(7);
     let before = globals();
     tch::manual_seed(7);
     let ran = f();
     let after = globals();
-    let restore = unsafe { torch_sys::at_grad_set_enabled(1) };
-    let _ = restore;
+    unsafe { torch_sys::at_grad_set_enabled(1) };
     tch::set_num_threads(before.threads);
     ran?;
     let mut changed = Vec::new();

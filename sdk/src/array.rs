@@ -210,10 +210,6 @@ impl Array {
         self.place
     }
 
-    pub(crate) fn data(&self) -> *mut c_void {
-        self.wire.data
-    }
-
     /// The shape, if it has `N` dimensions; otherwise an error that names `what`.
     pub fn dims<const N: usize>(&self, what: &str) -> Result<[usize; N]> {
         let shape = self.shape();
@@ -323,7 +319,7 @@ pub(crate) mod torch {
             let mut error = [0 as c_char; 512];
             let made = unsafe {
                 lightbox_for_blob(
-                    self.data(),
+                    self.wire.data,
                     self.wire.shape.as_ptr(),
                     self.wire.strides.as_ptr(),
                     self.wire.shape.len(),
@@ -390,7 +386,7 @@ mod tests {
     fn memory_is_shared_and_released_once() {
         let array = Array::from_vec(&[2, 3], (0..6).map(|i| i as f32).collect()).unwrap();
         let other = Array::from_wire(array.to_wire()).unwrap();
-        assert_eq!(other.data(), array.data());
+        assert_eq!(other.wire.data, array.wire.data);
         drop(array);
         assert_eq!(other.view::<f32>().unwrap()[[1, 2]], 5.0);
         assert!(other.view::<i64>().unwrap_err().to_string().contains("F32"));

@@ -64,10 +64,21 @@ fn build_test_plugins() -> Result<(), String> {
 pub fn test(args: &[String]) -> Result<(), String> {
     build(false)?;
     build_test_plugins()?;
-    run(cargo().args(["test", "-p", "lightbox-sdk"]).args(packages(&BARE)).arg("--").args(args))?;
+    run(cargo().args(["test", "-p", "lightbox-sdk", "-p", "xtask"]).args(packages(&BARE)).arg("--").args(args))?;
     // A test binary of the plugins with libtorch would replace their libraries' features; groups keep them as they are.
     run(cargo()
-        .args(["test", "-p", "lightbox-sdk", "-p", "lightbox-core", "-p", "lightbox", "-p", "lightbox-tests"])
+        .args([
+            "test",
+            "--no-fail-fast",
+            "-p",
+            "lightbox-sdk",
+            "-p",
+            "lightbox-core",
+            "-p",
+            "lightbox",
+            "-p",
+            "lightbox-tests",
+        ])
         .args(["--features", "lightbox-sdk/tch"])
         .args(packages(&TORCH))
         .arg("--")

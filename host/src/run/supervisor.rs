@@ -80,13 +80,17 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
             }
         }
     }
-    settle(&spec, registry, &folder, &device)?;
 
+    // All that can be wrong with the data is said before the folder is taken.
     let source = data::open(&spec.data)?;
-    let mut notes: Vec<Event> = source.notes().into_iter().map(|text| Event::Note { text }).collect();
+    let notes: Vec<Event> = source.notes().into_iter().map(|text| Event::Note { text }).collect();
     let splits = folder.0.join("splits");
-    if !splits.join("test.csv").is_file() {
-        let split = spec.split.split(source.samples())?;
+    let drawn = match splits.join("test.csv").is_file() {
+        true => None,
+        false => Some(spec.split.split(source.samples())?),
+    };
+    settle(&spec, registry, &folder, &device)?;
+    if let Some(split) = drawn {
         // Whole or not there: a folder takes its name when it is complete.
         let half = folder.0.join(".splits-writing");
         let _ = std::fs::remove_dir_all(&half);
@@ -119,7 +123,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let shown = folder.0.display().to_string();
     let device = supervisor.device.clone();
     supervisor.say(Event::RunStarted { name: spec.name.clone(), folder: shown.clone(), device, units, done })?;
-    for note in notes.drain(..) {
+    for note in notes {
         supervisor.say(note)?;
     }
     supervisor.work()?;
@@ -312,13 +316,13 @@ impl Process {
 
 impl Supervisor<'_> {
     fn say(&mut self, event: Event) -> Result<()> {
-        self.reporter.show(&event);
         if !matches!(event, Event::Progress { .. } | Event::Ready) {
             let mut line = serde_json::to_vec(&event).unwrap_or_default();
             line.push(b'\n');
             let path = self.folder.0.join("events.jsonl");
             self.log.write_all(&line).map_err(|e| lightbox_core::Error::io(&path, &e))?;
         }
+        self.reporter.show(&event);
         Ok(())
     }
 

@@ -1,1 +1,34 @@
+//! A plugin of the next version of the ABI: its root module has one field more, its explainer trait one method more.
+//! Today's host must load it.
 
+use lightbox_sdk::ndarray::Array3;
+use lightbox_sdk::prelude::*;
+
+lightbox_sdk::export!();
+register_explainer!(Newer);
+
+struct Newer;
+
+impl Explainer for Newer {
+    fn spec(&self) -> ExplainerSpec {
+        ExplainerSpec {
+            name: "newer".into(),
+            title: "Of the next ABI".into(),
+            version: "0.1.0".into(),
+            reference: Reference { citation: "none".into(), id: String::new() },
+            family: Family::Control,
+            signed: false,
+            parameters: vec![],
+            cpu_only: true,
+        }
+    }
+
+    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
+        Ok(Needs::default().into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+        let [b, h, w] = context.size()?;
+        Array::from_ndarray(Array3::<f32>::from_elem((b, h, w), 0.5))
+    }
+}

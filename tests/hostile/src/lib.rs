@@ -1,1 +1,106 @@
+//! Plugins that misbehave, each in one way. The host must survive all of them and say which one it was.
 
+use lightbox_sdk::ndarray::Array3;
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tch::{self, Device, Kind, Tensor};
+
+lightbox_sdk::export!();
+
+/// What to do in `explain`.
+type Deed = fn(&Context<'_>) -> Result<Array>;
+
+struct Hostile(&'static str, Deed);
+
+impl Explainer for Hostile {
+    fn spec(&self) -> ExplainerSpec {
+        ExplainerSpec {
+            name: self.0.into(),
+            title: "Hostile".into(),
+            version: "0.1.0".into(),
+            reference: Reference { citation: "none".into(), id: String::new() },
+            family: Family::Other,
+            signed: true,
+            parameters: vec![],
+            cpu_only: false,
+        }
+    }
+
+    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
+        match self.0 {
+            "hostile-site" => Ok(Needs { values: vec!["blocks.99".into()], ..Needs::default() }.into()),
+            "hostile-not-applicable" => Ok(Plan::not_applicable("it never is")),
+            _ => Ok(Needs::default().into()),
+        }
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+        (self.1)(context)
+    }
+}
+
+fn map(context: &Context<'_>, value: f32) -> Result<Array> {
+    let [b, h, w] = context.size()?;
+    Array::from_ndarray(Array3::from_elem((b, h, w), value))
+}
+
+register_explainer!(Hostile("hostile-site", |c| map(c, 0.0)));
+register_explainer!(Hostile("hostile-not-applicable", |c| map(c, 0.0)));
+register_explainer!(Hostile("hostile-panic", |_| {
+    let empty: Vec<f32> = Vec::new();
+    Array::from_vec(&[1], vec![empty[std::hint::black_box(3)]])
+}));
+register_explainer!(Hostile("hostile-panic-in-no-grad", |_| tch::no_grad(|| panic!("in no_grad"))));
+register_explainer!(Hostile("hostile-torch", |_| {
+    // The panicking form of a libtorch call that fails.
+    let t = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).matmul(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu)));
+    Array::from_tensor(&t)
+}));
+register_explainer!(Hostile("hostile-error", |_| Err(Error::unsupported("I would rather not"))));
+register_explainer!(Hostile("hostile-nan", |c| map(c, f32::NAN)));
+register_explainer!(Hostile("hostile-shape", |c| {
+    let [b, ..] = c.size()?;
+    Array::from_vec(&[b, 7], vec![0f32; b * 7])
+}));
+register_explainer!(Hostile("hostile-type", |c| {
+    let [b, ..] = c.size()?;
+    Array::from_vec(&[b, 2, 2], vec![0i64; b * 4])
+}));
+register_explainer!(Hostile("hostile-crash", |_| {
+    unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+    Err(Error::invalid("still here"))
+}));
+register_explainer!(Hostile("hostile-exit", |_| std::process::exit(0)));
+register_explainer!(Hostile("hostile-hang", |_| loop {
+    std::thread::sleep(std::time::Duration::from_secs(1));
+}));
+register_explainer!(Hostile("hostile-prints", |c| {
+    println!("{{\"event\":\"ready\"}}");
+    map(c, 0.5)
+}));
+register_explainer!(Hostile("hostile-threads", |c| {
+    tch::set_num_threads(1);
+    map(c, 0.5)
+}));
+register_explainer!(Hostile("hostile-random", |c| {
+    let [b, ..] = c.size()?;
+    Array::from_tensor(&Tensor::rand([b as i64, 4, 4], (Kind::Float, Device::Cpu)))
+}));
+register_explainer!(Hostile("hostile-batch", |c| {
+    let [b, ..] = c.size()?;
+    map(c, b as f32)
+}));
+register_explainer!(Hostile("hostile-writes", |c| {
+    let mut images = c.images.to_tensor()?;
+    let _ = images.f_add_scalar_(1.0)?;
+    map(c, 0.5)
+}));
+register_explainer!(Hostile("hostile-drop", |c| {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in drop");
+        }
+    }
+    let _bomb = Bomb;
+    map(c, 0.5)
+}));

@@ -1,0 +1,314 @@
+//! `lightbox run`: results, continuing, and plugins that misbehave.
+
+use lightbox_core::results;
+use lightbox_tests::{built, fail, lightbox, run, small_spec, succeed, texts};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+const CONTROLS: &str =
+    "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"noise\"\n[[explainers]]\nname = \"mean-mask\"\n";
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn summary(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("out/summary.json")).unwrap()).unwrap()
+}
+
+/// All values of all units, by what they are of.
+fn values(folder: &Path) -> BTreeMap<(String, String, String), Option<f64>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder.join("out/units")).unwrap().flatten() {
+        if entry.path().extension().is_some_and(|e| e == "parquet") {
+            for row in results::read(&entry.path()).unwrap() {
+                let old = all.insert((row.image, row.explainer, row.metric), row.value);
+                assert!(old.is_none(), "a value was computed twice");
+            }
+        }
+    }
+    all
+}
+
+/// The cell of a column of the first table's only row.
+fn cell(summary: &Value, column: &str) -> Value {
+    let table = &summary["tables"][0];
+    let columns: Vec<&str> = table["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|g| g["columns"].as_array().unwrap())
+        .map(|c| c.as_str().unwrap())
+        .collect();
+    let at = columns.iter().position(|c| *c == column).unwrap_or_else(|| panic!("no column {column}"));
+    table["rows"][0]["cells"][at].clone()
+}
+
+#[test]
+fn a_run_leaves_a_whole_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = text(&small_spec(folder.path(), CONTROLS));
+    let table = succeed(&["run", &spec]);
+    assert!(table.contains("classification") && table.contains("gradcam") && table.contains("chance"), "{table}");
+    let out = folder.path().join("out");
+    for file in [
+        "spec.toml",
+        "environment.json",
+        "splits/test.csv",
+        "splits/train_fold0.csv",
+        "summary.json",
+        "summary.csv",
+        "summary.md",
+        "summary.tex",
+        "sheet.png",
+        "events.jsonl",
+        "units/densenet-small-fold0-block0002.parquet",
+    ] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+    let sheet = image::open(out.join("sheet.png")).unwrap();
+    assert!(sheet.width() > 4 * 192 && sheet.height() > 2 * 192);
+    let values = values(folder.path());
+    // 12 test images have a score; 6 of them have a map of each of 3 explainers.
+    assert_eq!(values.len(), 12 + 6 * 3);
+    assert!(values.values().all(Option::is_some));
+    // The same command again computes nothing and prints the same.
+    let (again, err, code) = run(&["run", &spec]);
+    assert_eq!((again, code), (table, 0));
+    assert!(err.contains("4 of them done before") && !err.contains("block0000 ..."), "{err}");
+}
+
+#[test]
+fn json_gives_one_event_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = text(&small_spec(folder.path(), CONTROLS));
+    let out = succeed(&["run", &spec, "--json"]);
+    let events: Vec<Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let kinds: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!((kinds[0], *kinds.last().unwrap()), ("run-started", "run-finished"));
+    assert_eq!(kinds.iter().filter(|k| **k == "unit-finished").count(), 4);
+}
+
+#[test]
+fn another_batch_size_changes_no_draw() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let spec_a = small_spec(a.path(), CONTROLS);
+    let spec_b = small_spec(b.path(), CONTROLS);
+    let other = std::fs::read_to_string(&spec_b)
+        .unwrap()
+        .replace("batch_size = 3", "batch_size = 1")
+        .replace("block = 4", "block = 12");
+    std::fs::write(&spec_b, other).unwrap();
+    succeed(&["run", &text(&spec_a)]);
+    succeed(&["run", &text(&spec_b)]);
+    let (a, b) = (values(a.path()), values(b.path()));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (key, value) in &a {
+        let (x, y) = (value.unwrap(), b[key].unwrap());
+        if key.1 == "noise" || key.1 == "mean-mask" {
+            assert_eq!(x, y, "{key:?}");
+        } else {
+            assert!((x - y).abs() < 1e-4, "{key:?}: {x} {y}");
+        }
+    }
+}
+
+/// Starts a run with JSON events and sends it a signal at the first event of this kind.
+fn interrupt(spec: &str, kind: &str, signal: i32) -> i32 {
+    let mut child = lightbox(&["run", spec, "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut acted = false;
+    for line in lines.map_while(Result::ok) {
+        if !acted && line.contains(&format!("\"event\":\"{kind}\"")) {
+            unsafe { libc::kill(child.id() as i32, signal) };
+            acted = true;
+        }
+    }
+    assert!(acted, "no {kind}");
+    child.wait().unwrap().code().unwrap_or(-1)
+}
+
+#[test]
+fn kill_minus_nine_and_ctrl_c_lose_nothing() {
+    let train = "[models.train]\nepochs = 3\nbatch_size = 4\n";
+    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let extra = format!("{train}{CONTROLS}");
+    let spec = text(&small_spec(whole.path(), &extra));
+    let table = succeed(&["run", &spec]);
+    let spec = text(&small_spec(cut.path(), &extra));
+    // In the middle of training, in the middle of explaining, and by Ctrl-C.
+    interrupt(&spec, "epoch", libc::SIGKILL);
+    assert!(cut.path().join("out/checkpoints/densenet-small-fold0/last.safetensors").is_file());
+    interrupt(&spec, "epoch", libc::SIGKILL);
+    let code = interrupt(&spec, "cell-started", libc::SIGINT);
+    assert_eq!(code, 130);
+    let (out, err, code) = run(&["run", &spec]);
+    assert_eq!(code, 0, "{err}");
+    let cut_table = |t: &str| t.split("Pictures").next().unwrap().to_string();
+    assert_eq!(cut_table(&out), cut_table(&table));
+    assert_eq!(values(cut.path()), values(whole.path()));
+    // No epoch that had ended was trained again.
+    let log = std::fs::read_to_string(cut.path().join("out/events.jsonl")).unwrap();
+    let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64();
+    let mut epochs: Vec<u64> = log.lines().filter(|l| l.contains("\"event\":\"epoch\"")).filter_map(epoch).collect();
+    let count = epochs.len();
+    epochs.dedup();
+    assert_eq!(epochs.len(), count, "{epochs:?}");
+    let history = |folder: &Path| {
+        std::fs::read_to_string(folder.join("out/checkpoints/densenet-small-fold0/history.json")).unwrap()
+    };
+    assert_eq!(history(cut.path()), history(whole.path()));
+}
+
+#[test]
+fn a_hostile_explainer_costs_its_cell_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = [
+        "panic",
+        "panic-in-no-grad",
+        "torch",
+        "error",
+        "nan",
+        "shape",
+        "type",
+        "crash",
+        "exit",
+        "hang",
+        "prints",
+        "site",
+        "not-applicable",
+    ];
+    let mut extra = String::from(CONTROLS);
+    hostile.iter().for_each(|n| extra += &format!("[[explainers]]\nname = \"hostile-{n}\"\n"));
+    let spec = text(&small_spec(folder.path(), &extra));
+    let plugins = text(&built("test-plugins/hostile"));
+    let (out, err, code) = run(&["run", &spec, "--plugins", &plugins]);
+    assert_eq!(code, 5, "{err}");
+    assert!(!err.contains("panicked at"), "{err}");
+    let found = summary(folder.path());
+    let check = |name: &str, kind: &str, reason: &str| {
+        let cell = cell(&found, &format!("hostile-{name}"));
+        assert_eq!(cell["cell"], kind, "{name}: {cell}");
+        assert!(cell["reason"].as_str().unwrap_or("").contains(reason), "{name}: {cell}");
+    };
+    check("panic", "failed", "explainer hostile-panic: panicked: index out of bounds");
+    check("panic-in-no-grad", "failed", "panicked: in no_grad");
+    check("torch", "failed", "mat1 and mat2 shapes cannot be multiplied");
+    check("error", "failed", "I would rather not");
+    check("nan", "failed", "6 maps were not finite");
+    check("shape", "failed", "gave a map of shape [2, 7], expected [2, h, w]");
+    check("type", "failed", "gave a map of I64, expected F32");
+    check("crash", "failed", "it crashed (SIGSEGV, segmentation fault)");
+    check("exit", "failed", "it ended the process (exit code 0)");
+    check("hang", "failed", "it gave no sign for 5 s and was stopped");
+    check("site", "failed", "has no site blocks.99");
+    check("not-applicable", "not-applicable", "it never is");
+    for good in ["gradcam", "noise", "mean-mask", "hostile-prints", "AUROC", "chance"] {
+        assert_eq!(cell(&found, good)["cell"], "value", "{good}");
+    }
+    assert!(out.contains("N/A") && out.contains("failed"), "{out}");
+    // The good numbers are those of a run without hostile neighbours.
+    let alone = tempfile::tempdir().unwrap();
+    succeed(&["run", &text(&small_spec(alone.path(), CONTROLS))]);
+    for name in ["gradcam", "noise", "mean-mask", "AUROC"] {
+        assert_eq!(cell(&found, name), cell(&summary(alone.path()), name), "{name}");
+    }
+    // Failed cells stay failed, and the rest is not computed again.
+    let (_, err, code) = run(&["run", &spec, "--plugins", &plugins]);
+    assert_eq!(code, 5);
+    assert!(!err.contains("block0000 ..."), "{err}");
+}
+
+#[test]
+fn training_reaches_its_history_and_diverging_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = text(&small_spec(
+        folder.path(),
+        "[models.train]\nepochs = 2\nbatch_size = 4\nflip = true\nbalance_loss = true\n",
+    ));
+    let out = succeed(&["train", &spec]);
+    assert!(out.contains("densenet-small fold 0: best epoch") && out.contains("best.safetensors"), "{out}");
+    let folder = tempfile::tempdir().unwrap();
+    let sgd = "[models.train]\nepochs = 4\nbatch_size = 4\nlearning_rate = 1e30\noptimizer = \"sgd\"\n";
+    let spec = text(&small_spec(folder.path(), sgd));
+    let (out, err, code) = run(&["run", &spec]);
+    assert_eq!(code, 8, "{err}");
+    assert!(err.contains("training diverged: the"), "{err}");
+    assert!(out.contains("failed"), "{out}");
+}
+
+#[test]
+fn mistakes_are_clear_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| -> String {
+        let path: PathBuf = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let good = std::fs::read_to_string(small_spec(folder.path(), CONTROLS)).unwrap();
+    let check = |from: &str, to: &str, code: i32, message: &str| {
+        assert!(good.contains(from));
+        fail(&["run", &write("bad.toml", &good.replace(from, to))], code, message);
+    };
+    fail(&["run", "/no/such.toml"], 3, "/no/such.toml: no such spec file, nor a built-in spec (known: demo");
+    check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: densenet-small, densenet121");
+    check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");
+    check("size = 64", "size = 4", 3, "model densenet-small: parameter size: 4 px is under");
+    check("size = 64", "sizes = 64", 3, "unknown parameter sizes (known: size)");
+    check(
+        "name = \"gradcam\"",
+        "name = \"gradcam\"\nparams = { layr = \"x\" }",
+        3,
+        "explainer gradcam: unknown parameter layr",
+    );
+    check("count = 40", "count = \"many\"", 3, "invalid type: string \"many\"");
+    check("test = 12", "test = 60", 3, "test = 60: a share under 1 or a number under 40 expected");
+    check(
+        "count = 40",
+        "count = 40\nnodules = 0.0",
+        3,
+        "a test set of 6 images without and 6 with the finding was asked for; whole patients give 6 and 0",
+    );
+    check("name = \"t\"", "name = \"t\"\ndevice = \"tpu\"", 3, "device `tpu` is none of auto, cpu, cuda, cuda:N");
+    // A folder of another spec is not overwritten.
+    let spec = write("good.toml", &good);
+    succeed(&["run", &spec]);
+    let before = std::fs::read(folder.path().join("out/summary.json")).unwrap();
+    check("block = 4", "block = 5", 3, "holds a run of another spec (hint: give another `output`, or --restart");
+    assert_eq!(std::fs::read(folder.path().join("out/summary.json")).unwrap(), before);
+    let other = write("bad.toml", &good.replace("block = 4", "block = 5"));
+    succeed(&["run", &other, "--restart"]);
+}
+
+/// The results lie on a file system of 420 kB that fills up. Needs the right to mount; says so where there is none.
+#[test]
+fn a_full_disk_is_said_and_the_run_continues_when_there_is_space() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = folder.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let status = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=420k", "tmpfs"])
+        .arg(&mount)
+        .stderr(Stdio::null())
+        .status();
+    if !status.is_ok_and(|s| s.success()) {
+        eprintln!("skipped: no right to mount a small file system");
+        return;
+    }
+    let spec = small_spec(&mount, CONTROLS);
+    let first = texts(lightbox(&["run", &text(&spec)]).output().unwrap());
+    let remount = std::process::Command::new("mount").args(["-o", "remount,size=60M"]).arg(&mount).status();
+    let second = texts(lightbox(&["run", &text(&spec)]).output().unwrap());
+    let unmount = std::process::Command::new("umount").arg(&mount).status();
+    assert_eq!(first.2, 6, "{}", first.1);
+    assert!(
+        first.1.contains("no space left on the disk (hint: free some space and run the same command again"),
+        "{}",
+        first.1
+    );
+    assert!(remount.unwrap().success() && unmount.unwrap().success());
+    assert_eq!(second.2, 0, "{}", second.1);
+}
