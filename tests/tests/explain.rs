@@ -1,0 +1,220 @@
+//! `lightbox explain` and `lightbox data` on image files.
+
+use lightbox_core::data::image::write_png;
+use lightbox_tests::{fail, run, shared, succeed};
+use std::path::Path;
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn overlays_and_their_sidecar() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("chest.png");
+    write_png(&image, 100, 80, &(0..8000).map(|i| (i / 40) as u8).collect::<Vec<_>>()).unwrap();
+    std::fs::create_dir(folder.path().join("other")).unwrap();
+    let same = folder.path().join("other/chest.png");
+    std::fs::copy(&image, &same).unwrap();
+    let out = folder.path().join("o");
+    let printed = succeed(&[
+        "explain",
+        &text(&image),
+        &text(&same),
+        "--model",
+        "densenet-small",
+        "--explainer",
+        "gradcam",
+        "--explainer",
+        "centre:sigma=0.1",
+        "--target",
+        "1",
+        "--out",
+        &text(&out),
+    ]);
+    assert_eq!(printed.lines().count(), 4);
+    for name in ["chest.gradcam.png", "chest.centre_sigma=0.1.png", "chest-1.gradcam.png"] {
+        let picture = image::open(out.join(name)).unwrap();
+        assert_eq!((picture.width(), picture.height()), (128, 128), "{name}");
+    }
+    let side: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("chest.json")).unwrap()).unwrap();
+    assert_eq!((side["class"].as_i64(), side["model"].as_str()), (Some(1), Some("densenet-small")));
+    assert!(side["probability"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn mistakes_are_clear_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    write_png(at("a.png").as_ref(), 40, 40, &[9; 1600]).unwrap();
+    let bytes = std::fs::read(at("a.png")).unwrap();
+    std::fs::write(at("cut.png"), &bytes[..bytes.len() - 30]).unwrap();
+    std::fs::write(at("a.npy"), "no").unwrap();
+    let check = |arguments: &[&str], code: i32, message: &str| {
+        fail(&[&["explain"], arguments, &["--out", &at("o")]].concat(), code, message);
+    };
+    let (a, model) = (at("a.png"), "densenet-small");
+    check(&[&at("none.png"), "--model", model, "--explainer", "gradcam"], 3, "none.png: no such file or folder");
+    check(&[&at("cut.png"), "--model", model, "--explainer", "gradcam"], 3, "cut.png: the image is broken");
+    check(&[&a, "--model", "resnet", "--explainer", "gradcam"], 4, "no model is named resnet (known: densenet-small");
+    check(&[&a, "--model", model, "--explainer", "cam"], 4, "no explainer is named cam (known: ");
+    check(
+        &[&a, "--model", model, "--explainer", "gradcam:layer"],
+        3,
+        "`layer` is not param=value (example: gradcam:layer=",
+    );
+    check(&[&a, "--model", model, "--explainer", "gradcam:layer=x"], 3, "has no site x (known: input, features.pool0");
+    check(&[&a, "--model", model, "--explainer", "centre:sigma=-1"], 3, "parameter sigma: \"-1\" is not a number from");
+    check(
+        &[&a, "--model", model, "--explainer", "gradcam", "--target", "2"],
+        3,
+        "--target 2: densenet-small has classes 0 to 1",
+    );
+    check(
+        &[&a, "--model", model, "--weights", &at("w.pth"), "--explainer", "gradcam"],
+        3,
+        "w.pth: no such file or folder",
+    );
+    check(
+        &[&a, "--model", model, "--weights", &a, "--explainer", "gradcam"],
+        3,
+        "a.png: not a checkpoint that Lightbox reads",
+    );
+    check(&[&at("a.npy"), "--model", model, "--explainer", "gradcam"], 3, "a batch file needs --raw FILE.safetensors");
+    check(
+        &[&at("a.npy"), "--model", model, "--explainer", "gradcam", "--raw", &at("r.safetensors")],
+        3,
+        "a.npy: not a NumPy file",
+    );
+    check(&[&a, "--model", model, "--explainer", "gradcam", "--device", "cuda:77"], 3, "device cuda:77 was asked for");
+    check(&["--model", model, "--explainer", "gradcam"], 2, "required");
+    // Without a training set there is no mean mask; that is an answer, not a failure.
+    let (_, err, code) = run(&["explain", &a, "--model", model, "--explainer", "mean-mask", "--out", &at("o")]);
+    assert_eq!(code, 0);
+    assert!(
+        err.contains("not applicable: densenet-small x mean-mask: it needs the mean of the training set's masks"),
+        "{err}"
+    );
+}
+
+#[test]
+fn made_phantoms_are_a_data_source_in_both_forms() {
+    let folder = tempfile::tempdir().unwrap();
+    for (format, section) in
+        [("table", "source = \"table\"\ncsv = \"out/table.csv\""), ("node21", "source = \"node21\"\nroot = \"out\"")]
+    {
+        let here = folder.path().join(format);
+        std::fs::create_dir(&here).unwrap();
+        let out = text(&here.join("out"));
+        let make = ["data", "make", &out, "--count", "30", "--pixels", "64", "--format", format];
+        assert!(succeed(&make).starts_with("30 images, "));
+        fail(&make, 3, "out: the folder is not empty");
+        let spec = here.join("s.toml");
+        std::fs::write(
+            &spec,
+            format!("name = \"x\"\noutput = {:?}\n[data]\n{section}\n[[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n\
+                     [[explainers]]\nname = \"brightness\"\n", here.join("run")),
+        )
+        .unwrap();
+        let shown = succeed(&["data", "inspect", &text(&spec)]);
+        assert!(shown.contains("images    30 (15 with the finding) of 30 patients\nsizes     64x64"), "{shown}");
+        assert!(shown.contains("test      6 (3 with the finding)"), "{shown}");
+        let table = succeed(&["run", &text(&spec)]);
+        assert!(table.contains("brightness"), "{table}");
+    }
+}
+
+/// Real radiographs: nodules inserted into those without, and the images as they are with NIH's own labels and boxes.
+#[test]
+fn real_radiographs_run_through_both_sources() {
+    let Some(nih) = shared("data/nih-cxr") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let check = |name: &str, data: String, explainers: &str, expected: &[&str]| {
+        let spec = folder.path().join(format!("{name}.toml"));
+        let output = folder.path().join(name);
+        std::fs::write(
+            &spec,
+            format!(
+                "name = \"{name}\"\noutput = {output:?}\n[data]\n{data}\n[split]\ntest = 24\n[[models]]\nname = \"densenet-small\"\n\
+                 {explainers}"
+            ),
+        )
+        .unwrap();
+        let table = succeed(&["run", &text(&spec)]);
+        expected.iter().for_each(|e| assert!(table.contains(e), "{name}: {e}\n{table}"));
+        assert!(output.join("sheet.png").is_file());
+    };
+    let at = |name: &str| nih.join(name);
+    let both = "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"edges\"\n";
+    let nih_keys = format!(
+        "source = \"nih\"\nlabels = {:?}\nimages = {:?}\nnegatives = \"no-finding\"\n",
+        at("labels.csv"),
+        at("images")
+    );
+    let inserted = format!("source = \"phantom\"\ncount = 80\n[data.backgrounds]\n{nih_keys}");
+    check("inserted", inserted, both, &["24 test images, 12 with the finding, 12 of them with a mask", "edges"]);
+    let boxes = format!("{nih_keys}boxes = {:?}\n", at("boxes.csv"));
+    check("labels", boxes, both, &["24 test images, 12 with the finding, ", "images with the finding have no mask"]);
+    let table = format!(
+        "source = \"table\"\ncsv = {:?}\nimages = {:?}\nlabel = \"nodule\"\npatient = \"patient_id\"\n",
+        at("labels.csv"),
+        at("images")
+    );
+    check("table", table, both, &["N/A", "have no mask and are only classified"]);
+}
+
+/// A folder of NODE21's shape with the real annotation: made .mha images under the real names, real boxes, real splits.
+#[test]
+fn the_real_node21_annotation_runs_on_made_images() {
+    let Some(splits) = shared("data/node21-splits") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // A part of the set, whole images of each split file, so that the test stays short.
+    let (mut kept, parts) = (std::collections::BTreeSet::new(), folder.path().join("splits"));
+    std::fs::create_dir(&parts).unwrap();
+    let read = |name: &str| std::fs::read_to_string(splits.join(name)).unwrap();
+    let names = |text: &str, keep: &dyn Fn(&str) -> bool| -> Vec<String> {
+        text.lines().skip(1).filter(|l| keep(l.split(',').nth(1).unwrap())).map(str::to_string).collect()
+    };
+    let mut metadata = Vec::new();
+    for file in ["test.csv", "train_fold0.csv", "val_fold0.csv"] {
+        let text = read(file);
+        let mut some: [Vec<String>; 2] = Default::default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split(',').collect();
+            let class = &mut some[usize::from(fields[2] == "1")];
+            if class.len() < 8 && !class.contains(&fields[1].to_string()) {
+                class.push(fields[1].to_string());
+            }
+        }
+        let some = some.concat();
+        let lines = names(&text, &|n| some.iter().any(|s| s == n));
+        std::fs::write(parts.join(file), format!("height,img_name,label,width,x,y\n{}\n", lines.join("\n"))).unwrap();
+        metadata.extend(lines);
+        kept.extend(some);
+    }
+    let root = folder.path().join("node21");
+    for (i, name) in kept.iter().enumerate() {
+        let pixels: Vec<u16> =
+            (0..1024 * 1024usize).map(|p| ((p / 1024 + p % 1024 * 3 + i * 97) % 4096) as u16).collect();
+        lightbox_core::data::mha::write_u16(&root.join("images").join(name), 1024, 1024, &pixels).unwrap();
+    }
+    std::fs::write(root.join("metadata.csv"), format!("height,img_name,label,width,x,y\n{}\n", metadata.join("\n")))
+        .unwrap();
+    let spec = folder.path().join("s.toml");
+    std::fs::write(
+        &spec,
+        format!(
+            "name = \"x\"\noutput = {:?}\n[data]\nsource = \"node21\"\nroot = \"node21\"\n[split]\nfiles = \"splits\"\n\
+             [[models]]\nname = \"densenet-small\"\n[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"mean-mask\"\n",
+            folder.path().join("run")
+        ),
+    )
+    .unwrap();
+    let shown = succeed(&["data", "inspect", &text(&spec)]);
+    assert!(
+        shown.contains("sizes     1024x1024 (of 8 read)") && shown.contains("test      16 (8 with the finding)"),
+        "{shown}"
+    );
+    let table = succeed(&["run", &text(&spec)]);
+    assert!(table.contains("16 test images, 8 with the finding, 8 of them with a mask"), "{table}");
+}

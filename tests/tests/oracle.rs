@@ -1,0 +1,170 @@
+//! Against the peers: files that `tests/oracle/make.py` made with scikit-learn, torchvision, PyTorch, SimpleITK, pydicom.
+
+use lightbox_core::checkpoint::{self, State};
+use lightbox_core::data::image::{self, Pixels};
+use lightbox_core::data::resize::resize;
+use lightbox_core::metrics::auroc::auroc;
+use lightbox_core::metrics::average_precision::{self, Score, average_precision, pixel_average_precision};
+use lightbox_tests::{oracle, relative, run, succeed};
+use tch::{Kind, Tensor};
+
+fn state(name: &str) -> State {
+    checkpoint::read(&oracle(name)).unwrap()
+}
+
+fn get(state: &State, name: &str) -> Tensor {
+    state.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()).unwrap_or_else(|| panic!("no {name}"))
+}
+
+fn floats(tensor: &Tensor) -> Vec<f64> {
+    Vec::<f64>::try_from(tensor.flatten(0, -1).to_kind(Kind::Double)).unwrap()
+}
+
+#[test]
+fn average_precision_and_auroc_equal_scikit_learn() {
+    let golden = state("ap.safetensors");
+    let (maps, masks) = (get(&golden, "maps"), get(&golden, "masks"));
+    let (ap, roc) = (floats(&get(&golden, "ap")), floats(&get(&golden, "auroc")));
+    let all = |t: &Tensor| Vec::<f32>::try_from(t.flatten(0, -1).to_kind(Kind::Float)).unwrap();
+    let bytes = |t: &Tensor| Vec::<u8>::try_from(t.flatten(0, -1)).unwrap();
+    assert_eq!(ap.len(), 24);
+    for (i, wanted) in ap.iter().enumerate() {
+        let (map, mask) = (all(&maps.get(i as i64)), bytes(&masks.get(i as i64)));
+        let Score::Value(found) = pixel_average_precision(&map, &mask) else { panic!("map {i}") };
+        assert!((found - wanted).abs() < 1e-9, "map {i}: {found} {wanted}");
+        let scores: Vec<f64> = map.iter().map(|&v| f64::from(v)).collect();
+        assert!((average_precision(&scores, &mask).unwrap() - wanted).abs() < 1e-9, "map {i}");
+        assert!((auroc(&scores, &mask).unwrap() - roc[i]).abs() < 1e-9, "map {i}");
+    }
+    let (map, mask) = (all(&maps), bytes(&masks));
+    let positives = map.iter().zip(&mask).filter(|(_, m)| **m == 1).map(|(v, _)| *v);
+    let mut pooled = average_precision::Pixels::new(positives).unwrap();
+    map.chunks(4096).for_each(|image| assert!(pooled.count(image)));
+    assert!((pooled.finish() - floats(&get(&golden, "pooled"))[0]).abs() < 1e-9);
+}
+
+#[test]
+fn resizing_equals_torchvision_within_one_grey_level() {
+    let golden = state("resize.safetensors");
+    for k in 0..4 {
+        let image = get(&golden, &format!("{k}.image"));
+        let (h, w) = (image.size()[0] as usize, image.size()[1] as usize);
+        let unit: Vec<f32> = floats(&image).iter().map(|v| (v / 255.0) as f32).collect();
+        for path in ["pil", "tensor"] {
+            let wanted = get(&golden, &format!("{k}.{path}"));
+            let size = wanted.size()[0] as usize;
+            let found = resize(&unit, (w, h), (size, size));
+            let worst = found
+                .iter()
+                .zip(floats(&wanted))
+                .map(|(f, w)| (f64::from((f.clamp(0.0, 1.0) * 255.0).round()) - w).abs())
+                .fold(0.0, f64::max);
+            assert!(worst <= 1.0, "{h}x{w} -> {size}, {path}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn every_form_of_pytorch_file_loads_and_gives_torchvisions_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw.safetensors").to_string_lossy().into_owned();
+    let batch = oracle("checkpoint.safetensors").to_string_lossy().into_owned();
+    let wanted = get(&state("checkpoint.safetensors"), "logits");
+    for (name, most) in [
+        ("plain.pth", 1e-5),
+        ("old-keys.pth", 1e-5),
+        ("wrapped.pth", 1e-5),
+        ("parameters.pth", 1e-5),
+        ("half.pth", 5e-3),
+    ] {
+        let file = oracle(name).to_string_lossy().into_owned();
+        succeed(&[
+            "explain",
+            &batch,
+            "--model",
+            "densenet-small",
+            "--model-param",
+            "size=64",
+            "--weights",
+            &file,
+            "--explainer",
+            "gradcam",
+            "--raw",
+            &raw,
+            "--device",
+            "cpu",
+        ]);
+        let error = relative(&get(&checkpoint::read(raw.as_ref()).unwrap(), "logits"), &wanted);
+        assert!(error < most, "{name}: {error}");
+    }
+}
+
+#[test]
+fn another_number_of_classes_keeps_the_trunk_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw.safetensors").to_string_lossy().into_owned();
+    let batch = oracle("checkpoint.safetensors").to_string_lossy().into_owned();
+    let file = oracle("five-classes.pth").to_string_lossy().into_owned();
+    let with = |classes: &[&str]| {
+        let arguments = [
+            "explain",
+            &batch,
+            "--model",
+            "densenet-small",
+            "--model-param",
+            "size=64",
+            "--weights",
+            &file,
+            "--explainer",
+            "gradcam",
+            "--raw",
+            &raw,
+        ];
+        let (_, err, code) = run(&[&arguments, classes].concat());
+        assert_eq!(code, 0, "{err}");
+        (err, get(&checkpoint::read(raw.as_ref()).unwrap(), "logits").size()[1])
+    };
+    let (err, classes) = with(&[]);
+    assert!(classes == 5 && !err.contains("head is new"), "{err}");
+    let (err, classes) = with(&["--classes", "2"]);
+    assert_eq!(classes, 2);
+    assert!(
+        err.contains(
+            "note: the head is new: the checkpoint's classifier.weight has shape [5, 87], the model's [2, 87]"
+        ),
+        "{err}"
+    );
+}
+
+#[test]
+fn medical_files_hold_their_picture() {
+    let wanted = floats(&get(&state("medical.safetensors"), "image"));
+    let values = |name: &str| -> Vec<f64> {
+        let grey = image::read(&oracle(name)).unwrap();
+        assert_eq!((grey.width, grey.height), (20, 24), "{name}");
+        match grey.pixels {
+            Pixels::U8(v) => v.into_iter().map(f64::from).collect(),
+            Pixels::U16(v) => v.into_iter().map(f64::from).collect(),
+            Pixels::F32(v) => v.into_iter().map(f64::from).collect(),
+        }
+    };
+    for name in ["u16.mha", "u16-zlib.mha", "f32.mhd", "i16-slice.mha", "mono2.dcm", "u16.png"] {
+        assert_eq!(values(name), wanted, "{name}");
+    }
+    // White is zero, twice as steep: bright must be bright again.
+    let found = values("mono1.dcm");
+    let unit = image::read(&oracle("mono1.dcm")).unwrap().unit().unwrap();
+    assert!(
+        found
+            .iter()
+            .zip(&wanted)
+            .all(|(f, w)| (f - 2.0 * (w - wanted.iter().copied().fold(f64::MAX, f64::min))).abs() < 1e-3)
+    );
+    assert!(unit.iter().all(|v| (0.0..=1.0).contains(v)));
+    let cut = std::fs::read(oracle("mono2.dcm")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.dcm");
+    std::fs::write(&path, &cut[..cut.len() - 300]).unwrap();
+    let error = image::read(&path).unwrap_err().to_string();
+    assert!(error.contains("cut.dcm: "), "{error}");
+}
