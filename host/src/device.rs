@@ -27,6 +27,16 @@ pub fn open_cuda() {
     }
 }
 
+/// Lets glibc keep freed activations for the next batch instead of giving their pages back to the kernel and faulting
+/// them in again.
+pub fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 pub fn choose(name: &str) -> Result<Device> {
     let cuda = |n: usize| {

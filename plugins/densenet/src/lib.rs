@@ -5,10 +5,13 @@
 //! `features.norm5` before it and `features.relu5` after it; the latter is what is pooled, and the default of
 //! class activation maps.
 
+mod fast;
+
 use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tape::Tape;
-use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tch::{Device, Tensor};
+use std::cell::OnceCell;
 
 lightbox_sdk::export!();
 register_model!("densenet121", |o| spec(&DENSENET121, o), |o| make(&DENSENET121, o));
@@ -134,7 +137,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(DenseNet { config, spec, params }))
+    Ok(Box::new(DenseNet::new(config, spec, params)))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -194,9 +197,26 @@ struct DenseNet {
     config: &'static Config,
     spec: ModelSpec,
     params: Parameters,
+    /// Made of the parameters when it is first used.
+    trunk: OnceCell<fast::Trunk>,
 }
 
+/// The sites from which on the fast trunk is out of the way.
+const TAIL: [&str; 4] = ["features.norm5", "features.relu5", "embedding", "logits"];
+
 impl DenseNet {
+    fn new(config: &'static Config, spec: ModelSpec, params: Parameters) -> Self {
+        DenseNet { config, spec, params, trunk: OnceCell::new() }
+    }
+
+    fn trunk(&self) -> Result<&fast::Trunk> {
+        if let Some(trunk) = self.trunk.get() {
+            return Ok(trunk);
+        }
+        let trunk = fast::Trunk::new(self.config, &self.params)?;
+        Ok(self.trunk.get_or_init(|| trunk))
+    }
+
     fn norm(&self, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
         let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
         let (weight, bias) = (Some(get("weight")?), Some(get("bias")?));
@@ -237,7 +257,17 @@ impl DenseNet {
                 x = site(&name, y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)?;
             }
         }
-        let x = site("features.norm5", self.norm(&x, "features.norm5", train)?)?;
+        let norm5 = self.norm(&x, "features.norm5", train)?;
+        self.tail(norm5, tape)
+    }
+
+    /// From the last norm on.
+    fn tail(&self, norm5: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let mut site = |name: &str, value: Tensor| match tape.as_deref_mut() {
+            Some(tape) => tape.site(name, value),
+            None => Ok(value),
+        };
+        let x = site("features.norm5", norm5)?;
         let x = site("features.relu5", x.f_relu()?)?;
         let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
         let x = site("embedding", x)?;
@@ -269,7 +299,17 @@ impl Model for DenseNet {
     }
 
     fn run(&self, request: &Request) -> Result<Response> {
-        Tape::run(request, |tape, images| self.forward(images, false, Some(tape)))
+        Tape::run(request, |tape, images| {
+            let inside = self.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
+            if inside || self.params.device() != Device::Cpu {
+                return self.forward(images, false, Some(tape));
+            }
+            let norm5 = {
+                let _off = lightbox_sdk::tch::no_grad_guard();
+                self.trunk()?.run(&images)?
+            };
+            self.tail(norm5, Some(tape))
+        })
     }
 
     fn parameters(&self) -> Result<Named> {
@@ -277,17 +317,18 @@ impl Model for DenseNet {
     }
 
     fn load(&mut self, parameters: Named) -> Result<LoadReport> {
+        self.trunk = OnceCell::new();
         self.params.load(parameters, modern_key, &HEAD)
     }
 
     fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
         let (config, spec) = (self.config, self.spec.clone());
-        Ok(Box::new(DenseNet { config, spec, params: self.params.with(edits)? }))
+        Ok(Box::new(DenseNet::new(config, spec, self.params.with(edits)?)))
     }
 
     fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
         let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
-        Ok(Box::new(NetTrainer::new(DenseNet { config, spec, params }, options)?))
+        Ok(Box::new(NetTrainer::new(DenseNet::new(config, spec, params), options)?))
     }
 }
 
@@ -318,6 +359,35 @@ mod tests {
             shape.extend(site.grid.iter().flatten());
             assert_eq!(response.values[&site.name].shape(), shape, "{}", site.name);
         }
+    }
+
+    #[test]
+    fn the_fast_trunk_is_the_plain_one() {
+        let mut options = ModelOptions::default();
+        options.params.insert("size".into(), 70.into());
+        let made = spec(&SMALL, &options).unwrap();
+        let mut params = initial(&SMALL, 2, &options).unwrap();
+        for name in params.names().to_vec() {
+            // Norms of every sign, zeros among them.
+            let shape = params.get(&name).unwrap().size();
+            let random = Tensor::randn(&shape, (lightbox_sdk::tch::Kind::Float, Device::Cpu));
+            match name.rsplit('.').next().unwrap() {
+                "running_var" => params.insert(&name, random.abs() + 0.2),
+                "running_mean" | "bias" => params.insert(&name, random * 0.3),
+                "weight" if shape.len() == 1 => {
+                    let _ = random.narrow(0, 0, 2).zero_();
+                    params.insert(&name, random);
+                }
+                _ => {}
+            }
+        }
+        let model = DenseNet::new(&SMALL, made, params);
+        let images = Tensor::randn([2, 3, 70, 70], (lightbox_sdk::tch::Kind::Float, Device::Cpu));
+        let plain = model.forward(images.shallow_clone(), false, None).unwrap();
+        let norm5 = model.trunk().unwrap().run(&images).unwrap();
+        let fast = model.tail(norm5, None).unwrap();
+        let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
+        assert!(error < 1e-5, "{error}");
     }
 
     #[test]

@@ -1,0 +1,138 @@
+//! The trunk for inference on a CPU, rewritten so that the batch norms before convolutions cost nothing. The same function
+//! up to rounding (a test compares); used when nothing between the images and `features.norm5` is asked for.
+//!
+//! - `relu(a x + b) = a clamp(x, lo, hi) + b` with `[lo, hi] = [-b/a, inf]` for `a > 0` and `[-inf, -b/a]` for `a < 0`; `a`
+//!   and `b` then fold into the 1x1 convolution that follows, which has no padding. For `a = 0` the value is `relu(b)`.
+//! - `norm2` folds into `conv1` and `norm0` into `conv0`, which come before them.
+//! - A dense block writes into one buffer, channels last, instead of concatenating; 1x1 convolutions are matrix products.
+//! - A transition averages before its 1x1 convolution, which commutes and costs a quarter.
+
+use super::{Config, EPS};
+use lightbox_sdk::nn::Parameters;
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tch::{Device, Kind, Tensor};
+
+/// A norm, ReLU and 1x1 convolution as clamp and matrix product.
+struct Folded {
+    low: Tensor,
+    high: Tensor,
+    /// [in, out].
+    weight: Tensor,
+    bias: Tensor,
+}
+
+struct Layer {
+    reduce: Folded,
+    /// The 3x3 convolution, channels last.
+    conv: Tensor,
+}
+
+/// The folded trunk of one set of parameters.
+pub struct Trunk {
+    conv0: Tensor,
+    bias0: Tensor,
+    blocks: Vec<(Vec<Layer>, Option<Folded>)>,
+    scale5: Tensor,
+    shift5: Tensor,
+    growth: i64,
+}
+
+fn channels_last(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
+}
+
+/// A batch norm in inference as `scale * x + shift`.
+fn norm(p: &Parameters, name: &str) -> Result<(Tensor, Tensor)> {
+    let get = |leaf: &str| p.get(&format!("{name}.{leaf}"));
+    let scale = get("weight")?.f_div(&get("running_var")?.f_add_scalar(EPS)?.f_sqrt()?)?;
+    let shift = get("bias")?.f_sub(&get("running_mean")?.f_mul(&scale)?)?;
+    Ok((scale, shift))
+}
+
+/// Folds `conv(relu(norm(x)))` for a 1x1 convolution.
+fn fold(p: &Parameters, norm_name: &str, conv_name: &str) -> Result<Folded> {
+    let (scale, shift) = norm(p, norm_name)?;
+    let weight = p.get(&format!("{conv_name}.weight"))?.f_flatten(1, -1)?;
+    let zero = scale.f_eq(0.0)?;
+    let safe = scale.f_masked_fill(&zero, 1.0)?;
+    let knee = shift.f_div(&safe)?.f_neg()?;
+    let nothing = shift.f_zeros_like()?;
+    let low = knee.f_where_self(&scale.f_gt(0.0)?, &nothing.f_sub_scalar(f64::INFINITY)?)?;
+    let high = nothing.f_add_scalar(f64::INFINITY)?.f_where_self(&scale.f_gt(0.0)?, &knee)?;
+    // Where the scale is 0 the input does not matter: clamp to 0 and keep relu(shift).
+    let low = low.f_masked_fill(&zero, 0.0)?;
+    let high = high.f_masked_fill(&zero, 0.0)?;
+    let shift = shift.f_relu()?.f_where_self(&zero, &shift)?;
+    let bias = weight.f_mv(&shift)?;
+    let weight = weight.f_mul(&scale)?.f_transpose(0, 1)?.f_contiguous()?;
+    Ok(Folded { low, high, weight, bias })
+}
+
+impl Trunk {
+    pub fn new(config: &Config, p: &Parameters) -> Result<Self> {
+        let _off = lightbox_sdk::tch::no_grad_guard();
+        let (scale0, bias0) = norm(p, "features.norm0")?;
+        let conv0 = p.get("features.conv0.weight")?.f_mul(&scale0.f_reshape([-1, 1, 1, 1])?)?;
+        let mut blocks = Vec::new();
+        for (i, &layers) in config.blocks.iter().enumerate() {
+            let block = i + 1;
+            let mut list = Vec::new();
+            for layer in 1..=layers {
+                let name = format!("features.denseblock{block}.denselayer{layer}");
+                let mut reduce = fold(p, &format!("{name}.norm1"), &format!("{name}.conv1"))?;
+                let (scale, shift) = norm(p, &format!("{name}.norm2"))?;
+                reduce.weight = reduce.weight.f_mul(&scale)?;
+                reduce.bias = reduce.bias.f_mul(&scale)?.f_add(&shift)?;
+                let conv = channels_last(p.get(&format!("{name}.conv2.weight"))?)?;
+                list.push(Layer { reduce, conv });
+            }
+            let transition = (block < config.blocks.len())
+                .then(|| {
+                    let name = format!("features.transition{block}");
+                    fold(p, &format!("{name}.norm"), &format!("{name}.conv"))
+                })
+                .transpose()?;
+            blocks.push((list, transition));
+        }
+        let (scale5, shift5) = norm(p, "features.norm5")?;
+        Ok(Trunk { conv0: channels_last(&conv0)?, bias0, blocks, scale5, shift5, growth: config.growth })
+    }
+
+    /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory.
+    pub fn run(&self, images: &Tensor) -> Result<Tensor> {
+        let x = channels_last(images)?;
+        let x = x.f_conv2d(&self.conv0, Some(&self.bias0), [2], [3], [1], 1)?.f_relu_()?;
+        let mut x = x.f_max_pool2d([3], [2], [1], [1], false)?;
+        for (layers, transition) in &self.blocks {
+            let [n, mut channels, h, w]: [i64; 4] =
+                x.size().try_into().map_err(|s| Error::invalid(format!("features of shape {s:?}")))?;
+            let width = channels + layers.len() as i64 * self.growth;
+            let buffer = Tensor::f_empty([n * h * w, width], (Kind::Float, Device::Cpu))?;
+            let rows = |t: &Tensor, c: i64| t.f_permute([0, 2, 3, 1])?.f_reshape([-1, c]);
+            buffer.f_narrow(1, 0, channels)?.f_copy_(&rows(&x, channels)?)?;
+            for layer in layers {
+                let fold = &layer.reduce;
+                let z = buffer.f_narrow(1, 0, channels)?.f_clamp_tensor(Some(&fold.low), Some(&fold.high))?;
+                let z = fold.bias.f_addmm(&z, &fold.weight)?.f_relu_()?;
+                let z = z.f_reshape([n, h, w, -1])?.f_permute([0, 3, 1, 2])?;
+                let y = z.f_conv2d(&layer.conv, None::<&Tensor>, [1], [1], [1], 1)?;
+                buffer.f_narrow(1, channels, self.growth)?.f_copy_(&rows(&y, self.growth)?)?;
+                channels += self.growth;
+            }
+            match transition {
+                Some(fold) => {
+                    let z = buffer.f_clamp_tensor(Some(&fold.low), Some(&fold.high))?;
+                    let z = z.f_reshape([n, h, w, width])?.f_permute([0, 3, 1, 2])?;
+                    let z = z.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?;
+                    let z = fold.bias.f_addmm(&rows(&z, width)?, &fold.weight)?;
+                    x = z.f_reshape([n, h / 2, w / 2, -1])?.f_permute([0, 3, 1, 2])?;
+                }
+                None => {
+                    let z = self.shift5.f_addcmul(&buffer, &self.scale5)?;
+                    return Ok(z.f_reshape([n, h, w, width])?.f_permute([0, 3, 1, 2])?);
+                }
+            }
+        }
+        Err(Error::invalid("a DenseNet without blocks"))
+    }
+}

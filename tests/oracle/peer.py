@@ -1,0 +1,55 @@
+"""The peers of `cargo xtask bench`: one round for every line on stdin, its times in seconds on stdout."""
+
+import sys
+import time
+
+
+def gradcam(batch, device):
+    import torch
+    import torchvision
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model = torchvision.models.densenet121(weights=None).eval().to(device)
+    images = torch.randn(int(batch), 3, 224, 224, device=device)
+    targets = [ClassifierOutputTarget(0)] * int(batch)
+    cam = GradCAM(model=model, target_layers=[model.features[-1]])
+    plain = torchvision.models.densenet121(weights=None).eval().to(device)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def round():
+        start = time.perf_counter()
+        cam(input_tensor=images, targets=targets)
+        wait()
+        middle = time.perf_counter()
+        with torch.no_grad():
+            plain(images)
+        wait()
+        return [middle - start, time.perf_counter() - middle]
+
+    return round
+
+
+def ap(path):
+    from safetensors.numpy import load_file
+    from sklearn.metrics import average_precision_score
+
+    state = load_file(path)
+    maps = state["maps"].reshape(len(state["maps"]), -1)
+    masks = state["masks"].reshape(len(maps), -1)
+
+    def round():
+        start = time.perf_counter()
+        values = [average_precision_score(g, m) for g, m in zip(masks, maps)]
+        return [time.perf_counter() - start, *values]
+
+    return round
+
+
+def main():
+    round = {"gradcam": gradcam, "ap": ap}[sys.argv[1]](*sys.argv[2:])
+    for _ in sys.stdin:
+        print(*map(repr, map(float, round())), flush=True)
+
+
+main()
