@@ -115,7 +115,7 @@ impl<'a> Tape<'a> {
     }
 
     fn finish(self, logits: Tensor) -> Result<Response> {
-        for site in self.request.values.iter().filter(|s| !self.values.contains_key(*s)) {
+        if let Some(site) = self.request.values.iter().find(|s| !self.values.contains_key(*s)) {
             return Err(Error::invalid(format!("the model did not pass site {site}")));
         }
         let mut leaves = Vec::new();

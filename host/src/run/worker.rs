@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -35,7 +36,7 @@ pub struct Worker {
     device: Device,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
-    stores: HashMap<usize, Arc<Store>>,
+    stores: HashMap<usize, Rc<Store>>,
     engine: Option<(String, usize, HashSet<String>, Engine)>,
 }
 
@@ -128,14 +129,14 @@ impl Worker {
         }
     }
 
-    fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Arc<Store>> {
+    fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Rc<Store>> {
         let input = &model.input;
         if let Some(store) = self.stores.get(&input.height) {
             return Ok(store.clone());
         }
         let budget = self.spec.store_mib << 20;
         let file = self.folder.prepared(input.height);
-        let store = Arc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
+        let store = Rc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
         self.stores.insert(input.height, store.clone());
         Ok(store)
     }
