@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use tch::Device;
 
 /// Where libtorch_cpu was loaded from.
@@ -16,13 +17,17 @@ fn libtorch_folder() -> Option<PathBuf> {
     PathBuf::from(path).parent().map(PathBuf::from)
 }
 
+/// Why libtorch's CUDA part could not be opened although there is a driver.
+static TROUBLE: OnceLock<String> = OnceLock::new();
+
 /// Opens libtorch's CUDA part if there is a driver. Call it first in `main`.
 pub fn open_cuda() {
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
     if let (Ok(driver), Some(folder)) = (driver, libtorch_folder()) {
         std::mem::forget(driver);
-        if let Ok(torch) = unsafe { Library::open(Some(folder.join("libtorch.so")), RTLD_LAZY | RTLD_LOCAL) } {
-            std::mem::forget(torch);
+        match unsafe { Library::open(Some(folder.join("libtorch.so")), RTLD_LAZY | RTLD_LOCAL) } {
+            Ok(torch) => std::mem::forget(torch),
+            Err(e) => drop(TROUBLE.set(e.to_string())),
         }
     }
 }
@@ -52,7 +57,16 @@ pub fn choose(name: &str) -> Result<Device> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         None if name == "cuda" => cuda(0),
-        None if name == "auto" => Ok(if tch::Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }),
+        None if name == "auto" && tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+        None if name == "auto" => {
+            if let Some(trouble) = TROUBLE.get() {
+                eprintln!(
+                    "note: there is an NVIDIA driver, but libtorch's CUDA part cannot be opened, so the CPU is used: \
+                     {trouble} (hint: cargo xtask setup --cuda)"
+                );
+            }
+            Ok(Device::Cpu)
+        }
         Some(("cuda", n)) if n.parse::<usize>().is_ok() => cuda(n.parse().unwrap_or_default()),
         _ => Err(Error::input(format!("device `{name}` is none of auto, cpu, cuda, cuda:N"))),
     }

@@ -36,9 +36,30 @@ fn fault(folder: &Path) -> Option<String> {
     }
 }
 
-/// What the checks of a made-up machine may replace, so that the tests can try them.
-fn tool(variable: &str, default: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| default.to_string())
+/// What the machine offers. The tests make up their own.
+struct Machine {
+    compiler: String,
+    python: String,
+    /// A LIBTORCH of the user's own.
+    libtorch: Option<PathBuf>,
+    driver: bool,
+    free_gib: Option<u64>,
+}
+
+impl Machine {
+    fn here(home: &Path) -> Self {
+        let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_string());
+        let python = if std::env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
+        // `cargo xtask` runs with LIBTORCH from .cargo/config.toml; only another value is the user's own.
+        let own = std::env::var_os("LIBTORCH").map(PathBuf::from).filter(|p| *p != home.join("libtorch"));
+        Machine {
+            compiler: variable("CXX", "c++"),
+            python: variable("PYTHON", python),
+            libtorch: own,
+            driver: Path::new("/proc/driver/nvidia/version").is_file() || has("nvidia-smi"),
+            free_gib: free_gib(home),
+        }
+    }
 }
 
 fn has(program: &str) -> bool {
@@ -55,10 +76,6 @@ fn python_torch(python: &str) -> Option<PathBuf> {
     (!path.is_empty()).then(|| PathBuf::from(path))
 }
 
-fn driver() -> bool {
-    Path::new("/proc/driver/nvidia/version").is_file() || has("nvidia-smi")
-}
-
 fn free_gib(folder: &Path) -> Option<u64> {
     let output = Command::new("df").arg("-Pk").arg(folder).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -69,31 +86,34 @@ fn free_gib(folder: &Path) -> Option<u64> {
 pub fn setup(cuda: bool) -> Result<(), String> {
     let home = root().join(".lightbox");
     std::fs::create_dir_all(&home).map_err(|e| format!("{}: {e}", home.display()))?;
-    let compiler = tool("CXX", "c++");
-    if !has(&compiler) {
+    setup_on(&Machine::here(&home), &home, cuda)
+}
+
+fn setup_on(machine: &Machine, home: &Path, cuda: bool) -> Result<(), String> {
+    if !has(&machine.compiler) {
         return Err(format!(
-            "no C++ compiler: `{compiler}` does not run (hint: install g++ or clang, on Debian `apt-get install g++`, or \
-             set CXX)"
+            "no C++ compiler: `{}` does not run (hint: install g++ or clang, on Debian `apt-get install g++`, or set CXX)",
+            machine.compiler
         ));
     }
     let link = home.join("libtorch");
-    // `cargo xtask` runs with LIBTORCH from .cargo/config.toml; only another value is the user's own.
-    let given = std::env::var_os("LIBTORCH").map(PathBuf::from).filter(|p| *p != link);
-    let found = match given {
-        Some(folder) => match fault(&folder) {
-            None => folder,
+    let found = match &machine.libtorch {
+        Some(folder) => match fault(folder) {
+            None => folder.clone(),
             Some(fault) => return Err(format!("LIBTORCH: {fault} (hint: unset LIBTORCH and it is installed for you)")),
         },
         None => {
             let complete =
                 |folder: &Path| fault(folder).is_none() && (!cuda || folder.join("lib/libtorch_cuda.so").is_file());
-            if link.exists() && complete(&link) && (!cuda || home.join("cuda").is_file()) {
+            // Our own installation without CUDA's libraries does not do where a driver has come since.
+            let own = std::fs::canonicalize(&link).is_ok_and(|p| p.starts_with(home.join("venv")));
+            let full = !(cuda || machine.driver) || !own || home.join("cuda").is_file();
+            if link.exists() && complete(&link) && full {
                 return Ok(());
             }
-            let python = tool("PYTHON", if std::env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" });
-            match python_torch(&python).filter(|f| complete(f)) {
+            match python_torch(&machine.python).filter(|f| complete(f)) {
                 Some(folder) => folder,
-                None => install(&home, &python, cuda)?,
+                None => install(machine, home, cuda)?,
             }
         }
     };
@@ -106,16 +126,17 @@ pub fn setup(cuda: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn install(home: &Path, python: &str, cuda: bool) -> Result<PathBuf, String> {
+fn install(machine: &Machine, home: &Path, cuda: bool) -> Result<PathBuf, String> {
+    let python = &machine.python;
     if !has(python) {
         return Err(format!(
             "no libtorch {RELEASE} was found, and `{python}` does not run to install it (hint: install Python 3.10 or later \
              with pip, or set LIBTORCH to a libtorch {RELEASE})"
         ));
     }
-    let full = cuda || driver();
+    let full = cuda || machine.driver;
     let needs = if full { NEEDS_CUDA } else { NEEDS_CPU };
-    if let Some(free) = free_gib(home).filter(|free| *free < needs) {
+    if let Some(free) = machine.free_gib.filter(|free| *free < needs) {
         return Err(format!(
             "libtorch needs {needs} GiB of disk, {} has {free} (hint: free some, or set LIBTORCH to a libtorch {RELEASE})",
             home.display()
@@ -194,10 +215,18 @@ fn toolkit(torch: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("lightbox-setup-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
 
     #[test]
     fn another_version_and_a_folder_without_libtorch_are_named() {
-        let folder = std::env::temp_dir().join(format!("lightbox-setup-{}", std::process::id()));
+        let folder = folder("fault");
         std::fs::create_dir_all(folder.join("lib")).unwrap();
         std::fs::create_dir_all(folder.join("include/torch")).unwrap();
         assert!(fault(&folder).unwrap().contains("has no lib/libtorch_cpu.so"));
@@ -208,5 +237,57 @@ mod tests {
         std::fs::write(folder.join("version.py"), "__version__ = '2.11.0+cu130'\n").unwrap();
         assert_eq!(fault(&folder), None);
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// A Python that has no torch, and whose `-m venv` and `-m pip` do this.
+    fn python(folder: &Path, venv: &str, pip: &str) -> String {
+        let path = folder.join("python3");
+        let script = format!(
+            "#!/bin/sh\ncase \"$1 $2\" in\n--version*) exit 0;;\n\"-m venv\") {venv};;\n\"-m pip\") {pip};;\nesac\n"
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
+    fn check(name: &str, change: impl FnOnce(&mut Machine, &Path), message: &str) {
+        let folder = folder(name);
+        let makes = "mkdir -p \"$3/bin\" && cp \"$0\" \"$3/bin/python\"";
+        let mut machine = Machine {
+            compiler: "true".into(),
+            python: python(&folder, makes, "exit 0"),
+            libtorch: None,
+            driver: false,
+            free_gib: Some(100),
+        };
+        change(&mut machine, &folder);
+        let error = setup_on(&machine, &folder.join("home"), false).unwrap_err();
+        assert!(error.contains(message) && error.contains("(hint: "), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn what_a_machine_lacks_is_said_with_a_remedy() {
+        check(
+            "compiler",
+            |m, _| m.compiler = "no-such-compiler".into(),
+            "no C++ compiler: `no-such-compiler` does not run",
+        );
+        check("python", |m, _| m.python = "no-such-python".into(), "`no-such-python` does not run to install it");
+        check("disk", |m, _| m.free_gib = Some(1), "libtorch needs 4 GiB of disk");
+        check("libtorch", |m, f| m.libtorch = Some(f.into()), "has no lib/libtorch_cpu.so (hint: unset LIBTORCH");
+        let venv = "echo 'ensurepip is not available' >&2; exit 1";
+        check("venv", |m, f| m.python = python(f, venv, ""), "-m venv fails: ensurepip is not available");
+        let makes = "mkdir -p \"$3/bin\" && cp \"$0\" \"$3/bin/python\"";
+        let pip = "echo 'No module named pip' >&2; exit 1";
+        check("pip", |m, f| m.python = python(f, makes, pip), "install pip, on Debian");
+        let network = "echo 'Max retries exceeded: Failed to establish a new connection' >&2; exit 1";
+        check(
+            "network",
+            |m, f| m.python = python(f, makes, network),
+            "is there a network? pip must reach a package index",
+        );
+        let version = "echo 'No matching distribution found for torch==2.11.* (from versions: 2.2.0)' >&2; exit 1";
+        check("wheel", |m, f| m.python = python(f, makes, version), "this Python or platform has no such wheel");
     }
 }
