@@ -203,7 +203,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     check("type", "failed", "gave a map of I64, expected F32");
     check("crash", "failed", "it crashed (SIGSEGV, segmentation fault)");
     check("exit", "failed", "it ended the process (exit code 0)");
-    check("hang", "failed", "it gave no sign for 5 s and was stopped");
+    check("hang", "failed", "it gave no sign for 10 s and was stopped");
     check("site", "failed", "has no site blocks.99");
     check("not-applicable", "not-applicable", "it never is");
     for good in ["gradcam", "noise", "mean-mask", "hostile-prints", "AUROC", "chance"] {
