@@ -173,14 +173,16 @@ impl Table {
         }
         text
     }
+}
 
-    /// One line a cell, in fractions.
-    pub fn csv(&self) -> String {
-        let mut out = csv::Writer::from_writer(Vec::new());
-        let header = ["model", "group", "column", "status", "mean", "std", "folds", "failed", "missing", "reason"];
-        let mut lines = vec![header.map(str::to_string)];
-        for row in &self.rows {
-            for ((group, column), cell) in self.columns().into_iter().zip(&row.cells) {
+/// All tables as one CSV: a line a cell, values as fractions.
+pub fn csv(tables: &[Table]) -> String {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    let header = ["table", "model", "group", "column", "status", "mean", "std", "folds", "failed", "missing", "reason"];
+    let mut lines = vec![header.map(str::to_string)];
+    for table in tables {
+        for row in &table.rows {
+            for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
                 let s = String::from;
                 let rest: [String; 7] = match cell {
                     Cell::Value { mean, std, folds, failed, missing } => [
@@ -196,15 +198,15 @@ impl Table {
                     Cell::Failed { reason } => [s("failed"), s(""), s(""), s(""), s(""), s(""), reason.clone()],
                 };
                 let [a, b, c, d, e, f, g] = rest;
-                lines.push([row.title.clone(), s(group), s(column), a, b, c, d, e, f, g]);
+                lines.push([table.title.clone(), row.title.clone(), s(group), s(column), a, b, c, d, e, f, g]);
             }
         }
-        for line in lines {
-            // Writing to memory cannot fail.
-            let _ = out.write_record(&line);
-        }
-        String::from_utf8(out.into_inner().unwrap_or_default()).unwrap_or_default()
     }
+    for line in lines {
+        // Writing to memory cannot fail.
+        let _ = out.write_record(&line);
+    }
+    String::from_utf8(out.into_inner().unwrap_or_default()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -241,7 +243,9 @@ mod tests {
         );
         assert!(t.markdown().contains("| densenet | 92.0 ± 2.8 | 31.0 | N/A |"));
         assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0$ & $\\text{N/A}$ \\\\"));
-        assert!(t.csv().contains("densenet,pixel AUPRC,attention,n/a,,,,,,no attention"));
+        let lines = csv(&[t.clone(), t.clone()]);
+        assert_eq!(lines.lines().count(), 1 + 2 * 3);
+        assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,no attention"));
         let back: Table = serde_json::from_str(&serde_json::to_string(&t).unwrap()).unwrap();
         assert_eq!(back, t);
     }

@@ -45,11 +45,17 @@ pub fn fail(arguments: &[&str], code: i32, message: &str) {
     assert!(!err.contains("panicked at"), "a panic reached the user: {err}");
 }
 
+/// Says that a test is skipped, past the test harness, which would keep it to itself.
+pub fn skip(why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// A folder of shared development data, or `None` with a line that says so.
 pub fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(name);
     if !path.exists() {
-        eprintln!("skipped: {} is absent", path.display());
+        skip(&format!("{} is absent", path.display()));
         return None;
     }
     std::fs::canonicalize(path).ok()

@@ -295,7 +295,7 @@ fn a_full_disk_is_said_and_the_run_continues_when_there_is_space() {
         .stderr(Stdio::null())
         .status();
     if !status.is_ok_and(|s| s.success()) {
-        eprintln!("skipped: no right to mount a small file system");
+        lightbox_tests::skip("no right to mount a small file system");
         return;
     }
     let spec = small_spec(&mount, CONTROLS);

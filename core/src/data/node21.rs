@@ -122,7 +122,10 @@ mod tests {
     fn the_published_annotation_is_read_whole() {
         let splits = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/node21-splits");
         if !splits.is_dir() {
-            eprintln!("skipped: {} is absent", splits.display());
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("skipped: {} is absent\n", splits.display()),
+            );
             return;
         }
         let samples = annotations(&splits).unwrap();

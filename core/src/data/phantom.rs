@@ -13,6 +13,7 @@ use super::image::{Grey, Pixels};
 use super::mask::BBox;
 use super::{DataSpec, Sample, Source, SourceInfo, Truth};
 use crate::{Error, Result};
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -297,7 +298,14 @@ impl Phantom {
                 if free.is_empty() {
                     return Err(Error::new("the backgrounds hold no image with label 0"));
                 }
-                let each: Vec<usize> = (0..self.count).map(|i| free[i % free.len()]).collect();
+                // All in turn, each round in an order of its own, so that a background's label is not always the same.
+                let mut each = Vec::with_capacity(self.count + free.len());
+                let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x6261_636b);
+                while each.len() < self.count {
+                    let mut round = free.clone();
+                    round.shuffle(&mut rng);
+                    each.extend(round);
+                }
                 Some((source, each))
             }
         };
@@ -432,7 +440,10 @@ mod tests {
     fn the_fit_is_that_of_the_published_annotation() {
         let splits = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/node21-splits");
         if !splits.is_dir() {
-            eprintln!("skipped: {} is absent", splits.display());
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("skipped: {} is absent\n", splits.display()),
+            );
             return;
         }
         let (mut sizes, mut aspects, mut centres, mut many) = (vec![], vec![], [[0u32; CELLS]; CELLS], [0u32; 3]);

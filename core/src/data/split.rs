@@ -292,7 +292,10 @@ mod tests {
     fn the_published_splits_hold() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/node21-splits");
         if !folder.is_dir() {
-            eprintln!("skipped: {} is absent", folder.display());
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("skipped: {} is absent\n", folder.display()),
+            );
             return;
         }
         let samples = crate::data::node21::annotations(&folder).unwrap();

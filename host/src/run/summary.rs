@@ -15,7 +15,7 @@ use lightbox_core::metrics::auroc::auroc;
 use lightbox_core::metrics::average_precision::{Pixels, average_precision, min_max};
 use lightbox_core::picture::{Picture, sheet};
 use lightbox_core::results::{self, Status};
-use lightbox_core::table::{Cell, Group, Row, Table};
+use lightbox_core::table::{Cell, Group, Row, Table, csv};
 use std::collections::BTreeMap;
 use tch::Device;
 
@@ -141,7 +141,7 @@ pub fn write(
     let json = serde_json::json!({ "name": spec.name, "tables": tables, "cells": cells });
     super::folder::write_json(&folder.0.join("summary.json"), &json)?;
     let join = |f: &dyn Fn(&Table) -> String| tables.iter().map(f).collect::<Vec<_>>().join("\n");
-    files::write_text(&folder.0.join("summary.csv"), &join(&Table::csv))?;
+    files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;
     files::write_text(&folder.0.join("summary.tex"), &join(&Table::latex))?;
     pictures(spec, sides, folder, source, split)?;
