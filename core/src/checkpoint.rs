@@ -33,8 +33,11 @@ pub fn read(path: &Path) -> Result<State> {
 
 /// Writes `.safetensors`, whole or not at all. Tensors are copied to the CPU.
 pub fn write(path: &Path, state: &[(String, Tensor)]) -> Result<()> {
-    let mut views = Vec::new();
+    let mut views: Vec<(String, Owned)> = Vec::new();
     for (name, tensor) in state {
+        if views.iter().any(|(n, _)| n == name) {
+            return Err(Error::at(path, format!("two tensors are called {name}")));
+        }
         let tensor = tensor.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?;
         let kind = tensor.f_kind()?;
         let dtype = KINDS.iter().find(|(k, ..)| *k == kind).map(|(_, d, _)| *d);

@@ -30,7 +30,7 @@ impl Error {
 
     /// An input or output error about a file.
     pub fn io(path: &Path, e: &std::io::Error) -> Self {
-        if e.kind() == std::io::ErrorKind::StorageFull {
+        if matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
             let hint = "free some space and run the same command again; what was finished is kept";
             return Error { disk_full: true, ..Error::at(path, "no space left on the disk").hint(hint) };
         }

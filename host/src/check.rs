@@ -42,6 +42,12 @@ pub struct WorkerArgs {
     /// How many tests are done already
     #[arg(long, default_value_t = 0)]
     skip: usize,
+    /// The model was asked for; otherwise one of the file's own goes first
+    #[arg(long)]
+    asked: bool,
+    /// Subjects whose making has ended the process [repeatable]
+    #[arg(long)]
+    dead: Vec<String>,
 }
 
 /// How a test ended.
@@ -120,10 +126,16 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
         return Err(e.clone());
     }
     let limit = Duration::from_secs(args.limit);
-    let mut skip = 0;
+    let (mut skip, mut dead) = (0, Vec::<String>::new());
     loop {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("check-worker").arg(&args.file).args(["--skip", &skip.to_string()]);
+        for subject in &dead {
+            command.args(["--dead", subject]);
+        }
+        if args.model.is_some() {
+            command.arg("--asked");
+        }
         if let Ok(file) = &model {
             command.arg("--model").arg(file).arg(wanted);
         }
@@ -172,6 +184,9 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
             return Err(Error::new(Exit::Other, format!("the tests' process failed between two tests: {how}")));
         };
         let opening = test == "opens";
+        if [MODEL_MADE, EXPLAINER_MADE, PLANS].contains(&test.as_str()) {
+            dead.push(subject.clone());
+        }
         all.push(Finding { subject, test, status: Status::Crash, message: how });
         if opening {
             return Ok(all);
@@ -260,7 +275,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         }
     });
     for spec in &manifest.models {
-        check_model(&plugin, spec, &mut test);
+        check_model(&plugin, spec, args.dead.contains(&spec.name), &mut test);
     }
     let other = match args.model.as_slice() {
         [file, name] => Some((PathBuf::from(file), name.clone())),
@@ -268,12 +283,12 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
     };
     let own = manifest.models.iter().find(|m| m.name == "densenet-small").or(manifest.models.first());
     for spec in &manifest.explainers {
-        let model = match (&other, own) {
-            (Some((file, name)), _) => build(file, name),
-            (None, Some(own)) => make_small(&plugin, &own.name),
-            (None, None) => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
+        let mut model = || match (&other, own) {
+            (Some((file, name)), own) if args.asked || own.is_none() => build(file, name),
+            (_, Some(own)) => make_small(&plugin, &own.name),
+            _ => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
         };
-        check_explainer(&plugin, spec, model, &mut test);
+        check_explainer(&plugin, spec, &mut model, args.dead.contains(&spec.name), &mut test);
     }
     say(&Line::Done);
     Ok(())
@@ -391,18 +406,31 @@ fn refuses<T>(result: std::result::Result<T, lightbox_sdk::Error>, what: &str) -
     }
 }
 
-fn check_model(plugin: &Plugin, spec: &ModelSpec, test: &mut Test<'_>) {
+const MODEL_MADE: &str = "is made, and describes itself";
+const EXPLAINER_MADE: &str = "is made, describes itself, and its defaults are valid";
+const PLANS: &str = "plans";
+
+/// What a subject's first test makes; made anew, without a test, in a child that goes on after it.
+fn made<T>(
+    cell: &mut Option<T>,
+    make: &mut dyn FnMut() -> std::result::Result<T, String>,
+) -> std::result::Result<(), String> {
+    if cell.is_none() {
+        *cell = Some(make()?);
+    }
+    Ok(())
+}
+
+fn check_model(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
     let subject = spec.name.clone();
-    let mut made: Option<(ModelHandle, ModelSpec)> = None;
-    let mut make = || -> std::result::Result<(), String> {
+    let mut cell: Option<(ModelHandle, ModelSpec)> = None;
+    let mut make = || {
         let model = make_small(plugin, &spec.name)?;
         let own = model.spec().map_err(|e| e.to_string())?;
-        made = Some((model, own));
-        Ok(())
+        Ok((model, own))
     };
-    let ready = make();
-    test(&subject, "is made, and describes itself", &mut || {
-        ready.clone()?;
+    test(&subject, MODEL_MADE, &mut || {
+        made(&mut cell, &mut make)?;
         let mut names: Vec<&str> = spec.sites.iter().map(|s| s.name.as_str()).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
@@ -420,7 +448,10 @@ fn check_model(plugin: &Plugin, spec: &ModelSpec, test: &mut Test<'_>) {
         }
         pass()
     });
-    let Some((model, spec)) = made else { return };
+    if dead || made(&mut cell, &mut make).is_err() {
+        return;
+    }
+    let Some((model, spec)) = cell else { return };
     let batch = images(&spec, 2);
     let forward = |images: &Array| model.run(&Request::forward(images.clone())).map_err(|e| e.to_string());
 
@@ -553,23 +584,36 @@ fn check_model(plugin: &Plugin, spec: &ModelSpec, test: &mut Test<'_>) {
 fn check_explainer(
     plugin: &Plugin,
     spec: &ExplainerSpec,
-    model: std::result::Result<ModelHandle, String>,
+    model: &mut dyn FnMut() -> std::result::Result<ModelHandle, String>,
+    dead: bool,
     test: &mut Test<'_>,
 ) {
     let subject = spec.name.clone();
-    let made = plugin.make_explainer(&spec.name).map_err(|e| e.to_string());
-    let defaults = Params::resolve(&spec.parameters, &BTreeMap::new()).map_err(|e| e.to_string());
-    test(&subject, "is made, describes itself, and its defaults are valid", &mut || {
-        made.as_ref().map_err(Clone::clone)?;
-        defaults.clone()?;
+    let mut cell: Option<(ExplainerHandle, Params)> = None;
+    let mut make = || {
+        let explainer = plugin.make_explainer(&spec.name).map_err(|e| e.to_string())?;
+        let params = Params::resolve(&spec.parameters, &BTreeMap::new()).map_err(|e| e.to_string())?;
+        Ok((explainer, params))
+    };
+    test(&subject, EXPLAINER_MADE, &mut || {
+        made(&mut cell, &mut make)?;
         if spec.reference.citation.is_empty() || spec.title.is_empty() {
             return Ok((Status::Warn, "title or reference is empty".into()));
         }
         pass()
     });
-    let (Ok(explainer), Ok(params)) = (made, defaults) else { return };
+    // Dead in its making there is no test of the plan; dead in the plan there is none after it.
+    if dead {
+        test(&subject, PLANS, &mut || Err("not tried".into()));
+        return;
+    }
+    if made(&mut cell, &mut make).is_err() {
+        return;
+    }
+    let Some((explainer, params)) = cell else { return };
     let mut ready: Option<(ModelHandle, ModelSpec, Plan)> = None;
-    let planned = model.and_then(|model| {
+    let mut plan = || {
+        let model = model()?;
         let model_spec = model.spec().map_err(|e| e.to_string())?;
         let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
         if let Plan::Run(needs) = &plan {
@@ -577,19 +621,21 @@ fn check_explainer(
                 model_spec.site(site).map_err(|e| e.to_string())?;
             }
         }
-        let note = match &plan {
-            Plan::NotApplicable { reason } => Some(format!("not applicable to {}: {reason}", model_spec.name)),
-            Plan::Run(_) => None,
-        };
-        ready = Some((model, model_spec, plan));
-        Ok(note)
-    });
-    test(&subject, "plans", &mut || match planned.clone() {
-        Ok(None) => pass(),
-        Ok(Some(note)) => Ok((Status::Warn, note)),
+        Ok((model, model_spec, plan))
+    };
+    test(&subject, PLANS, &mut || match made(&mut ready, &mut plan) {
+        Ok(()) => match &ready {
+            Some((_, model, Plan::NotApplicable { reason })) => {
+                Ok((Status::Warn, format!("not applicable to {}: {reason}", model.name)))
+            }
+            _ => pass(),
+        },
         Err(e) if e.starts_with("no model is at hand") => Ok((Status::Warn, e)),
         Err(e) => Err(e),
     });
+    if made(&mut ready, &mut plan).is_err() {
+        return;
+    }
     let Some((model, model_spec, Plan::Run(needs))) = ready else { return };
 
     let side = [model_spec.input.height, model_spec.input.width];

@@ -114,8 +114,10 @@ struct RunArgs {
 /// Parses, runs, prints the error.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // A closed pipe (`lightbox list | head`) ends the process quietly, as other tools do.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    if !matches!(cli.command, Command::Run { .. } | Command::Train { .. } | Command::Worker { .. }) {
+        // A closed pipe (`lightbox list | head`) ends the process quietly, as other tools do. A run goes on.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     match dispatch(cli) {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(error) => {
@@ -171,7 +173,9 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
     let options = Options { restart: args.restart, retry_failed: args.retry_failed, json: args.json, train_only };
     let outcome = supervisor::run(&spec, &registry, &options)?;
     if !args.json {
-        print!("{}", outcome.text);
+        use std::io::Write;
+        // The tables are in the folder too; a reader that has gone away is no failure.
+        let _ = std::io::stdout().write_all(outcome.text.as_bytes());
     }
     Ok(outcome.exit)
 }

@@ -125,6 +125,11 @@ pub fn load_model(
     Ok((model, notes))
 }
 
+/// A stable number of an image by its name, whatever stands beside it.
+pub fn image_id(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
 fn to_cpu(array: &Array) -> Result<Array, lightbox_sdk::Error> {
     match array.place() {
         Place::Cpu => Ok(array.clone()),
@@ -167,13 +172,15 @@ impl Engine {
             .map_err(|e| Error::input(format!("explainer {}: {e}", choice.name)))?;
         let handle = plugin.make_explainer(&choice.name)?;
         let mut plan = handle.plan(&self.spec, &params)?;
+        if plan == Plan::Other {
+            plan = Plan::not_applicable("its answer is of a newer SDK than this host's");
+        }
         if let Plan::Run(needs) = &plan {
             for site in needs.values.iter().chain(&needs.gradients) {
                 self.spec.site(site).map_err(|e| Error::from(e.context(format!("explainer {}", choice.name))))?;
             }
             if needs.mean_mask && self.mean_mask.is_none() {
-                plan =
-                    Plan::not_applicable("it needs the mean of the training set's masks, and there is no training set");
+                plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");
             }
         }
         if let Plan::Run(needs) = &plan {
@@ -193,7 +200,17 @@ impl Engine {
     /// Logits [B, classes], CPU, and nothing else.
     pub fn classify(&self, images: &Tensor) -> Result<Tensor> {
         let response = self.model.run(&Request::forward(Array::from_tensor(images)?))?;
-        Ok(response.logits.to_tensor()?.f_to_device(Device::Cpu)?)
+        self.check_logits(&response.logits, images.size()[0] as usize)
+    }
+
+    /// Logits as [n, classes] float32, CPU.
+    fn check_logits(&self, logits: &Array, n: usize) -> Result<Tensor> {
+        let wanted = [n, self.spec.classes];
+        if logits.shape() != wanted {
+            let (name, shape) = (&self.spec.name, logits.shape());
+            return Err(Error::plugin(format!("model {name} gave logits of shape {shape:?}, expected {wanted:?}")));
+        }
+        Ok(logits.to_tensor()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
     }
 
     /// Runs the model once and every applicable explainer of `active` (indices of [`Engine::explainers`]).
@@ -212,7 +229,7 @@ impl Engine {
         let request =
             Request::explain(images.clone(), Array::from_vec(&[n], wanted.clone())?, &self.values, &self.gradients);
         let mut response = self.model.run(&request)?;
-        let logits = response.logits.to_tensor()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+        let logits = self.check_logits(&response.logits, n)?;
         if logits.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::plugin(format!(
                 "model {}: its logits are not finite (hint: are there NaN in the weights?)",
@@ -264,7 +281,7 @@ impl Engine {
     pub fn needs_of(&self, index: usize) -> Option<&Needs> {
         match &self.explainers[index].plan {
             Plan::Run(needs) => Some(needs),
-            Plan::NotApplicable { .. } => None,
+            _ => None,
         }
     }
 }

@@ -79,7 +79,7 @@ impl From<tch::TchError> for Error {
 
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
-        let full = e.kind() == std::io::ErrorKind::StorageFull;
+        let full = matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
         Error::new(if full { Exit::DiskFull } else { Exit::Other }, e.to_string())
     }
 }

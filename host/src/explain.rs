@@ -66,22 +66,25 @@ fn is_batch(path: &Path) -> bool {
 
 fn read_images(paths: &[PathBuf], input: &InputSpec) -> Result<Input> {
     let (h, w) = (input.height, input.width);
-    let read = |path: &PathBuf| -> Result<Vec<u8>> {
+    let read = |path: &PathBuf| -> Result<Vec<f32>> {
         let grey = image::read(path)?;
         let unit = grey.unit().map_err(|e| e.with_path(path))?;
         let pixels = resize(&unit, (grey.width, grey.height), (w, h));
-        Ok(pixels.into_iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect())
+        // As a run stores them: 8 bits stay 8 bits, deeper images keep 16.
+        let levels = if grey.is_8_bit() { 255.0 } else { 65535.0 };
+        Ok(pixels.into_iter().map(|v| (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels).collect())
     };
-    let pixels: Vec<Vec<u8>> = paths.par_iter().map(read).collect::<Result<_>>()?;
+    let pixels: Vec<Vec<f32>> = paths.par_iter().map(read).collect::<Result<_>>()?;
     let mut values = Vec::with_capacity(pixels.len() * input.channels * h * w);
     for image in &pixels {
         for (mean, std) in input.mean.iter().zip(&input.std) {
-            values.extend(image.iter().map(|&v| ((f64::from(v) / 255.0 - mean) / std) as f32));
+            values.extend(image.iter().map(|&v| ((f64::from(v) - mean) / std) as f32));
         }
     }
     let shape = [pixels.len() as i64, input.channels as i64, h as i64, w as i64];
     let batch = Tensor::f_from_slice(&values)?.f_reshape(shape)?;
-    Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels).collect() })
+    let bytes = |p: Vec<f32>| p.into_iter().map(|v| (v * 255.0 + 0.5) as u8).collect();
+    Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels.into_iter().map(bytes)).collect() })
 }
 
 /// The number of classes that a checkpoint's head has: the rows of the last 2-D weight.
@@ -107,6 +110,11 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     }
     let choices: Vec<ExplainerChoice> =
         args.explainers.iter().map(|e| ExplainerChoice::parse(e)).collect::<Result<_>>()?;
+    for (i, choice) in choices.iter().enumerate() {
+        if ["logits", "target"].contains(&choice.label()) || choices[..i].iter().any(|c| c.label() == choice.label()) {
+            return Err(Error::input(format!("--explainer {}: the name is taken", choice.label())));
+        }
+    }
     let mut params = BTreeMap::new();
     for pair in &args.model_params {
         let (key, value) =
@@ -153,14 +161,24 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         }
         let size = args.batch_size.min(n - start);
         let images = input.batch.f_narrow(0, start as i64, size as i64)?;
-        let ids: Vec<u64> = (start..start + size).map(|i| i as u64).collect();
+        // An image file has the number that it has in a run: its name's.
+        let id = |i: usize| match input.pictures.get(i).and_then(|(path, _)| path.file_name()) {
+            Some(name) => crate::engine::image_id(&name.to_string_lossy()),
+            None => i as u64,
+        };
+        let ids: Vec<u64> = (start..start + size).map(id).collect();
         let wanted = args.target.map(|t| vec![t; size]);
         let batch = engine.run(&images, wanted.as_deref(), &ids, &active, &mut |_| {})?;
         logits.push(batch.logits);
         targets.extend(batch.targets);
         for (index, outcome) in batch.maps {
             match outcome {
-                Ok(m) => maps.entry(index).or_default().push(m),
+                Ok(m) => {
+                    if m.values.iter().any(|v| !v.is_finite()) {
+                        failures.entry(index).or_insert("a map holds values that are not finite".into());
+                    }
+                    maps.entry(index).or_default().push(m);
+                }
                 Err(e) => drop(failures.entry(index).or_insert(e.to_string())),
             }
         }
@@ -225,10 +243,6 @@ fn write_overlays(
             }
             let m = &batches[batch];
             let native = m.image(rest);
-            if let Some(bad) = native.iter().find(|v| !v.is_finite()) {
-                eprintln!("failed: {}: the map of {} holds {bad}", explainer.label, path.display());
-                continue;
-            }
             let mut map = upsample(native, 1, (m.height, m.width), (h, w));
             min_max(&mut map);
             let mut picture = Picture::grey(grey, w);

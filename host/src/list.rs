@@ -136,6 +136,7 @@ fn parameters(text: &mut String, specs: &[ParamSpec]) {
             ParamType::Text => "text".into(),
             ParamType::Choice { choices } => choices.join(" | "),
             ParamType::Flag => "true | false".into(),
+            ParamType::Other => "of a newer SDK".into(),
         };
         let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
         let _ = writeln!(text, "  {} = {}  ({kind}{unit}): {}", p.name, p.default, p.text);
@@ -263,6 +264,7 @@ fn needs(
     let what = match plan() {
         Err(e) => format!("error: {e}"),
         Ok(Plan::NotApplicable { reason }) => format!("not applicable ({reason})"),
+        Ok(Plan::Other) => "an answer of a newer SDK".into(),
         Ok(Plan::Run(needs)) => {
             let mut parts = Vec::new();
             if !needs.values.is_empty() {

@@ -30,11 +30,22 @@ pub struct Reference {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ParamType {
-    Integer { min: i64, max: i64 },
-    Number { min: f64, max: f64 },
+    Integer {
+        min: i64,
+        max: i64,
+    },
+    Number {
+        min: f64,
+        max: f64,
+    },
     Text,
-    Choice { choices: Vec<String> },
+    Choice {
+        choices: Vec<String>,
+    },
     Flag,
+    /// Of a newer SDK: the value is passed on as it is.
+    #[serde(other)]
+    Other,
 }
 
 /// One parameter of a model or explainer. Its name is permanent.
@@ -56,6 +67,8 @@ impl ParamSpec {
     }
 
     pub fn number(name: &str, default: f64, (min, max): (f64, f64), unit: &str, text: &str) -> Self {
+        // JSON has no infinity; the largest float is no bound either.
+        let (min, max) = (min.max(f64::MIN), max.min(f64::MAX));
         ParamSpec::new(name, ParamType::Number { min, max }, default.into(), unit, text)
     }
 
@@ -100,6 +113,7 @@ impl ParamSpec {
                 let flag = value.as_bool().or_else(|| text.and_then(|t| t.parse().ok()));
                 flag.ok_or_else(|| bad("true or false".into()))?.into()
             }
+            ParamType::Other => value.clone(),
         })
     }
 }
@@ -368,7 +382,12 @@ pub struct Needs {
 #[serde(tag = "plan", rename_all = "kebab-case")]
 pub enum Plan {
     Run(Needs),
-    NotApplicable { reason: String },
+    NotApplicable {
+        reason: String,
+    },
+    /// Of a newer SDK; the host treats it as not applicable.
+    #[serde(other)]
+    Other,
 }
 
 impl Plan {
@@ -421,7 +440,17 @@ mod tests {
     }
 
     #[test]
+    fn an_unbounded_parameter_crosses() {
+        let spec = ParamSpec::number("x", 1.0, (0.0, f64::INFINITY), "", "");
+        let back: ParamSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(back, spec);
+    }
+
+    #[test]
     fn a_newer_plugins_words_are_read() {
+        let text = r#"{"name":"x","type":"colour","default":[1,2],"text":""}"#;
+        assert_eq!(serde_json::from_str::<ParamSpec>(text).unwrap().kind, ParamType::Other);
+        assert_eq!(serde_json::from_str::<Plan>(r#"{"plan":"later","when":3}"#).unwrap(), Plan::Other);
         let text = r#"{"name":"x","kind":"codebook","layout":"BXYZ","channels":3,"colour":"red"}"#;
         let site: Site = serde_json::from_str(text).unwrap();
         assert_eq!((site.kind, site.layout), (SiteKind::Other, Layout::Other));

@@ -92,7 +92,7 @@ fn mistakes_are_clear_errors() {
     let (_, err, code) = run(&["explain", &a, "--model", model, "--explainer", "mean-mask", "--out", &at("o")]);
     assert_eq!(code, 0);
     assert!(
-        err.contains("not applicable: densenet-small x mean-mask: it needs the mean of the training set's masks"),
+        err.contains("not applicable: densenet-small x mean-mask: it needs the mean of the training set's masks, and there is none"),
         "{err}"
     );
 }

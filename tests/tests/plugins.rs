@@ -222,6 +222,7 @@ fn check_finds_what_each_hostile_explainer_does() {
     check("batch", "gives an image the same map in any batch", "FAIL", "differ by");
     check("writes", "does not write to its input", "FAIL", "the images have changed");
     check("drop", shape, "FAIL", "panicked: in drop");
+    check("plan", "plans", "CRASH", "SIGSEGV");
     check("site", "plans", "FAIL", "has no site blocks.99");
     check("not-applicable", "plans", "WARN", "not applicable to densenet-small: it never is");
 }

@@ -180,6 +180,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
         "prints",
         "site",
         "not-applicable",
+        "plan",
     ];
     let mut extra = String::from(CONTROLS);
     hostile.iter().for_each(|n| extra += &format!("[[explainers]]\nname = \"hostile-{n}\"\n"));
@@ -205,6 +206,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     check("exit", "failed", "it ended the process (exit code 0)");
     check("hang", "failed", "it gave no sign for 10 s and was stopped");
     check("site", "failed", "has no site blocks.99");
+    check("plan", "failed", "it crashed (SIGSEGV, segmentation fault)");
     check("not-applicable", "not-applicable", "it never is");
     for good in ["gradcam", "noise", "mean-mask", "hostile-prints", "AUROC", "chance"] {
         assert_eq!(cell(&found, good)["cell"], "value", "{good}");
@@ -220,6 +222,45 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     let (_, err, code) = run(&["run", &spec, "--plugins", &plugins]);
     assert_eq!(code, 5);
     assert!(!err.contains("block0000 ..."), "{err}");
+}
+
+#[test]
+fn a_spec_beside_us_is_run_and_changed_data_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    succeed(&["data", "make", &text(&at("data")), "--count", "20", "--pixels", "64"]);
+    let spec = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\nname = \"densenet-small\"\n\
+                params = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
+    std::fs::write(at("x.toml"), spec).unwrap();
+    let here = |more: &[&str]| {
+        let arguments = [&["run", "x.toml"], more].concat();
+        texts(lightbox(&arguments).current_dir(folder.path()).output().unwrap())
+    };
+    let (_, err, code) = here(&[]);
+    assert_eq!(code, 0, "{err}");
+    assert!(at("runs/x/summary.csv").is_file());
+    // One row less: the prepared images and the units are of other data now.
+    let table = std::fs::read_to_string(at("data/table.csv")).unwrap();
+    let kept: Vec<&str> = table.lines().filter(|l| !l.starts_with("phantom-0000004")).collect();
+    std::fs::write(at("data/table.csv"), kept.join("\n") + "\n").unwrap();
+    let (_, err, code) = here(&[]);
+    assert_eq!(code, 3);
+    assert!(err.contains("labels or boxes of the data source have changed since"), "{err}");
+    // A wrong table is said before anything is thrown away.
+    std::fs::write(at("data/table.csv"), "image\nx.png\n").unwrap();
+    let (_, err, code) = here(&["--restart"]);
+    assert!(code == 3 && err.contains("no column label") && at("runs/x/summary.csv").is_file(), "{err}");
+    std::fs::write(at("data/table.csv"), kept.join("\n") + "\n").unwrap();
+    assert_eq!(here(&["--restart"]).2, 0);
+    // A folder that is no run's is left alone.
+    std::fs::create_dir_all(at("mine/splits")).unwrap();
+    let (_, err, code) = here(&["--restart", "--output", "mine"]);
+    assert!(
+        code == 3
+            && err.contains("is not the folder of a run, so --restart deletes nothing")
+            && at("mine/splits").is_dir(),
+        "{err}"
+    );
 }
 
 #[test]

@@ -53,6 +53,14 @@ pub fn read(path: &Path) -> Result<Grey> {
         name => files::read(&path.with_file_name(name))?,
     };
     let wanted = count as usize * bytes_each;
+    // A raw file may have a header of its own: so many bytes, or (-1) all that come before the data.
+    let raw = match field("HeaderSize").unwrap_or("0") {
+        "-1" if !yes("CompressedData") => raw[raw.len().saturating_sub(wanted)..].to_vec(),
+        size => match size.parse::<usize>() {
+            Ok(skip) if skip <= raw.len() => raw[skip..].to_vec(),
+            _ => return Err(Error::new(format!("HeaderSize {size} is not supported"))),
+        },
+    };
     let raw = if yes("CompressedData") {
         let mut plain = Vec::with_capacity(wanted);
         let limited = flate2::read::ZlibDecoder::new(raw.as_slice()).take(wanted as u64 + 1).read_to_end(&mut plain);
@@ -67,8 +75,7 @@ pub fn read(path: &Path) -> Result<Grey> {
             "the file is truncated: {have} of {wanted} bytes for {width} x {height} {kind}"
         )));
     }
-    // A header size may stand between header and data; data are at the end then.
-    let raw = if field("HeaderSize") == Some("-1") { &raw[raw.len() - wanted..] } else { &raw[..wanted] };
+    let raw = &raw[..wanted];
 
     let msb = yes("BinaryDataByteOrderMSB") || yes("ElementByteOrderMSB");
     fn values<const N: usize, T>(raw: &[u8], msb: bool, read: impl Fn([u8; N]) -> T) -> Vec<T> {
@@ -181,6 +188,11 @@ mod tests {
         assert!(missing.contains("x.raw: no such file"), "{missing}");
         std::fs::write(folder.path().join("x.raw"), [9, 8]).unwrap();
         assert_eq!(read(&folder.path().join("x.mhd")).unwrap().pixels, Pixels::U8(vec![9, 8]));
+        for size in ["3", "-1"] {
+            std::fs::write(folder.path().join("x.mhd"), format!("HeaderSize = {size}\n{head}")).unwrap();
+            std::fs::write(folder.path().join("x.raw"), [0, 0, 0, 9, 8]).unwrap();
+            assert_eq!(read(&folder.path().join("x.mhd")).unwrap().pixels, Pixels::U8(vec![9, 8]), "{size}");
+        }
     }
 
     #[test]

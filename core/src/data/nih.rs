@@ -82,7 +82,9 @@ impl Nih {
             ];
             rows.need(&[image, finding])?;
             rows.need(&columns)?;
-            for row in rows.iter().filter(|r| r.text(finding) == self.finding) {
+            // The release itself spells one finding in two ways.
+            let alias = if self.finding == "Infiltration" { "Infiltrate" } else { self.finding.as_str() };
+            for row in rows.iter().filter(|r| [self.finding.as_str(), alias].contains(&r.text(finding))) {
                 let Some(sample) = samples.get_mut(row.text(image)).filter(|s| s.label == 1) else { continue };
                 let b = row.bbox(columns)?;
                 match &mut sample.truth {
@@ -92,8 +94,13 @@ impl Nih {
             }
         }
         let samples = sorted(samples.into_values().collect());
+        let boxed = samples.iter().any(|s| matches!(&s.truth, Truth::Boxes(b) if !b.is_empty()));
+        let notes = match &self.boxes {
+            Some(path) if !boxed => vec![format!("{} has no box of {} on these images", path.display(), self.finding)],
+            _ => vec![],
+        };
         need_files(&self.labels, &self.images, samples.iter().map(|s| self.images.join(&s.id)))?;
-        Ok(Box::new(Files { samples, folder: self.images.clone(), notes: vec![] }))
+        Ok(Box::new(Files { samples, folder: self.images.clone(), notes }))
     }
 }
 

@@ -140,7 +140,12 @@ impl SplitSpec {
 /// Reads the published form: names in the column img_name; an image with several rows is one image.
 fn read(folder: &Path, samples: &[Sample]) -> Result<Split> {
     let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_string();
-    let known: HashMap<String, usize> = samples.iter().enumerate().map(|(i, s)| (stem(&s.id), i)).collect();
+    let known: HashMap<&str, usize> = samples.iter().enumerate().map(|(i, s)| (s.id.as_str(), i)).collect();
+    // Converted images have another ending; the stem tells, where only one image has it.
+    let mut stems: HashMap<String, Option<usize>> = HashMap::new();
+    for (i, sample) in samples.iter().enumerate() {
+        stems.entry(stem(&sample.id)).and_modify(|at| *at = None).or_insert(Some(i));
+    }
     let part = |file: &str| -> Result<Option<Vec<usize>>> {
         let path = folder.join(file);
         if !path.is_file() {
@@ -151,8 +156,8 @@ fn read(folder: &Path, samples: &[Sample]) -> Result<Split> {
         let mut found = HashSet::new();
         for row in rows.iter() {
             let name = row.text("img_name");
-            let index = known.get(&stem(name));
-            found.insert(*index.ok_or_else(|| row.error(format!("image {name} is not in the data source")))?);
+            let index = known.get(name).copied().or_else(|| stems.get(&stem(name)).copied().flatten());
+            found.insert(index.ok_or_else(|| row.error(format!("image {name} is not in the data source")))?);
         }
         let mut found: Vec<usize> = found.into_iter().collect();
         found.sort_unstable();
@@ -189,12 +194,16 @@ impl Split {
     /// Writes the parts in the form that [`SplitSpec::files`] reads.
     pub fn write(&self, folder: &Path, samples: &[Sample]) -> Result<()> {
         let write = |file: String, indices: &[usize]| {
-            let mut text = String::from("img_name,label,patient\n");
+            let path = folder.join(file);
+            let mut out = csv::Writer::from_writer(Vec::new());
+            let bad = |e: csv::Error| Error::at(&path, e.to_string());
+            out.write_record(["img_name", "label", "patient"]).map_err(bad)?;
             for &i in indices {
                 let s = &samples[i];
-                text.push_str(&format!("{},{},{}\n", s.id, s.label, s.patient));
+                out.write_record([s.id.as_str(), if s.label == 1 { "1" } else { "0" }, &s.patient]).map_err(bad)?;
             }
-            files::write_text(&folder.join(file), &text)
+            let bytes = out.into_inner().map_err(|e| Error::at(&path, e.to_string()))?;
+            files::write_atomic(&path, |w| w.write_all(&bytes))
         };
         write("test.csv".into(), &self.test)?;
         for (k, fold) in self.folds.iter().enumerate() {

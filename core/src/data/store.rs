@@ -271,8 +271,8 @@ impl Store {
         }
     }
 
-    /// The mean of the known masks of these images, in [0, 1].
-    pub fn mean_mask(&self, indices: &[usize]) -> Vec<f32> {
+    /// The mean of the known masks of these images, in [0, 1]; `None` when nothing is marked in any of them.
+    pub fn mean_mask(&self, indices: &[usize]) -> Option<Vec<f32>> {
         let mut sum = vec![0f32; self.mapped.pixels];
         let mut count = 0f32;
         for mask in indices.iter().filter_map(|&i| self.mask(i)) {
@@ -280,7 +280,7 @@ impl Store {
             count += 1.0;
         }
         sum.iter_mut().for_each(|s| *s /= count.max(1.0));
-        sum
+        sum.iter().any(|s| *s > 0.0).then_some(sum)
     }
 }
 

@@ -16,6 +16,7 @@ use super::events::{Failure, Unit};
 use super::spec::{RunSpec, file_name};
 use crate::error::{Error, Result};
 use crate::registry::Registry;
+use lightbox_core::data::Sample;
 use lightbox_core::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub struct Environment {
     pub cpu: String,
     pub threads: usize,
     pub seed: u64,
+    /// SHA-256 over names, labels, patients and boxes of all images.
+    pub data: String,
     /// The file and SHA-256 of each model's and explainer's plugin, by `model NAME` and `explainer NAME`.
     pub plugins: BTreeMap<String, PluginFile>,
 }
@@ -41,8 +44,17 @@ pub struct PluginFile {
     pub sha256: String,
 }
 
+fn fingerprint(samples: &[Sample]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for sample in samples {
+        hash.update(format!("{sample:?}\n"));
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 impl Environment {
-    pub fn gather(spec: &RunSpec, registry: &Registry, device: &str) -> Result<Self> {
+    pub fn gather(spec: &RunSpec, registry: &Registry, samples: &[Sample], device: &str) -> Result<Self> {
         let mut plugins = BTreeMap::new();
         let mut add = |key: String, file: &Path| -> Result<()> {
             let file = std::path::absolute(file)?;
@@ -66,6 +78,7 @@ impl Environment {
             cpu: cpu.map(|(_, name)| name.to_string()).unwrap_or_else(|| "unknown".into()),
             threads: tch::get_num_threads() as usize,
             seed: spec.seed,
+            data: fingerprint(samples),
             plugins,
         })
     }

@@ -153,6 +153,8 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
+                    // A plugin's own parameters are its own matter.
+                    _ if key == "params" => {}
                     other => absolute_paths(other, base),
                 }
             }
@@ -183,7 +185,8 @@ impl RunSpec {
                 let bytes = lightbox_core::files::read(which)?;
                 let text = String::from_utf8(bytes);
                 let text = text.map_err(|_| Error::input(format!("{}: a spec is UTF-8 text", which.display())))?;
-                (text, which.parent().unwrap_or(Path::new(".")).to_path_buf())
+                let parent = which.parent().filter(|p| !p.as_os_str().is_empty());
+                (text, parent.unwrap_or(Path::new(".")).to_path_buf())
             }
         };
         let base = std::path::absolute(base)?;
@@ -226,11 +229,18 @@ impl RunSpec {
         }
         let mut seen = HashSet::new();
         for label in self.explainers.iter().map(ExplainerChoice::label) {
+            if label == "images" {
+                return Err(Error::input("an explainer cannot be called images: the maps' files use that name"));
+            }
             if !seen.insert(file_name(label)) {
                 return Err(Error::input(format!("two explainers are called {label}; give one another label")));
             }
         }
         for model in &self.models {
+            if model.classes < 2 {
+                let label = model.label();
+                return Err(Error::input(format!("model {label}: classes must be at least 2; class 1 is the finding")));
+            }
             if !(0..model.classes as i64).contains(&self.target) {
                 let (label, classes, target) = (model.label(), model.classes, self.target);
                 return Err(Error::input(format!("target = {target}, but model {label} has {classes} classes")));
@@ -259,6 +269,13 @@ mod tests {
         let DataSpec::Table(table) = &spec.data else { panic!() };
         assert_eq!(table.csv, Path::new("/specs/t.csv"));
         assert_eq!((spec.output.as_path(), spec.target), (Path::new("runs/x"), 1));
+    }
+
+    #[test]
+    fn a_plugins_parameters_are_not_paths() {
+        let text = format!("{MINIMAL}params = {{ weights = \"uniform\" }}\n");
+        let spec = RunSpec::parse(&text, Path::new("/specs")).unwrap();
+        assert_eq!(spec.models[0].params["weights"], "uniform");
     }
 
     #[test]

@@ -68,28 +68,29 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let device = device::name(device::choose(&spec.device)?);
     std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
     let _lock = lock(&folder)?;
-    if options.restart {
-        for name in OWN {
-            let path = folder.0.join(name);
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(lightbox_core::Error::io(&path, &e).into());
-                }
-                _ => {}
-            }
-        }
-    }
-
     // All that can be wrong with the data is said before the folder is taken.
     let source = data::open(&spec.data)?;
     let notes: Vec<Event> = source.notes().into_iter().map(|text| Event::Note { text }).collect();
     let splits = folder.0.join("splits");
-    let drawn = match splits.join("test.csv").is_file() {
+    let restart = options.restart && folder.environment().is_file();
+    let drawn = match splits.join("test.csv").is_file() && !restart {
         true => None,
         false => Some(spec.split.split(source.samples())?),
     };
-    settle(&spec, registry, &folder, &device)?;
+    if options.restart && !restart && OWN.iter().any(|name| folder.0.join(name).exists()) {
+        let shown = folder.0.display();
+        return Err(Error::input(format!("{shown} is not the folder of a run, so --restart deletes nothing in it")));
+    }
+    for path in OWN.iter().filter(|_| restart).map(|name| folder.0.join(name)) {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(lightbox_core::Error::io(&path, &e).into());
+            }
+            _ => {}
+        }
+    }
+    settle(&spec, registry, source.samples(), &folder, &device)?;
     if let Some(split) = drawn {
         // Whole or not there: a folder takes its name when it is complete.
         let half = folder.0.join(".splits-writing");
@@ -193,8 +194,8 @@ fn lock(folder: &Folder) -> Result<File> {
 }
 
 /// Writes spec and environment, or checks that the folder's own are the same.
-fn settle(spec: &RunSpec, registry: &Registry, folder: &Folder, device: &str) -> Result<()> {
-    let now = Environment::gather(spec, registry, device)?;
+fn settle(spec: &RunSpec, registry: &Registry, samples: &[data::Sample], folder: &Folder, device: &str) -> Result<()> {
+    let now = Environment::gather(spec, registry, samples, device)?;
     let shown = folder.0.display();
     if folder.spec().is_file() {
         let text = String::from_utf8_lossy(&files::read(&folder.spec())?).into_owned();
@@ -211,6 +212,12 @@ fn settle(spec: &RunSpec, registry: &Registry, folder: &Folder, device: &str) ->
         if let Some((key, _)) = changed {
             return Err(Error::plugin(format!(
                 "the plugin of {key} has changed since {shown} was begun (hint: --restart, or another `output`)"
+            )));
+        }
+        if before.data != now.data {
+            return Err(Error::input(format!(
+                "the images, labels or boxes of the data source have changed since {shown} was begun (hint: --restart, or \
+                 another `output`)"
             )));
         }
         if before.device != now.device {

@@ -143,6 +143,11 @@ impl Training<'_> {
                 let out = trainer.evaluate(&Array::from_tensor(&images)?)?.to_tensor()?;
                 logits.push(out.f_to_device(Device::Cpu)?);
                 validation.extend(indices);
+                if told.elapsed().as_millis() > 200 {
+                    told = Instant::now();
+                    let (done, of) = ((epoch + 1) * steps, spec.epochs * steps);
+                    say(Event::Progress { unit: self.unit.clone(), done, of });
+                }
             }
             let logits = Tensor::f_cat(&logits, 0)?;
             let loss = cross_entropy(&logits, &target(&validation)?.to_tensor()?, &weights)?;

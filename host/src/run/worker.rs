@@ -1,6 +1,7 @@
 //! The worker process: takes orders on stdin, executes units, says events on stdout, one JSON object a line.
 //!
-//! Plugins run here and nowhere else, so that one that crashes or hangs ends this process alone. Their own prints go to
+//! Models and explainers run here, so that one that crashes or hangs ends this process alone (the supervisor asks
+//! plugins for their specifications only). Their own prints go to
 //! stderr: stdout's descriptor is kept for events and 1 is made a copy of 2.
 
 use super::events::{Event, Failure, FailureKind, Order, Unit};
@@ -13,12 +14,12 @@ use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint;
 use lightbox_core::data::split::{Split, SplitSpec};
 use lightbox_core::data::store::{self, Store};
-use lightbox_core::data::{self, Sample, Source, resize};
+use lightbox_core::data::{self, Source, resize};
 use lightbox_core::metrics::average_precision::{Score, pixel_average_precision};
 use lightbox_core::results::{self, Row, Status};
 use lightbox_sdk::spec::{ModelOptions, Plan};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::FromRawFd;
@@ -36,7 +37,7 @@ pub struct Worker {
     device: Device,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
-    stores: HashMap<usize, Rc<Store>>,
+    stores: Vec<(usize, Vec<f64>, Vec<f64>, Rc<Store>)>,
     engine: Option<(String, usize, HashSet<String>, Engine)>,
 }
 
@@ -79,11 +80,6 @@ pub fn main(folder: &Path, device: &str) -> Result<()> {
 pub fn block(split: &Split, size: usize, block: usize) -> &[usize] {
     let start = (block * size).min(split.test.len());
     &split.test[start..(start + size).min(split.test.len())]
-}
-
-/// A stable number of an image, whatever else the source holds.
-fn id_of(sample: &Sample) -> u64 {
-    sample.id.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 impl Worker {
@@ -131,13 +127,20 @@ impl Worker {
 
     fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Rc<Store>> {
         let input = &model.input;
-        if let Some(store) = self.stores.get(&input.height) {
+        let (side, mean, std) = (input.height, &input.mean, &input.std);
+        if let Some((.., store)) = self.stores.iter().find(|(s, m, d, _)| *s == side && m == mean && d == std) {
             return Ok(store.clone());
         }
-        let budget = self.spec.store_mib << 20;
+        // One budget for all of them.
+        let held: usize = self.stores.iter().map(|(.., s)| s.layout()).filter(|l| l.resident).map(|l| l.bytes).sum();
+        let budget = (self.spec.store_mib << 20).saturating_sub(held);
         let file = self.folder.prepared(input.height);
         let store = Rc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
-        self.stores.insert(input.height, store.clone());
+        if store.layout().images != self.source()?.samples().len() {
+            let file = self.folder.prepared(side);
+            return Err(Error::input(format!("{}: not of this data source (hint: --restart)", file.display())));
+        }
+        self.stores.push((side, mean.clone(), std.clone(), store.clone()));
         Ok(store)
     }
 
@@ -205,7 +208,9 @@ impl Worker {
             }
             let mut engine = Engine::new(model, self.device, self.spec.seed)?;
             let (store, split) = (self.store(&engine.spec)?, self.split()?);
-            engine.set_mean_mask(store.mean_mask(&split.folds[fold].train), engine.spec.input.height)?;
+            if let Some(mask) = store.mean_mask(&split.folds[fold].train) {
+                engine.set_mean_mask(mask, engine.spec.input.height)?;
+            }
             for explainer in self.spec.explainers.iter().filter(|e| !without.contains(e.label())) {
                 let unit = order.unit.key();
                 let name = explainer.label().to_string();
@@ -243,8 +248,11 @@ impl Worker {
         let (batch_size, target, folder) = (self.spec.batch_size, self.spec.target, self.folder.clone());
         let indices = block(&split, self.spec.block, number).to_vec();
         self.engine(label, fold, order, say)?;
+        let Some((.., model)) = self.engine.as_ref().map(|(.., e)| ((), e.spec.clone())) else {
+            return Err(Error::new(Exit::Other, "no engine"));
+        };
+        let store = self.store(&model)?;
         let Some((.., engine)) = &self.engine else { return Err(Error::new(Exit::Other, "no engine")) };
-        let store = self.stores[&engine.spec.input.height].clone();
         let side = engine.spec.input.height;
 
         // Maps are scored where there is something to find; the other images are only classified.
@@ -271,7 +279,7 @@ impl Worker {
             }
         };
         let score = |logits: &Tensor, rows: &mut BTreeMap<usize, Vec<Row>>, indices: &[usize]| -> Result<()> {
-            let scores = logits.f_to_kind(Kind::Double)?.f_softmax(1, Kind::Double)?.f_select(1, target)?;
+            let scores = logits.f_to_kind(Kind::Double)?.f_softmax(1, Kind::Double)?.f_select(1, 1)?;
             for (&i, value) in indices.iter().zip(Vec::<f64>::try_from(&scores)?) {
                 if !value.is_finite() {
                     let id = &source.samples()[i].id;
@@ -287,7 +295,7 @@ impl Worker {
         let mut collected: BTreeMap<String, Vec<Maps>> = BTreeMap::new();
         for batch in store.batches(batches(&positive)) {
             let (indices, images) = batch?;
-            let ids: Vec<u64> = indices.iter().map(|&i| id_of(&source.samples()[i])).collect();
+            let ids: Vec<u64> = indices.iter().map(|&i| engine::image_id(&source.samples()[i].id)).collect();
             let targets = vec![target; indices.len()];
             let active: Vec<usize> = (0..engine.explainers.len()).filter(|i| !broken.contains(i)).collect();
             let key = unit.key();

@@ -28,6 +28,10 @@ impl Explainer for Hostile {
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
         match self.0 {
             "hostile-site" => Ok(Needs { values: vec!["blocks.99".into()], ..Needs::default() }.into()),
+            "hostile-plan" => {
+                unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+                Err(Error::invalid("still here"))
+            }
             "hostile-not-applicable" => Ok(Plan::not_applicable("it never is")),
             _ => Ok(Needs::default().into()),
         }
@@ -44,6 +48,7 @@ fn map(context: &Context<'_>, value: f32) -> Result<Array> {
 }
 
 register_explainer!(Hostile("hostile-site", |c| map(c, 0.0)));
+register_explainer!(Hostile("hostile-plan", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-not-applicable", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-panic", |_| {
     let empty: Vec<f32> = Vec::new();
