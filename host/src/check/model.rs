@@ -1,0 +1,170 @@
+//! What is asked of a model.
+
+use super::{
+    MODEL_MADE, Status, Test, difference, finite, images, keeps_globals, made, make_small, pass, refuses, rows, tensor,
+};
+use crate::loader::Plugin;
+use lightbox_sdk::spec::{Layout, ModelSpec};
+use lightbox_sdk::{Array, ModelHandle, Patch, Request, Seed};
+use tch::Kind;
+
+/// The tests of one model. `dead`: its making has ended the process before.
+pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
+    let subject = spec.name.clone();
+    let mut cell: Option<(ModelHandle, ModelSpec)> = None;
+    let mut make = || {
+        let model = make_small(plugin, &spec.name)?;
+        let own = model.spec().map_err(|e| e.to_string())?;
+        Ok((model, own))
+    };
+    test(&subject, MODEL_MADE, &mut || {
+        made(&mut cell, &mut make)?;
+        let mut names: Vec<&str> = spec.sites.iter().map(|s| s.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(format!("two sites are called {}", twice[0]));
+        }
+        let i = &spec.input;
+        if i.mean.len() != i.channels || i.std.len() != i.channels || i.std.iter().any(|s| *s <= 0.0) {
+            return Err("mean and std do not have a positive value a channel".into());
+        }
+        for site in spec.cam_site.iter().chain(&spec.attention_site) {
+            spec.site(site).map_err(|e| e.to_string())?;
+        }
+        if spec.reference.citation.is_empty() {
+            return Ok((Status::Warn, "it cites no reference".into()));
+        }
+        pass()
+    });
+    if dead || made(&mut cell, &mut make).is_err() {
+        return;
+    }
+    let Some((model, spec)) = cell else { return };
+    let batch = images(&spec, 2);
+    let forward = |images: &Array| model.run(&Request::forward(images.clone())).map_err(|e| e.to_string());
+
+    test(&subject, "logits and sites have the shapes it says, and are finite", &mut || {
+        let names: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
+        let request = Request { values: names, ..Request::forward(batch.clone()) };
+        let response = model.run(&request).map_err(|e| e.to_string())?;
+        if response.logits.shape() != [2, spec.classes] {
+            return Err(format!("logits have shape {:?}, expected [2, {}]", response.logits.shape(), spec.classes));
+        }
+        finite(&response.logits, "logits")?;
+        for site in &spec.sites {
+            let value = response.values.get(&site.name).ok_or(format!("site {} is not handed back", site.name))?;
+            let shape = value.shape();
+            let expected = match (site.layout, site.grid) {
+                (Layout::BCHW, Some([h, w])) => Some(vec![2, site.channels, h, w]),
+                (Layout::BNC, Some([h, w])) => Some(vec![2, site.prefix.len() + h * w, site.channels]),
+                (Layout::BC, _) => Some(vec![2, site.channels]),
+                _ => None,
+            };
+            if expected.as_ref().is_some_and(|e| *e != shape) {
+                return Err(format!(
+                    "site {} has shape {shape:?}, expected {:?}",
+                    site.name,
+                    expected.unwrap_or_default()
+                ));
+            }
+            finite(value, &format!("site {}", site.name))?;
+        }
+        pass()
+    });
+    test(&subject, "is deterministic", &mut || match difference(&forward(&batch)?.logits, &forward(&batch)?.logits)? {
+        0.0 => pass(),
+        d => Err(format!("two runs differ by {d:.1e}")),
+    });
+    test(&subject, "gives an image the same logits in any batch", &mut || {
+        let whole = forward(&batch)?.logits;
+        for i in 0..2 {
+            let alone = forward(&rows(&batch, i, 1).map_err(|e| e.to_string())?)?.logits;
+            let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
+            if d > 1e-4 {
+                return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
+            }
+        }
+        pass()
+    });
+    test(&subject, "gradients equal finite differences", &mut || {
+        let Some(site) = spec.cam_site.clone() else { return Ok((Status::Warn, "it names no cam_site".into())) };
+        let targets = Array::from_vec(&[2], vec![0i64, 0]).map_err(|e| e.to_string())?;
+        let request =
+            Request::explain(batch.clone(), targets, std::slice::from_ref(&site), std::slice::from_ref(&site));
+        let response = model.run(&request).map_err(|e| e.to_string())?;
+        let gradient = response.grads.first().and_then(|g| g.get(&site)).ok_or("no gradient is handed back")?;
+        finite(gradient, "the gradient")?;
+        // A step along the gradient moves the logit by step * |gradient|^2, which a patch of the site can try.
+        let g = tensor(gradient)?;
+        let square = (&g * &g).sum(Kind::Double).double_value(&[]);
+        if square == 0.0 {
+            return Ok((Status::Warn, "the gradient is zero on the tried images".into()));
+        }
+        let scale = 1e-2 / square.sqrt();
+        let logit = |sign: f64| -> std::result::Result<f64, String> {
+            let shift = (&g * (sign * scale)).to_kind(Kind::Float);
+            let shift = Array::from_tensor(&shift).map_err(|e| e.to_string())?;
+            let patch = Patch { site: site.clone(), scale: None, shift: Some(shift) };
+            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+            let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
+            Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
+        };
+        let slope = (logit(1.0)? - logit(-1.0)?) / (2.0 * scale);
+        let error = (slope / square - 1.0).abs();
+        if error > 0.05 { Err(format!("they differ by {:.1} %", error * 100.0)) } else { pass() }
+    });
+    test(&subject, "a patch that changes nothing changes nothing", &mut || {
+        let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
+        for site in spec.sites.iter().filter(|s| s.name != "logits") {
+            let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
+            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+            let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &forward(&batch)?.logits)?;
+            if d > 1e-6 {
+                return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
+            }
+        }
+        pass()
+    });
+    test(&subject, "a fork with other parameters leaves the original as it was", &mut || {
+        let before = forward(&batch)?.logits;
+        let parameters = model.parameters().map_err(|e| e.to_string())?;
+        let (name, array) = parameters.first().ok_or("it has no parameters")?;
+        let zeros = tensor(array)?.zeros_like().to_kind(Kind::Float);
+        let edit = vec![(name.clone(), Array::from_tensor(&zeros).map_err(|e| e.to_string())?)];
+        let fork = model.fork_with(&edit).map_err(|e| e.to_string())?;
+        let forked = fork.run(&Request::forward(batch.clone())).map_err(|e| e.to_string())?.logits;
+        if difference(&forward(&batch)?.logits, &before)? != 0.0 {
+            return Err("the original's logits have changed".into());
+        }
+        if difference(&forked, &before)? == 0.0 {
+            return Err(format!("the fork with {name} set to zero is the original"));
+        }
+        pass()
+    });
+    test(&subject, "does not write to its input", &mut || {
+        let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
+        forward(&batch)?;
+        if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
+    });
+    test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
+        keeps_globals(&mut || forward(&batch).map(drop))
+    });
+    test(&subject, "refuses wrong input with an error", &mut || {
+        let i = &spec.input;
+        let array =
+            |shape: &[usize]| Array::from_vec(shape, vec![0f32; shape.iter().product()]).map_err(|e| e.to_string());
+        refuses(
+            model.run(&Request::forward(array(&[2, i.channels, i.height + 1, i.width])?)),
+            "an image of another size",
+        )?;
+        refuses(model.run(&Request::forward(array(&[4])?)), "a vector for images")?;
+        let unknown = Request { values: vec!["no such site".into()], ..Request::forward(batch.clone()) };
+        refuses(model.run(&unknown), "an unknown site")?;
+        let site = spec.cam_site.clone().unwrap_or_else(|| "input".into());
+        let target = Array::from_vec(&[2], vec![spec.classes as i64; 2]).map_err(|e| e.to_string())?;
+        let request =
+            Request { grads: vec![site], seeds: vec![vec![Seed::Class(target)]], ..Request::forward(batch.clone()) };
+        refuses(model.run(&request), "a class that it does not have")?;
+        pass()
+    });
+}
