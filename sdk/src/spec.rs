@@ -210,6 +210,10 @@ pub struct Site {
     pub prefix: Vec<String>,
     #[serde(default)]
     pub block: Option<usize>,
+    /// Attention only: whose the queries are. `tokens` (every token, prefix first), `cls` (one class token) or
+    /// `per-class` (one token a class).
+    #[serde(default)]
+    pub query: String,
     #[serde(default)]
     pub text: String,
 }
@@ -225,6 +229,7 @@ impl Site {
             grid: Some(grid),
             prefix: Vec::new(),
             block: None,
+            query: String::new(),
             text: String::new(),
         }
     }
@@ -232,6 +237,23 @@ impl Site {
     /// A vector an image, [B, channels].
     pub fn vector(name: impl Into<String>, kind: SiteKind, channels: usize) -> Self {
         Site { kind, layout: Layout::BC, grid: None, ..Site::feature(name, channels, [1, 1]) }
+    }
+
+    /// Tokens, [B, prefix + grid, channels].
+    pub fn tokens(name: impl Into<String>, channels: usize, grid: [usize; 2], prefix: &[&str]) -> Self {
+        let prefix = prefix.iter().map(|p| p.to_string()).collect();
+        Site { kind: SiteKind::Tokens, layout: Layout::BNC, prefix, ..Site::feature(name, channels, grid) }
+    }
+
+    /// Attention weights, [B, heads, queries, prefix + grid]; see [`Site::query`].
+    pub fn attention(name: impl Into<String>, heads: usize, grid: [usize; 2], prefix: &[&str], query: &str) -> Self {
+        let (kind, layout, query) = (SiteKind::Attention, Layout::BHQK, query.to_string());
+        Site { kind, layout, query, ..Site::tokens(name, heads, grid, prefix) }
+    }
+
+    pub fn block(mut self, block: usize) -> Self {
+        self.block = Some(block);
+        self
     }
 
     pub fn text(mut self, text: &str) -> Self {

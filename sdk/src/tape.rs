@@ -16,6 +16,19 @@ pub struct Tape<'a> {
     kept: BTreeMap<String, Tensor>,
 }
 
+/// [`Tape::site`] where there may be no tape, as in training.
+pub fn site(tape: &mut Option<&mut Tape<'_>>, name: &str, value: Tensor) -> Result<Tensor> {
+    match tape {
+        Some(tape) => tape.site(name, value),
+        None => Ok(value),
+    }
+}
+
+/// [`Tape::wants`] where there may be no tape.
+pub fn wants(tape: &Option<&mut Tape<'_>>, name: &str) -> bool {
+    tape.as_ref().is_some_and(|t| t.wants(name))
+}
+
 impl<'a> Tape<'a> {
     /// Runs `forward(tape, images)`, which returns the logits, and answers the request.
     pub fn run(

@@ -1,4 +1,5 @@
-//! DenseNet121 and GradCAM against torchvision 0.26 and pytorch-grad-cam 1.5.7, through the command line. The weights and
+//! Models, GradCAM and attention against torchvision 0.26, timm 1.0.31, facebookresearch/deit and pytorch-grad-cam 1.5.7,
+//! through the command line. The weights and
 //! the input are made from their names (see `lightbox_tests::fill`); the final ReLU of torchvision's model was out of place.
 
 use lightbox_core::checkpoint;
@@ -17,42 +18,50 @@ fn the_generator_gives_the_check_values() {
     close(input(), [1.68448484, 1.66032755, 1.66342032]);
 }
 
-#[test]
-fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
+/// Explains the goldens' input with the goldens' weights; compares each explainer's map with the golden's tensor.
+fn check(model: &str, golden: &str, pairs: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
-    checkpoint::write(w.as_ref(), &weights(&oracle("densenet121.keys.json"))).unwrap();
+    checkpoint::write(w.as_ref(), &weights(&oracle(&format!("{golden}.keys.json")))).unwrap();
     checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
-    let norm5 = "gradcam:layer=features.norm5";
-    succeed(&[
-        "explain",
-        &batch,
-        "--model",
-        "densenet121",
-        "--weights",
-        &w,
-        "--explainer",
-        "gradcam",
-        "--explainer",
-        norm5,
-        "--raw",
-        &raw,
-        "--device",
-        "cpu",
-    ]);
+    let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw, "--device", "cpu"];
+    // The multi-token form has a head a class, which the command line does not count by itself.
+    arguments.extend(["--classes", "1000"]);
+    pairs.iter().for_each(|(explainer, _)| arguments.extend(["--explainer", explainer]));
+    succeed(&arguments);
     let found = checkpoint::read(raw.as_ref()).unwrap();
-    let wanted = checkpoint::read(&oracle("densenet121.safetensors")).unwrap();
+    let wanted = checkpoint::read(&oracle(&format!("{golden}.safetensors"))).unwrap();
     let get = |state: &checkpoint::State, name: &str| {
         state.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()).unwrap_or_else(|| panic!("no {name}"))
     };
     assert_eq!(get(&found, "target"), get(&wanted, "target"));
-    let pairs = [("logits", "logits"), ("gradcam", "gradcam.raw.relu"), (norm5, "gradcam.raw.norm5")];
-    for (ours, theirs) in pairs {
+    for (ours, theirs) in [("logits", "logits")].iter().chain(pairs) {
         let error = relative(&get(&found, ours), &get(&wanted, theirs));
-        eprintln!("{ours}: {error:.2e}");
-        assert!(error < 1e-3, "{ours}: {error}");
+        eprintln!("{model} {ours}: {error:.2e}");
+        assert!(error < 1e-3, "{model} {ours}: {error}");
     }
+}
+
+#[test]
+fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
+    let pairs = [("gradcam", "gradcam.raw.relu"), ("gradcam:layer=features.norm5", "gradcam.raw.norm5")];
+    check("densenet121", "densenet121", &pairs);
+}
+
+const BOTH: [(&str, &str); 2] = [("gradcam", "gradcam.raw"), ("attention", "attention.map")];
+
+#[test]
+fn deit_equals_timm_and_pytorch_grad_cam() {
+    for name in ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_tiny_distilled_patch16_224"] {
+        check(name, name, &BOTH);
+    }
+}
+
+#[test]
+fn patchconvnet_equals_the_reference_and_pytorch_grad_cam() {
+    check("patchconvnet_s60", "S60", &BOTH);
+    check("patchconvnet_s60_multi", "S60_multi", &BOTH);
 }
 
 #[test]

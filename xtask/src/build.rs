@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Plugins on ndarray alone.
 const BARE: [&str; 2] = ["controls", "example"];
 /// Plugins on libtorch.
-const TORCH: [&str; 2] = ["cam", "densenet"];
+const TORCH: [&str; 5] = ["attention", "cam", "deit", "densenet", "patchconvnet"];
 
 fn packages(names: &[&str]) -> Vec<String> {
     names.iter().flat_map(|n| ["-p".to_string(), format!("lightbox-plugin-{n}")]).collect()

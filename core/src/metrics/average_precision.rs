@@ -114,11 +114,11 @@ impl Pixels {
 
     /// Counts all pixels of an image, positives too. False, and nothing is counted, when a score is not finite.
     pub fn count(&mut self, scores: &[f32]) -> bool {
-        // Any NaN or infinity makes the sum of `x - x` NaN; sixteen sums run side by side.
+        // Any NaN or infinity makes the sum of `0 x` NaN; sixteen sums run side by side.
         let mut sums = [0f32; 16];
         let mut chunks = scores.chunks_exact(16);
         for chunk in &mut chunks {
-            sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s - s);
+            sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s * 0.0);
         }
         if sums.iter().any(|s| s.is_nan()) || chunks.remainder().iter().any(|s| !s.is_finite()) {
             return false;

@@ -9,7 +9,7 @@ mod fast;
 
 use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::Tape;
+use lightbox_sdk::tape::{Tape, site};
 use lightbox_sdk::tch::{Device, Tensor};
 use std::cell::OnceCell;
 
@@ -231,13 +231,9 @@ impl DenseNet {
 
     /// The whole network; `tape` sees every site.
     fn forward(&self, images: Tensor, train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let mut site = |name: &str, value: Tensor| match tape.as_deref_mut() {
-            Some(tape) => tape.site(name, value),
-            None => Ok(value),
-        };
-        let x = site("input", images)?;
+        let x = site(&mut tape, "input", images)?;
         let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?.f_relu()?;
-        let mut x = site("features.pool0", x.f_max_pool2d([3], [2], [1], [1], false)?)?;
+        let mut x = site(&mut tape, "features.pool0", x.f_max_pool2d([3], [2], [1], [1], false)?)?;
         for (i, &layers) in self.config.blocks.iter().enumerate() {
             let block = i + 1;
             let mut features = vec![x];
@@ -249,12 +245,12 @@ impl DenseNet {
                 let y = self.norm(&y, &format!("{name}.norm2"), train)?.f_relu()?;
                 features.push(self.conv(&y, &format!("{name}.conv2"), 1, 1)?);
             }
-            x = site(&format!("features.denseblock{block}"), Tensor::f_cat(&features, 1)?)?;
+            x = site(&mut tape, &format!("features.denseblock{block}"), Tensor::f_cat(&features, 1)?)?;
             if block < self.config.blocks.len() {
                 let name = format!("features.transition{block}");
                 let y = self.norm(&x, &format!("{name}.norm"), train)?.f_relu()?;
                 let y = self.conv(&y, &format!("{name}.conv"), 1, 0)?;
-                x = site(&name, y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)?;
+                x = site(&mut tape, &name, y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)?;
             }
         }
         let norm5 = self.norm(&x, "features.norm5", train)?;
@@ -263,15 +259,11 @@ impl DenseNet {
 
     /// From the last norm on.
     fn tail(&self, norm5: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let mut site = |name: &str, value: Tensor| match tape.as_deref_mut() {
-            Some(tape) => tape.site(name, value),
-            None => Ok(value),
-        };
-        let x = site("features.norm5", norm5)?;
-        let x = site("features.relu5", x.f_relu()?)?;
+        let x = site(&mut tape, "features.norm5", norm5)?;
+        let x = site(&mut tape, "features.relu5", x.f_relu()?)?;
         let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
-        let x = site("embedding", x)?;
-        site("logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
+        let x = site(&mut tape, "embedding", x)?;
+        site(&mut tape, "logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
     }
 }
 

@@ -1,0 +1,363 @@
+//! DeiT (Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021,
+//! arXiv:2012.12877): the plain ViT of Dosovitskiy et al. (arXiv:2010.11929) and its distilled form, with the names and
+//! the arithmetic of timm's `vision_transformer.py` and `deit.py`. Evaluation of the distilled form averages both heads.
+//!
+//! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
+//! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
+
+use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tape::{Tape, site, wants};
+use lightbox_sdk::tch::Tensor;
+
+lightbox_sdk::export!();
+register_model!("deit_tiny_patch16_224", |o| spec(&TINY, o), |o| make(&TINY, o));
+register_model!("deit_small_patch16_224", |o| spec(&SMALL, o), |o| make(&SMALL, o));
+register_model!("deit_base_patch16_224", |o| spec(&BASE, o), |o| make(&BASE, o));
+register_model!("deit_tiny_distilled_patch16_224", |o| spec(&TINY_DISTILLED, o), |o| make(&TINY_DISTILLED, o));
+register_model!("deit_small_distilled_patch16_224", |o| spec(&SMALL_DISTILLED, o), |o| make(&SMALL_DISTILLED, o));
+register_model!("deit_base_distilled_patch16_224", |o| spec(&BASE_DISTILLED, o), |o| make(&BASE_DISTILLED, o));
+register_model!("deit-mini", |o| spec(&MINI, o), |o| make(&MINI, o));
+
+/// A member of the family.
+struct Config {
+    name: &'static str,
+    title: &'static str,
+    dim: i64,
+    depth: usize,
+    heads: i64,
+    patch: i64,
+    size: i64,
+    classes: usize,
+    distilled: bool,
+}
+
+const TINY: Config = Config {
+    name: "deit_tiny_patch16_224",
+    title: "DeiT-Tiny",
+    dim: 192,
+    depth: 12,
+    heads: 3,
+    patch: 16,
+    size: 224,
+    classes: 1000,
+    distilled: false,
+};
+const SMALL: Config = Config { name: "deit_small_patch16_224", title: "DeiT-Small", dim: 384, heads: 6, ..TINY };
+const BASE: Config = Config { name: "deit_base_patch16_224", title: "DeiT-Base", dim: 768, heads: 12, ..TINY };
+const TINY_DISTILLED: Config =
+    Config { name: "deit_tiny_distilled_patch16_224", title: "DeiT-Tiny, distilled", distilled: true, ..TINY };
+const SMALL_DISTILLED: Config =
+    Config { name: "deit_small_distilled_patch16_224", title: "DeiT-Small, distilled", distilled: true, ..SMALL };
+const BASE_DISTILLED: Config =
+    Config { name: "deit_base_distilled_patch16_224", title: "DeiT-Base, distilled", distilled: true, ..BASE };
+/// Not in the paper: for demonstrations on a CPU.
+const MINI: Config = Config {
+    name: "deit-mini",
+    title: "DeiT, mini (for demonstrations)",
+    dim: 64,
+    depth: 4,
+    heads: 4,
+    patch: 8,
+    size: 128,
+    classes: 2,
+    distilled: false,
+};
+
+const EPS: f64 = 1e-6;
+const HEADS: [&str; 4] = ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"];
+
+impl Config {
+    fn prefix(&self) -> &'static [&'static str] {
+        if self.distilled { &["cls", "dist"] } else { &["cls"] }
+    }
+}
+
+fn parameters() -> Vec<ParamSpec> {
+    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+}
+
+fn input_size(config: &Config, options: &ModelOptions) -> Result<i64> {
+    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+        0 => config.size,
+        size => size,
+    };
+    if size % config.patch != 0 {
+        return Err(Error::invalid(format!(
+            "parameter size: {size} px is no multiple of the patch, {} px",
+            config.patch
+        )));
+    }
+    Ok(size)
+}
+
+fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
+    let size = input_size(config, options)? as usize;
+    let side = size / config.patch as usize;
+    let (grid, prefix) = ([side, side], config.prefix());
+    let (dim, heads) = (config.dim as usize, config.heads as usize);
+    let classes = if options.classes == 0 { config.classes } else { options.classes };
+    let tokens = |name: String| Site::tokens(name, dim, grid, prefix);
+    let mut sites =
+        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
+    sites.push(tokens("embed".into()).text("patch, class and position embeddings together"));
+    for i in 0..config.depth {
+        let name = |leaf: &str| format!("blocks.{i}.{leaf}");
+        sites.push(tokens(name("norm1")).block(i));
+        for (leaf, kind) in [("q", SiteKind::Query), ("k", SiteKind::Key), ("v", SiteKind::Value)] {
+            let site = Site { kind, layout: Layout::Other, ..tokens(name(&format!("attn.{leaf}"))) };
+            sites.push(Site { channels: heads, ..site }.block(i).text("[B, heads, tokens, channels a head]"));
+        }
+        let attention = Site::attention(name("attn"), heads, grid, prefix, "tokens").block(i);
+        let logits = Site { kind: SiteKind::AttentionLogits, name: name("attn.logits"), ..attention.clone() };
+        sites.push(logits.text("scaled, before the softmax"));
+        sites.push(attention.text("softmaxed weights"));
+        sites.push(tokens(format!("blocks.{i}")).block(i));
+    }
+    sites.push(tokens("norm".into()));
+    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    Ok(ModelSpec {
+        name: config.name.into(),
+        title: config.title.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        reference: Reference {
+            citation: "Touvron et al.: Training data-efficient image transformers & distillation through attention, \
+                       ICML 2021"
+                .into(),
+            id: "arXiv:2012.12877".into(),
+        },
+        input: InputSpec::imagenet(size),
+        classes,
+        sites,
+        cam_site: Some(format!("blocks.{}.norm1", config.depth - 1)),
+        attention_site: Some(format!("blocks.{}.attn", config.depth - 1)),
+        rules: vec![],
+        parameters: parameters(),
+        trainable: true,
+    })
+}
+
+fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
+    let spec = spec(config, options)?;
+    let params = initial(config, &spec, options)?;
+    Ok(Box::new(Deit { config, spec, params }))
+}
+
+/// Normal with deviation 0.02 for matrices and embeddings, zero biases, as the reference begins (there truncated at two
+/// units, which is a hundred deviations).
+fn initial(config: &Config, spec: &ModelSpec, options: &ModelOptions) -> Result<Parameters> {
+    let mut p = Parameters::new(nn::device(&options.device)?, options.seed);
+    let (dim, patch, classes) = (config.dim, config.patch, spec.classes as i64);
+    let side = spec.input.height as i64 / patch;
+    let linear = |p: &mut Parameters, name: &str, out: i64, inp: i64| -> Result<()> {
+        p.add(&format!("{name}.weight"), &[out, inp], Init::Normal(0.02))?;
+        p.add(&format!("{name}.bias"), &[out], Init::Constant(0.0))
+    };
+    let norm = |p: &mut Parameters, name: &str| -> Result<()> {
+        p.add(&format!("{name}.weight"), &[dim], Init::Constant(1.0))?;
+        p.add(&format!("{name}.bias"), &[dim], Init::Constant(0.0))
+    };
+    p.add("cls_token", &[1, 1, dim], Init::Normal(0.02))?;
+    if config.distilled {
+        p.add("dist_token", &[1, 1, dim], Init::Normal(0.02))?;
+    }
+    p.add("pos_embed", &[1, side * side + config.prefix().len() as i64, dim], Init::Normal(0.02))?;
+    let bound = 1.0 / ((3 * patch * patch) as f64).sqrt();
+    p.add("patch_embed.proj.weight", &[dim, 3, patch, patch], Init::Uniform(bound))?;
+    p.add("patch_embed.proj.bias", &[dim], Init::Constant(0.0))?;
+    for i in 0..config.depth {
+        let name = |leaf: &str| format!("blocks.{i}.{leaf}");
+        norm(&mut p, &name("norm1"))?;
+        linear(&mut p, &name("attn.qkv"), 3 * dim, dim)?;
+        linear(&mut p, &name("attn.proj"), dim, dim)?;
+        norm(&mut p, &name("norm2"))?;
+        linear(&mut p, &name("mlp.fc1"), 4 * dim, dim)?;
+        linear(&mut p, &name("mlp.fc2"), dim, 4 * dim)?;
+    }
+    norm(&mut p, "norm")?;
+    linear(&mut p, "head", classes, dim)?;
+    if config.distilled {
+        linear(&mut p, "head_dist", classes, dim)?;
+    }
+    Ok(p)
+}
+
+/// Resizes the grid's part of position embeddings [1, prefix + n, dim] to `side` x `side`.
+fn resize_positions(old: &Tensor, prefix: i64, side: i64) -> Result<Tensor> {
+    let [_, n, dim]: [i64; 3] =
+        old.size().try_into().map_err(|s| Error::invalid(format!("pos_embed has shape {s:?}, expected [1, N, D]")))?;
+    let from = ((n - prefix) as f64).sqrt().round() as i64;
+    if from < 1 || from * from != n - prefix {
+        return Err(Error::invalid(format!(
+            "pos_embed holds {n} tokens, which are no square grid and {prefix} before it"
+        )));
+    }
+    let grid = old.f_narrow(1, prefix, n - prefix)?.f_reshape([1, from, from, dim])?.f_permute([0, 3, 1, 2])?;
+    let grid = grid.f_contiguous()?.f_upsample_bicubic2d([side, side], false, None::<f64>, None::<f64>)?;
+    let grid = grid.f_permute([0, 2, 3, 1])?.f_reshape([1, side * side, dim])?;
+    Ok(Tensor::f_cat(&[old.f_narrow(1, 0, prefix)?, grid], 1)?)
+}
+
+struct Deit {
+    config: &'static Config,
+    spec: ModelSpec,
+    params: Parameters,
+}
+
+impl Deit {
+    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
+        Ok(x.f_linear(get("weight")?, Some(get("bias")?))?)
+    }
+
+    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
+        Ok(x.f_layer_norm([self.config.dim], Some(get("weight")?), Some(get("bias")?), EPS, true)?)
+    }
+
+    fn forward(&self, images: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let (dim, heads) = (self.config.dim, self.config.heads);
+        let x = site(&mut tape, "input", images)?;
+        let (b, patch) = (x.size()[0], self.config.patch);
+        let (weight, bias) = (self.params.get("patch_embed.proj.weight")?, self.params.get("patch_embed.proj.bias")?);
+        let x = x.f_conv2d(weight, Some(bias), [patch], [0], [1], 1)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+        let mut tokens = vec![self.params.get("cls_token")?.f_expand([b, 1, dim], false)?];
+        if self.config.distilled {
+            tokens.push(self.params.get("dist_token")?.f_expand([b, 1, dim], false)?);
+        }
+        tokens.push(x);
+        let mut x = site(&mut tape, "embed", Tensor::f_cat(&tokens, 1)?.f_add(self.params.get("pos_embed")?)?)?;
+        let n = x.size()[1];
+        for i in 0..self.config.depth {
+            let name = |leaf: &str| format!("blocks.{i}.{leaf}");
+            let y = site(&mut tape, &name("norm1"), self.norm(&x, &name("norm1"))?)?;
+            let qkv = self.linear(&y, &name("attn.qkv"))?.f_reshape([b, n, 3, heads, dim / heads])?;
+            let qkv = qkv.f_permute([2, 0, 3, 1, 4])?;
+            let q = site(&mut tape, &name("attn.q"), qkv.f_select(0, 0)?)?;
+            let k = site(&mut tape, &name("attn.k"), qkv.f_select(0, 1)?)?;
+            let v = site(&mut tape, &name("attn.v"), qkv.f_select(0, 2)?)?;
+            // The weights exist only where somebody asks for them.
+            let y = if wants(&tape, &name("attn")) || wants(&tape, &name("attn.logits")) {
+                let scale = ((dim / heads) as f64).powf(-0.5);
+                let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
+                let logits = site(&mut tape, &name("attn.logits"), logits)?;
+                let weights = site(&mut tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
+                weights.f_matmul(&v)?
+            } else {
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
+            };
+            let y = self.linear(&y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
+            x = x.f_add(&y)?;
+            let y = self.linear(&self.norm(&x, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
+            x = site(&mut tape, &format!("blocks.{i}"), x.f_add(&self.linear(&y, &name("mlp.fc2"))?)?)?;
+        }
+        let x = site(&mut tape, "norm", self.norm(&x, "norm")?)?;
+        let logits = self.linear(&x.f_select(1, 0)?, "head")?;
+        let logits = match self.config.distilled {
+            true => logits.f_add(&self.linear(&x.f_select(1, 1)?, "head_dist")?)?.f_div_scalar(2.0)?,
+            false => logits,
+        };
+        site(&mut tape, "logits", logits)
+    }
+}
+
+impl Network for Deit {
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn is_buffer(_: &str) -> bool {
+        false
+    }
+
+    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
+        self.forward(images.shallow_clone(), None)
+    }
+}
+
+impl Model for Deit {
+    fn spec(&self) -> ModelSpec {
+        self.spec.clone()
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        Tape::run(request, |tape, images| self.forward(images, Some(tape)))
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.params.named()
+    }
+
+    fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
+        let own = self.params.get("pos_embed")?.size();
+        let mut resized = None;
+        if let Some((_, given)) = parameters.iter_mut().find(|(name, _)| name == "pos_embed") {
+            let shape = given.shape();
+            if shape.len() == 3 && shape[1] as i64 != own[1] && shape[2] as i64 == own[2] {
+                let side = (self.spec.input.height as i64) / self.config.patch;
+                let new = resize_positions(&given.to_tensor()?, self.config.prefix().len() as i64, side)?;
+                *given = Array::from_tensor(&new)?;
+                resized = Some(format!("position embeddings were resized from {} to {} tokens", shape[1], own[1]));
+            }
+        }
+        let mut report = self.params.load(parameters, str::to_string, &HEADS)?;
+        report.notes.extend(resized);
+        Ok(report)
+    }
+
+    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
+        let (config, spec) = (self.config, self.spec.clone());
+        Ok(Box::new(Deit { config, spec, params: self.params.with(edits)? }))
+    }
+
+    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
+        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
+        Ok(Box::new(NetTrainer::new(Deit { config, spec, params }, options)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_sdk::tch::{Device, Kind};
+
+    fn run(model: &dyn Model, values: &[&str]) -> Response {
+        let size = model.spec().input.height;
+        let images = Tensor::randn([2, 3, size as i64, size as i64], (Kind::Float, Device::Cpu));
+        let values = values.iter().map(|v| v.to_string()).collect();
+        let images = Array::from_tensor(&images).unwrap();
+        model.run(&Request { values, ..Request::forward(images) }).unwrap()
+    }
+
+    #[test]
+    fn attention_rows_sum_to_one_and_asking_for_them_changes_nothing() {
+        let model = make(&MINI, &ModelOptions::default()).unwrap();
+        let attention = run(model.as_ref(), &["blocks.3.attn"]).values["blocks.3.attn"].to_tensor().unwrap();
+        assert_eq!(attention.size(), [2, 4, 257, 257]);
+        let sums = attention.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
+        assert!((sums - 1.0).abs().max().double_value(&[]) < 1e-5);
+        let images = Array::from_tensor(&Tensor::randn([1, 3, 128, 128], (Kind::Float, Device::Cpu))).unwrap();
+        let logits = |values: Vec<String>| {
+            let request = Request { values, ..Request::forward(images.clone()) };
+            model.run(&request).unwrap().logits.to_tensor().unwrap()
+        };
+        let difference = (logits(vec![]) - logits(vec!["blocks.0.attn".into()])).abs().max().double_value(&[]);
+        assert!(difference < 1e-6, "{difference}");
+    }
+
+    #[test]
+    fn position_embeddings_keep_their_prefix_and_their_corners_order() {
+        let old = Tensor::arange(2 * (1 + 9), (Kind::Float, Device::Cpu)).reshape([1, 10, 2]);
+        let new = resize_positions(&old, 1, 6).unwrap();
+        assert_eq!(new.size(), [1, 37, 2]);
+        assert_eq!(new.narrow(1, 0, 1), old.narrow(1, 0, 1));
+        assert_eq!(resize_positions(&old, 1, 3).unwrap(), old);
+        assert!(resize_positions(&old, 2, 3).unwrap_err().to_string().contains("no square grid"));
+        let size = ModelOptions { params: [("size".to_string(), 100.into())].into(), ..ModelOptions::default() };
+        assert!(spec(&TINY, &size).unwrap_err().to_string().contains("no multiple of the patch"));
+    }
+}

@@ -1,0 +1,381 @@
+//! PatchConvNet (Touvron et al., "Augmenting Convolutional networks with attention-based aggregation", 2021,
+//! arXiv:2112.13692), with the names and the arithmetic of facebookresearch/deit's `patchconvnet_models.py`.
+//!
+//! A convolutional stem, a column of residual blocks without any change of resolution, and one attention layer in which a
+//! class token gathers the patches. In the `_multi` form there is one token and one head a class; the reference fixes their
+//! number at 1000 inside the attention, here it is the model's number of classes.
+//!
+//! A block's 1x1 convolutions run as matrix products on tokens, which are the same numbers in the same memory.
+
+use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tape::{Tape, site};
+use lightbox_sdk::tch::{Kind, Tensor};
+
+lightbox_sdk::export!();
+
+/// A member of the family.
+struct Config {
+    name: &'static str,
+    title: &'static str,
+    dim: i64,
+    depth: usize,
+    size: i64,
+    classes: usize,
+    /// One token and head a class.
+    multi: bool,
+    /// Initial value of the residual branches' scales.
+    gamma: f64,
+}
+
+const S60: Config = Config {
+    name: "patchconvnet_s60",
+    title: "PatchConvNet-S60",
+    dim: 384,
+    depth: 60,
+    size: 224,
+    classes: 1000,
+    multi: false,
+    gamma: 1e-4,
+};
+const S120: Config = Config { name: "patchconvnet_s120", title: "PatchConvNet-S120", depth: 120, gamma: 1e-6, ..S60 };
+const B60: Config = Config { name: "patchconvnet_b60", title: "PatchConvNet-B60", dim: 768, gamma: 1e-6, ..S60 };
+const B120: Config = Config { name: "patchconvnet_b120", title: "PatchConvNet-B120", dim: 768, ..S120 };
+const L60: Config = Config { name: "patchconvnet_l60", title: "PatchConvNet-L60", dim: 1024, ..B60 };
+const L120: Config = Config { name: "patchconvnet_l120", title: "PatchConvNet-L120", dim: 1024, ..S120 };
+/// Not in the paper: for demonstrations on a CPU.
+const MINI: Config = Config {
+    name: "patchconvnet-mini",
+    title: "PatchConvNet, mini (for demonstrations)",
+    dim: 64,
+    depth: 6,
+    size: 128,
+    classes: 2,
+    multi: false,
+    gamma: 0.1,
+};
+
+macro_rules! register {
+    ($($config:ident, $multi:ident, $name:literal, $title:literal);*) => { $(
+        const $multi: Config = Config { name: $name, title: $title, multi: true, ..$config };
+        register_model!($config.name, |o| spec(&$config, o), |o| make(&$config, o));
+        register_model!($multi.name, |o| spec(&$multi, o), |o| make(&$multi, o));
+    )* };
+}
+register!(
+    S60, S60_MULTI, "patchconvnet_s60_multi", "PatchConvNet-S60, a token a class";
+    S120, S120_MULTI, "patchconvnet_s120_multi", "PatchConvNet-S120, a token a class";
+    B60, B60_MULTI, "patchconvnet_b60_multi", "PatchConvNet-B60, a token a class";
+    B120, B120_MULTI, "patchconvnet_b120_multi", "PatchConvNet-B120, a token a class";
+    L60, L60_MULTI, "patchconvnet_l60_multi", "PatchConvNet-L60, a token a class";
+    L120, L120_MULTI, "patchconvnet_l120_multi", "PatchConvNet-L120, a token a class";
+    MINI, MINI_MULTI, "patchconvnet-mini-multi", "PatchConvNet, mini, a token a class (for demonstrations)"
+);
+
+const EPS: f64 = 1e-6;
+/// The stem halves four times.
+const PATCH: i64 = 16;
+const POOL: &str = "blocks_token_only.0";
+
+fn parameters() -> Vec<ParamSpec> {
+    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+}
+
+fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
+    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+        0 => config.size,
+        size => size,
+    };
+    if size % PATCH != 0 {
+        return Err(Error::invalid(format!("parameter size: {size} px is no multiple of {PATCH} px")));
+    }
+    let (size, side, dim) = (size as usize, (size / PATCH) as usize, config.dim as usize);
+    let grid = [side, side];
+    let classes = if options.classes == 0 { config.classes } else { options.classes };
+    let mut sites =
+        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
+    sites.push(Site::tokens("patch_embed", dim, grid, &[]));
+    for i in 0..config.depth {
+        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).block(i));
+    }
+    let (prefix, query): (&[&str], _) = if config.multi { (&[], "per-class") } else { (&["cls"], "cls") };
+    let attention = Site::attention(format!("{POOL}.attn"), 1, grid, prefix, query);
+    let heads = |leaf: &str, kind| Site {
+        kind,
+        layout: Layout::Other,
+        name: format!("{POOL}.attn.{leaf}"),
+        text: "[B, heads, tokens, channels]".into(),
+        ..attention.clone()
+    };
+    sites.push(heads("q", SiteKind::Query));
+    sites.push(heads("k", SiteKind::Key));
+    sites.push(heads("v", SiteKind::Value));
+    let logits = Site { kind: SiteKind::AttentionLogits, name: format!("{POOL}.attn.logits"), ..attention.clone() };
+    sites.push(logits.text("scaled, before the softmax"));
+    sites.push(attention.text("softmaxed weights of the one attention layer"));
+    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    Ok(ModelSpec {
+        name: config.name.into(),
+        title: config.title.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        reference: Reference {
+            citation: "Touvron et al.: Augmenting Convolutional networks with attention-based aggregation, 2021".into(),
+            id: "arXiv:2112.13692".into(),
+        },
+        input: InputSpec::imagenet(size),
+        classes,
+        sites,
+        cam_site: Some(format!("blocks.{}", config.depth - 1)),
+        attention_site: Some(format!("{POOL}.attn")),
+        rules: vec![],
+        parameters: parameters(),
+        trainable: true,
+    })
+}
+
+fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
+    let spec = spec(config, options)?;
+    let params = initial(config, spec.classes as i64, options)?;
+    Ok(Box::new(PatchConvNet { config, spec, params }))
+}
+
+fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Parameters> {
+    let mut p = Parameters::new(nn::device(&options.device)?, options.seed);
+    let dim = config.dim;
+    let conv = |p: &mut Parameters, name: &str, shape: [i64; 4]| -> Result<()> {
+        let bound = 1.0 / ((shape[1] * shape[2] * shape[3]) as f64).sqrt();
+        p.add(&format!("{name}.weight"), &shape, Init::Uniform(bound))
+    };
+    let biased = |p: &mut Parameters, name: &str, shape: [i64; 4]| -> Result<()> {
+        conv(p, name, shape)?;
+        p.add(&format!("{name}.bias"), &[shape[0]], Init::Constant(0.0))
+    };
+    let linear = |p: &mut Parameters, name: &str, out: i64, inp: i64| -> Result<()> {
+        p.add(&format!("{name}.weight"), &[out, inp], Init::Normal(0.02))?;
+        p.add(&format!("{name}.bias"), &[out], Init::Constant(0.0))
+    };
+    let norm = |p: &mut Parameters, name: &str| -> Result<()> {
+        p.add(&format!("{name}.weight"), &[dim], Init::Constant(1.0))?;
+        p.add(&format!("{name}.bias"), &[dim], Init::Constant(0.0))
+    };
+    p.add("cls_token", &[1, if config.multi { classes } else { 1 }, dim], Init::Normal(0.02))?;
+    for (i, (out, inp)) in
+        [(dim / 8, 3), (dim / 4, dim / 8), (dim / 2, dim / 4), (dim, dim / 2)].into_iter().enumerate()
+    {
+        conv(&mut p, &format!("patch_embed.proj.{}.0", 2 * i), [out, inp, 3, 3])?;
+    }
+    for i in 0..config.depth {
+        let name = |leaf: &str| format!("blocks.{i}.{leaf}");
+        p.add(&name("gamma_1"), &[dim], Init::Constant(config.gamma))?;
+        norm(&mut p, &name("norm1"))?;
+        biased(&mut p, &name("attn.qkv_pos.0"), [dim, dim, 1, 1])?;
+        biased(&mut p, &name("attn.qkv_pos.2"), [dim, 1, 3, 3])?;
+        biased(&mut p, &name("attn.qkv_pos.4.conv_reduce"), [dim / 4, dim, 1, 1])?;
+        biased(&mut p, &name("attn.qkv_pos.4.conv_expand"), [dim, dim / 4, 1, 1])?;
+        biased(&mut p, &name("attn.qkv_pos.5"), [dim, dim, 1, 1])?;
+    }
+    let name = |leaf: &str| format!("{POOL}.{leaf}");
+    p.add(&name("gamma_1"), &[dim], Init::Constant(config.gamma))?;
+    p.add(&name("gamma_2"), &[dim], Init::Constant(config.gamma))?;
+    norm(&mut p, &name("norm1"))?;
+    for leaf in ["attn.q", "attn.k", "attn.v", "attn.proj"] {
+        linear(&mut p, &name(leaf), dim, dim)?;
+    }
+    norm(&mut p, &name("norm2"))?;
+    linear(&mut p, &name("mlp.fc1"), 3 * dim, dim)?;
+    linear(&mut p, &name("mlp.fc2"), dim, 3 * dim)?;
+    norm(&mut p, "norm")?;
+    match config.multi {
+        true => (0..classes).try_for_each(|j| linear(&mut p, &format!("head.{j}"), 1, dim))?,
+        false => linear(&mut p, "head", classes, dim)?,
+    }
+    Ok(p)
+}
+
+struct PatchConvNet {
+    config: &'static Config,
+    spec: ModelSpec,
+    params: Parameters,
+}
+
+impl PatchConvNet {
+    /// A linear layer, or a 1x1 convolution on tokens.
+    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let weight = self.params.get(&format!("{name}.weight"))?;
+        let weight = if weight.dim() == 4 { weight.f_flatten(1, -1)? } else { weight.shallow_clone() };
+        Ok(x.f_linear(&weight, Some(self.params.get(&format!("{name}.bias"))?))?)
+    }
+
+    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
+        Ok(x.f_layer_norm([self.config.dim], Some(get("weight")?), Some(get("bias")?), EPS, true)?)
+    }
+
+    /// The residual branch of a trunk block on tokens [B, N, C].
+    fn branch(&self, x: &Tensor, block: usize) -> Result<Tensor> {
+        let name = |leaf: &str| format!("blocks.{block}.attn.qkv_pos.{leaf}");
+        let [b, n, c]: [i64; 3] = x.size().try_into().map_err(|s| Error::invalid(format!("tokens of shape {s:?}")))?;
+        let side = (n as f64).sqrt().round() as i64;
+        let y = self.linear(&self.norm(x, &format!("blocks.{block}.norm1"))?, &name("0"))?.f_gelu("none")?;
+        let y = y.f_reshape([b, side, side, c])?.f_permute([0, 3, 1, 2])?;
+        let (weight, bias) = (self.params.get(&name("2.weight"))?, self.params.get(&name("2.bias"))?);
+        let y = y.f_conv2d(weight, Some(bias), [1], [1], [1], c)?.f_gelu("none")?;
+        let y = y.f_permute([0, 2, 3, 1])?.f_reshape([b, n, c])?;
+        let gate = y.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
+        let gate = self.linear(&gate, &name("4.conv_reduce"))?.f_relu()?;
+        let gate = self.linear(&gate, &name("4.conv_expand"))?.f_sigmoid()?;
+        self.linear(&y.f_mul(&gate)?, &name("5"))
+    }
+
+    fn forward(&self, images: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let dim = self.config.dim;
+        let mut x = site(&mut tape, "input", images)?;
+        let b = x.size()[0];
+        for i in 0..4 {
+            let weight = self.params.get(&format!("patch_embed.proj.{}.0.weight", 2 * i))?;
+            x = x.f_conv2d(weight, None::<&Tensor>, [2], [1], [1], 1)?;
+            if i < 3 {
+                x = x.f_gelu("none")?;
+            }
+        }
+        let mut x = site(&mut tape, "patch_embed", x.f_flatten(2, -1)?.f_transpose(1, 2)?.f_contiguous()?)?;
+        for i in 0..self.config.depth {
+            let gamma = self.params.get(&format!("blocks.{i}.gamma_1"))?;
+            let y = x.f_addcmul(gamma, &self.branch(&x, i)?)?;
+            x = site(&mut tape, &format!("blocks.{i}"), y)?;
+        }
+
+        let name = |leaf: &str| format!("{POOL}.{leaf}");
+        let token = self.params.get("cls_token")?;
+        let tokens = token.size()[1];
+        let token = token.f_expand([b, tokens, dim], false)?;
+        let all = self.norm(&Tensor::f_cat(&[&token, &x], 1)?, &name("norm1"))?;
+        let keys = if self.config.multi { all.f_narrow(1, tokens, x.size()[1])? } else { all.shallow_clone() };
+        let head = |t: Tensor| t.f_unsqueeze(1);
+        let q = head(self.linear(&all.f_narrow(1, 0, tokens)?, &name("attn.q"))?)?;
+        let q = site(&mut tape, &name("attn.q"), q)?;
+        let k = site(&mut tape, &name("attn.k"), head(self.linear(&keys, &name("attn.k"))?)?)?;
+        let v = site(&mut tape, &name("attn.v"), head(self.linear(&keys, &name("attn.v"))?)?)?;
+        let logits = q.f_mul_scalar((dim as f64).powf(-0.5))?.f_matmul(&k.f_transpose(-2, -1)?)?;
+        let logits = site(&mut tape, &name("attn.logits"), logits)?;
+        let weights = site(&mut tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
+        let gathered = self.linear(&weights.f_matmul(&v)?.f_squeeze_dim(1)?, &name("attn.proj"))?;
+        let token = token.f_addcmul(self.params.get(&name("gamma_1"))?, &gathered)?;
+        let y = self.linear(&self.norm(&token, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
+        let token = token.f_addcmul(self.params.get(&name("gamma_2"))?, &self.linear(&y, &name("mlp.fc2"))?)?;
+        let token = self.norm(&token, "norm")?;
+        let logits = match self.config.multi {
+            false => self.linear(&token.f_select(1, 0)?, "head")?,
+            true => {
+                // One head a class, on its own token: a product row by row.
+                let stack = |leaf: &str| -> Result<Tensor> {
+                    let get = |j| self.params.get(&format!("head.{j}.{leaf}"));
+                    Ok(Tensor::f_cat(&(0..tokens).map(get).collect::<Result<Vec<_>>>()?, 0)?)
+                };
+                let sums = token.f_mul(&stack("weight")?)?.f_sum_dim_intlist([2i64].as_slice(), false, Kind::Float)?;
+                sums.f_add(&stack("bias")?)?
+            }
+        };
+        site(&mut tape, "logits", logits)
+    }
+
+    /// What another number of classes changes.
+    fn heads(&self) -> Vec<String> {
+        let own = |n: &&String| n.starts_with("head.") || (self.config.multi && *n == "cls_token");
+        self.params.names().iter().filter(own).cloned().collect()
+    }
+}
+
+impl Network for PatchConvNet {
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn is_buffer(_: &str) -> bool {
+        false
+    }
+
+    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
+        self.forward(images.shallow_clone(), None)
+    }
+}
+
+impl Model for PatchConvNet {
+    fn spec(&self) -> ModelSpec {
+        self.spec.clone()
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        Tape::run(request, |tape, images| self.forward(images, Some(tape)))
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.params.named()
+    }
+
+    fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
+        let heads = self.heads();
+        if self.config.multi {
+            // Heads of another number of classes have the same shapes; none of them is this model's then.
+            let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape());
+            if given.is_some_and(|s| s.len() != 3 || s[1] != self.spec.classes) {
+                parameters.retain(|(n, _)| !n.starts_with("head."));
+            }
+        }
+        self.params.load(parameters, str::to_string, &heads.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
+        let (config, spec) = (self.config, self.spec.clone());
+        Ok(Box::new(PatchConvNet { config, spec, params: self.params.with(edits)? }))
+    }
+
+    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
+        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
+        Ok(Box::new(NetTrainer::new(PatchConvNet { config, spec, params }, options)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_sdk::tch::Device;
+
+    #[test]
+    fn a_branch_is_the_papers_convolutions() {
+        let options = ModelOptions::default();
+        let model = PatchConvNet {
+            config: &MINI,
+            spec: spec(&MINI, &options).unwrap(),
+            params: initial(&MINI, 2, &options).unwrap(),
+        };
+        let x = Tensor::randn([2, 16, 64], (Kind::Float, Device::Cpu));
+        let get = |leaf: &str| model.params.get(&format!("blocks.0.attn.qkv_pos.{leaf}")).unwrap();
+        let conv = |x: &Tensor, leaf: &str, padding: i64, groups: i64| {
+            x.conv2d(get(&format!("{leaf}.weight")), Some(get(&format!("{leaf}.bias"))), [1], [padding], [1], groups)
+        };
+        // The reference's own way: an image of channels throughout.
+        let y = model.norm(&x, "blocks.0.norm1").unwrap().transpose(1, 2).reshape([2, 64, 4, 4]);
+        let y = conv(&conv(&y, "0", 0, 1).gelu("none"), "2", 1, 64).gelu("none");
+        let gate = y.mean_dim([2i64, 3].as_slice(), true, Kind::Float);
+        let gate = conv(&conv(&gate, "4.conv_reduce", 0, 1).relu(), "4.conv_expand", 0, 1).sigmoid();
+        let slow = conv(&(y * gate), "5", 0, 1).flatten(2, -1).transpose(1, 2);
+        let fast = model.branch(&x, 0).unwrap();
+        assert!((fast - slow).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn a_token_a_class_takes_any_number_of_classes() {
+        let options = ModelOptions { classes: 14, ..ModelOptions::default() };
+        let model = make(&MINI_MULTI, &options).unwrap();
+        let images = Array::from_tensor(&Tensor::randn([2, 3, 128, 128], (Kind::Float, Device::Cpu))).unwrap();
+        let site = format!("{POOL}.attn");
+        let response = model.run(&Request { values: vec![site.clone()], ..Request::forward(images) }).unwrap();
+        assert_eq!(response.logits.shape(), [2, 14]);
+        assert_eq!(response.values[&site].shape(), [2, 1, 14, 64]);
+    }
+}
