@@ -82,6 +82,25 @@ fn a_run_leaves_a_whole_folder() {
 }
 
 #[test]
+fn attention_is_not_applicable_to_a_densenet_and_is_to_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n[[models]]\nname = \"patchconvnet-mini-multi\"\n\
+                 params = { size = 64 }\n[[explainers]]\nname = \"attention\"\n[[explainers]]\nname = \"gradcam\"\n";
+    let table = succeed(&["run", &text(&small_spec(folder.path(), extra))]);
+    assert!(table.contains("densenet-small x attention: not applicable: densenet-small has no attention."), "{table}");
+    let found = summary(folder.path());
+    let kinds = |row: usize| -> Vec<String> {
+        let cells = found["tables"][0]["rows"][row]["cells"].as_array().unwrap();
+        cells.iter().map(|c| c["cell"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(kinds(0)[2..4], ["not-applicable", "value"]);
+    assert_eq!(
+        (kinds(1)[2..4].to_vec(), kinds(2)[2..4].to_vec()),
+        (vec!["value".to_string(); 2], vec!["value".to_string(); 2])
+    );
+}
+
+#[test]
 fn json_gives_one_event_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let spec = text(&small_spec(folder.path(), CONTROLS));

@@ -29,6 +29,9 @@ pub struct CheckArgs {
     /// Seconds that one test may take
     #[arg(long, default_value_t = 60)]
     limit: u64,
+    /// Test only this model or explainer of the file [repeatable]
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -46,6 +49,8 @@ pub struct WorkerArgs {
     /// The model was asked for; otherwise one of the file's own goes first
     #[arg(long)]
     asked: bool,
+    #[arg(long)]
+    only: Vec<String>,
     /// Subjects whose making has ended the process [repeatable]
     #[arg(long)]
     dead: Vec<String>,
@@ -131,6 +136,9 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
     loop {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("check-worker").arg(&args.file).args(["--skip", &skip.to_string()]);
+        for name in &args.only {
+            command.args(["--only", name]);
+        }
         for subject in &dead {
             command.args(["--dead", subject]);
         }
@@ -275,7 +283,8 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             None => pass(),
         }
     });
-    for spec in &manifest.models {
+    let wanted = |name: &String| args.only.is_empty() || args.only.contains(name);
+    for spec in manifest.models.iter().filter(|m| wanted(&m.name)) {
         model::check(&plugin, spec, args.dead.contains(&spec.name), &mut test);
     }
     let other = match args.model.as_slice() {
@@ -283,7 +292,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         _ => None,
     };
     let own = manifest.models.iter().find(|m| m.name == "densenet-small").or(manifest.models.first());
-    for spec in &manifest.explainers {
+    for spec in manifest.explainers.iter().filter(|e| wanted(&e.name)) {
         let mut model = || match (&other, own) {
             (Some((file, name)), own) if args.asked || own.is_none() => build(file, name),
             (_, Some(own)) => make_small(&plugin, &own.name),

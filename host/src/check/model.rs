@@ -8,6 +8,48 @@ use lightbox_sdk::spec::{Layout, ModelSpec};
 use lightbox_sdk::{Array, ModelHandle, Patch, Request, Seed};
 use tch::Kind;
 
+/// Sites to differentiate at: all, or two dozen spread over many, and in any case the two that explainers read first.
+fn tried_sites(spec: &ModelSpec) -> Vec<String> {
+    let all: Vec<&String> = spec.sites.iter().map(|s| &s.name).filter(|n| *n != "logits").collect();
+    let step = all.len().div_ceil(24).max(1);
+    let mut tried: Vec<String> = all.into_iter().step_by(step).cloned().collect();
+    for site in spec.cam_site.iter().chain(&spec.attention_site) {
+        if !tried.contains(site) {
+            tried.push(site.clone());
+        }
+    }
+    tried
+}
+
+/// How far the gradient of the first class's logits at a site is from a finite difference, relative; `None` when the
+/// gradient is too small for float32 to tell. A step along the gradient moves the sum of logits by `step * |gradient|^2`,
+/// which a patch of the site can try.
+fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Option<f64>, String> {
+    let n = batch.shape()[0];
+    let targets = Array::from_vec(&[n], vec![0i64; n]).map_err(|e| e.to_string())?;
+    let sites = [site.to_string()];
+    let response = model.run(&Request::explain(batch.clone(), targets, &sites, &sites)).map_err(|e| e.to_string())?;
+    let gradient = response.grads.first().and_then(|g| g.get(site)).ok_or(format!("no gradient at {site}"))?;
+    finite(gradient, &format!("the gradient at {site}"))?;
+    let g = tensor(gradient)?;
+    let square = (&g * &g).sum(Kind::Double).double_value(&[]);
+    let logit = |shift: f64| -> Result<f64, String> {
+        let shift = Array::from_tensor(&(&g * shift).to_kind(Kind::Float)).map_err(|e| e.to_string())?;
+        let patch = Patch { site: site.to_string(), scale: None, shift: Some(shift) };
+        let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+        let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
+        Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
+    };
+    let step = 1e-2 / square.sqrt().max(1e-30);
+    let (up, down) = (logit(step)?, logit(-step)?);
+    // Half a dozen roundings of the logits must be well below the difference.
+    let noise = 1e-6 * (up.abs() + down.abs() + 1.0);
+    if !square.is_normal() || noise > 0.02 * 2.0 * step * square {
+        return Ok(None);
+    }
+    Ok(Some(((up - down) / (2.0 * step) / square - 1.0).abs()))
+}
+
 /// The tests of one model. `dead`: its making has ended the process before.
 pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
     let subject = spec.name.clone();
@@ -87,31 +129,25 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
         pass()
     });
     test(&subject, "gradients equal finite differences", &mut || {
-        let Some(site) = spec.cam_site.clone() else { return Ok((Status::Warn, "it names no cam_site".into())) };
-        let targets = Array::from_vec(&[2], vec![0i64, 0]).map_err(|e| e.to_string())?;
-        let request =
-            Request::explain(batch.clone(), targets, std::slice::from_ref(&site), std::slice::from_ref(&site));
-        let response = model.run(&request).map_err(|e| e.to_string())?;
-        let gradient = response.grads.first().and_then(|g| g.get(&site)).ok_or("no gradient is handed back")?;
-        finite(gradient, "the gradient")?;
-        // A step along the gradient moves the logit by step * |gradient|^2, which a patch of the site can try.
-        let g = tensor(gradient)?;
-        let square = (&g * &g).sum(Kind::Double).double_value(&[]);
-        if square == 0.0 {
-            return Ok((Status::Warn, "the gradient is zero on the tried images".into()));
+        let mut zero = Vec::new();
+        let tried = tried_sites(&spec);
+        for site in &tried {
+            match gradient_error(&model, &batch, site)? {
+                None => zero.push(site.as_str()),
+                Some(error) if error > 0.05 => {
+                    return Err(format!("at {site} they differ by {:.1} %", error * 100.0));
+                }
+                Some(_) => {}
+            }
         }
-        let scale = 1e-2 / square.sqrt();
-        let logit = |sign: f64| -> std::result::Result<f64, String> {
-            let shift = (&g * (sign * scale)).to_kind(Kind::Float);
-            let shift = Array::from_tensor(&shift).map_err(|e| e.to_string())?;
-            let patch = Patch { site: site.clone(), scale: None, shift: Some(shift) };
-            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
-            let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
-            Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
-        };
-        let slope = (logit(1.0)? - logit(-1.0)?) / (2.0 * scale);
-        let error = (slope / square - 1.0).abs();
-        if error > 0.05 { Err(format!("they differ by {:.1} %", error * 100.0)) } else { pass() }
+        let tried = tried.len();
+        match zero.len() {
+            0 => Ok((Status::Pass, format!("{tried} sites"))),
+            n => {
+                let status = if n == tried { Status::Warn } else { Status::Pass };
+                Ok((status, format!("{tried} sites; too small to compare at {n} of them, first {}", zero[0])))
+            }
+        }
     });
     test(&subject, "a patch that changes nothing changes nothing", &mut || {
         let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
@@ -119,7 +155,8 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
             let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
             let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
             let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &forward(&batch)?.logits)?;
-            if d > 1e-6 {
+            // A site that nobody asks for may run by a fused kernel, which rounds in another order.
+            if d > 1e-5 {
                 return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
             }
         }
