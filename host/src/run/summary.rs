@@ -218,6 +218,18 @@ fn tables(
         "{spread}, in percent. {test} test images, {positive} with the finding, {masks} of them with a mask; chance is the \
          share of their pixels in it."
     ));
+    for model in &spec.models {
+        let weights = model.weights.as_ref().map(|w| w.rsplit('/').next().unwrap_or(w));
+        first.notes.push(match (weights, &model.train) {
+            (Some(file), Some(t)) => format!("{}: trained for {} epochs from {file}.", model.label(), t.epochs),
+            (None, Some(t)) => {
+                let label = model.label();
+                format!("{label}: trained for {} epochs from seeded random values.", t.epochs)
+            }
+            (Some(file), None) => format!("{}: weights of {file}.", model.label()),
+            (None, None) => format!("{}: seeded random values, not trained.", model.label()),
+        });
+    }
     if unknown > 0 {
         first.notes.push(format!("{unknown} images with the finding have no mask and are only classified."));
     }
