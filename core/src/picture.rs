@@ -99,19 +99,22 @@ impl Picture {
     }
 }
 
-/// A sheet: a row of equally large pictures an image, a column a method, titles above and at the left.
+/// A sheet: a row of equally large pictures an image, a column a method, titles above (of several lines) and at the left.
 pub fn sheet(columns: &[String], rows: &[(String, Vec<Picture>)]) -> Picture {
     let gap = 6;
     let cell = rows.iter().flat_map(|(_, p)| p).map(|p| (p.width, p.height)).next().unwrap_or((64, 64));
     let (cw, ch) = (cell.0 + gap, cell.1 + gap);
     let fit = |text: &str, width: usize| text.chars().take(width / 8).collect::<String>();
     let left = rows.iter().map(|(t, _)| t.chars().count()).max().unwrap_or(0).min(24) * 8 + 2 * gap;
-    let mut sheet = Picture::new(left + columns.len() * cw, 14 + gap + rows.len() * ch, [255; 3]);
+    let top = gap + 10 * columns.iter().map(|t| t.lines().count()).max().unwrap_or(1) + gap;
+    let mut sheet = Picture::new(left + columns.len() * cw, top + rows.len() * ch, [255; 3]);
     for (c, title) in columns.iter().enumerate() {
-        sheet.text(&fit(title, cw), left + c * cw, gap);
+        for (l, line) in title.lines().enumerate() {
+            sheet.text(&fit(line, cw), left + c * cw, gap + l * 10);
+        }
     }
     for (r, (title, pictures)) in rows.iter().enumerate() {
-        let y = 14 + gap + r * ch;
+        let y = top + r * ch;
         sheet.text(&fit(title, left), gap, y + cell.1 / 2);
         for (c, picture) in pictures.iter().enumerate() {
             sheet.paste(picture, left + c * cw, y);

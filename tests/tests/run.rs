@@ -313,7 +313,11 @@ fn mistakes_are_clear_errors() {
         assert!(good.contains(from));
         fail(&["run", &write("bad.toml", &good.replace(from, to))], code, message);
     };
-    fail(&["run", "/no/such.toml"], 3, "/no/such.toml: no such spec file, nor a built-in spec (known: demo");
+    fail(
+        &["run", "/no/such.toml"],
+        3,
+        "/no/such.toml: no such spec file, nor a built-in spec (known: demo, study-quick",
+    );
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");
     check("size = 64", "size = 4", 3, "model densenet-small: parameter size: 4 px is under");

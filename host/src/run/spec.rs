@@ -140,7 +140,8 @@ impl TrainSpec {
 }
 
 /// Specs that come with the binary, by name.
-pub const BUILT_IN: [(&str, &str); 1] = [("demo", include_str!("../../specs/demo.toml"))];
+pub const BUILT_IN: [(&str, &str); 2] =
+    [("demo", include_str!("../../specs/demo.toml")), ("study-quick", include_str!("../../specs/study-quick.toml"))];
 
 /// Keys whose values are paths.
 const PATHS: [&str; 8] = ["csv", "images", "root", "metadata", "labels", "boxes", "files", "weights"];

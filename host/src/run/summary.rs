@@ -67,7 +67,7 @@ fn explain_units(spec: &RunSpec, split: &Split, model: &str, fold: usize) -> Vec
 }
 
 /// Writes summary.json, .csv, .md, .tex and sheet.png; the tables for a terminal.
-/// `sides` are the models' input sides.
+/// `sides` are the models' input sides, `controls` the labels of explainers that know nothing of the model.
 pub fn write(
     spec: &RunSpec,
     sides: &[usize],
@@ -75,6 +75,7 @@ pub fn write(
     source: &dyn Source,
     split: &Split,
     cells: &Cells,
+    controls: &[String],
 ) -> Result<String> {
     let mut models = BTreeMap::new();
     let mut shares = Vec::new();
@@ -144,7 +145,7 @@ pub fn write(
     files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;
     files::write_text(&folder.0.join("summary.tex"), &join(&Table::latex))?;
-    pictures(spec, sides, folder, source, split)?;
+    pictures(spec, sides, folder, source, split, controls)?;
     Ok(join(&Table::terminal))
 }
 
@@ -254,7 +255,14 @@ fn tables(
 }
 
 /// The sheet: images in rows, model x explainer in columns, fold 0, the finding outlined.
-fn pictures(spec: &RunSpec, sides: &[usize], folder: &Folder, source: &dyn Source, split: &Split) -> Result<()> {
+fn pictures(
+    spec: &RunSpec,
+    sides: &[usize],
+    folder: &Folder,
+    source: &dyn Source,
+    split: &Split,
+    controls: &[String],
+) -> Result<()> {
     let mut columns = vec!["image".to_string()];
     let mut rows: BTreeMap<usize, Vec<Picture>> = BTreeMap::new();
     let mut chosen: Vec<usize> = Vec::new();
@@ -284,9 +292,12 @@ fn pictures(spec: &RunSpec, sides: &[usize], folder: &Folder, source: &dyn Sourc
                 folder.rows(u).is_file() && block(split, spec.block, *b).iter().any(|i| chosen.contains(i))
             })
             .collect();
-        for explainer in &spec.explainers {
-            let many = if spec.models.len() > 1 { format!("{} ", choice.label()) } else { String::new() };
-            columns.push(format!("{many}{}", explainer.label()));
+        // A control's map is the same for every model; it is shown once.
+        let first = rows.values().all(|row| row.len() == 1);
+        for explainer in spec.explainers.iter().filter(|e| first || !controls.iter().any(|c| c == e.label())) {
+            let control = controls.iter().any(|c| c == explainer.label());
+            let model = if control || spec.models.len() == 1 { "" } else { choice.label() };
+            columns.push(format!("{model}\n{}", explainer.label()).trim_start().to_string());
             let at = columns.len();
             for_each_map(folder, &units, explainer.label(), side, &mut |i, map| {
                 if let Some(row) = rows.get_mut(&i) {

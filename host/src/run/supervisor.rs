@@ -5,11 +5,12 @@ use super::folder::{Cells, Environment, Folder, NotApplicable, read_json, write_
 use super::reporter::Reporter;
 use super::spec::RunSpec;
 use super::summary;
+use crate::engine::ExplainerChoice;
 use crate::error::{Error, Exit, Result};
 use crate::registry::{self, Registry, signal_name};
 use crate::{device, signals};
 use lightbox_core::{data, files};
-use lightbox_sdk::spec::{ModelOptions, Params};
+use lightbox_sdk::spec::{Family, ModelOptions, Params};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -65,6 +66,8 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     spec.output = std::path::absolute(&spec.output)?;
     let folder = Folder(spec.output.clone());
     let sides = check_plugins(&spec, registry)?;
+    let control = |e: &&ExplainerChoice| registry.explainer(&e.name).is_ok_and(|(_, s)| s.family == Family::Control);
+    let controls: Vec<String> = spec.explainers.iter().filter(control).map(|e| e.label().to_string()).collect();
     let device = device::name(device::choose(&spec.device)?);
     std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
     let _lock = lock(&folder)?;
@@ -132,7 +135,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let text = match options.train_only {
         true => summary::training(&spec, &folder, split.folds.len())?,
         false => {
-            let text = summary::write(&spec, &sides, &folder, source.as_ref(), &split, &supervisor.cells)?;
+            let text = summary::write(&spec, &sides, &folder, source.as_ref(), &split, &supervisor.cells, &controls)?;
             format!("{text}\nPictures: {}\n", folder.0.join("sheet.png").display())
         }
     };
