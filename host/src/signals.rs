@@ -18,10 +18,11 @@ pub fn install() {
     }
 }
 
-/// A worker leaves Ctrl-C to the process that started it, and dies with it.
+/// A worker leaves Ctrl-C and SIGTERM, which reach a whole process group, to the process that started it, and dies with it.
 pub fn install_worker() {
     unsafe {
         libc::signal(libc::SIGINT, libc::SIG_IGN);
+        libc::signal(libc::SIGTERM, libc::SIG_IGN);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
     }
 }

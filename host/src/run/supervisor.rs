@@ -380,6 +380,8 @@ impl Supervisor<'_> {
                     }
                     continue;
                 }
+                // What ends us may have ended the worker first: that is no crash.
+                Err(RecvTimeoutError::Disconnected) if signals::interrupted() => continue,
                 Err(RecvTimeoutError::Disconnected) => {
                     let reason = process.end();
                     return self.lost(unit, cell, FailureKind::Crash, reason);
