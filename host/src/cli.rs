@@ -61,7 +61,9 @@ enum Command {
         lightbox explain batch.npy --model densenet121 --explainer gradcam:layer=features.norm5 --raw maps.safetensors")]
     Explain(explain::ExplainArgs),
     /// Run a benchmark, or continue it
-    #[command(after_help = "Examples:\n  lightbox run demo\n  lightbox run study.toml --json > events.jsonl")]
+    #[command(after_help = "Examples:\n  lightbox run demo\n  lightbox run mine.toml --json > events.jsonl\n  \
+        lightbox run study --set data.root=node21 --set models.DenseNet121.weights=densenet121-a639ec97.pth\n  \
+        lightbox run study-quick --output runs/short --set 'models.*.train.epochs=2'")]
     Run {
         /// A TOML file, or the name of a built-in spec
         spec: PathBuf,
@@ -69,7 +71,7 @@ enum Command {
         options: RunArgs,
     },
     /// Train the models of a spec and stop there; `run` on the same spec goes on
-    #[command(after_help = "Example:\n  lightbox train study.toml")]
+    #[command(after_help = "Example:\n  lightbox train mine.toml")]
     Train {
         /// A TOML file, or the name of a built-in spec
         spec: PathBuf,
@@ -109,6 +111,9 @@ struct RunArgs {
     /// The folder for results [default: the spec's, else runs/NAME]
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Change a key of the spec; entries of models and explainers go by label or name, * is all of them [repeatable]
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// Parses, runs, prints the error.
@@ -160,7 +165,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
 fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) -> Result<Exit> {
     let registry = Registry::scan(plugins)?;
     signals::install();
-    let mut spec = RunSpec::read(&spec)?;
+    let mut spec = RunSpec::read(&spec, &args.set)?;
     if let Some(device) = args.device {
         spec.device = device;
     }

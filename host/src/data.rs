@@ -17,10 +17,15 @@ pub enum DataCommand {
         lightbox data make out --spec my.toml --format node21")]
     Make(MakeArgs),
     /// Count a data source's images, boxes and splits, and read some of its images
-    #[command(after_help = "Example:\n  lightbox data inspect my.toml")]
+    #[command(
+        after_help = "Examples:\n  lightbox data inspect my.toml\n  lightbox data inspect study --set data.root=node21"
+    )]
     Inspect {
         /// A run spec: its [data] and [split] sections are looked at
         spec: PathBuf,
+        /// Change a key of the spec [repeatable]
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
         #[arg(long)]
         json: bool,
     },
@@ -58,13 +63,13 @@ enum Format {
 pub fn data(command: &DataCommand) -> Result<String> {
     match command {
         DataCommand::Make(args) => make(args),
-        DataCommand::Inspect { spec, json } => inspect(&RunSpec::read(spec)?, *json),
+        DataCommand::Inspect { spec, set, json } => inspect(&RunSpec::read(spec, set)?, *json),
     }
 }
 
 fn make(args: &MakeArgs) -> Result<String> {
     let spec = match &args.spec {
-        Some(path) => RunSpec::read(path)?.data,
+        Some(path) => RunSpec::read(path, &[])?.data,
         None => DataSpec::Phantom(Phantom {
             count: args.count,
             pixels: args.pixels,

@@ -170,7 +170,8 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
             i.channels, i.height, i.width, i.mean, i.std
         );
         let _ = writeln!(text, "classes    {}", model.classes);
-        let _ = writeln!(text, "trainable  {}", model.trainable);
+        let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
+        let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
         let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
         parameters(&mut text, &model.parameters);
         text.push_str("\nsites\n");

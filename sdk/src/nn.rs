@@ -1,11 +1,13 @@
-//! What models written in tch share: named parameters, seeded initial values, an optimiser and a trainer.
+//! What models written in tch share: named parameters, seeded initial values, the model's duties, an optimiser and a
+//! trainer.
 
-use crate::spec::{LoadReport, TrainerOptions};
-use crate::{Array, Error, Named, Result, Trainer};
+use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
+use crate::tape::Tape;
+use crate::{Array, Error, Model, Named, Request, Response, Result, Trainer};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap};
-use tch::{Device, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 /// The device that a [`ModelOptions`](crate::spec::ModelOptions) names: `cpu` or `cuda:N`.
 pub fn device(name: &str) -> Result<Device> {
@@ -193,18 +195,87 @@ impl Parameters {
     }
 }
 
-/// A network that [`NetTrainer`] can train.
-pub trait Network: Send {
+/// A model's own part: its arithmetic, its parameters and its checkpoints' ways. [`NetModel`] makes a [`Model`] of it,
+/// [`NetTrainer`] trains it.
+pub trait Network: Send + Sized + 'static {
+    fn spec(&self) -> &ModelSpec;
     fn parameters(&self) -> &Parameters;
     fn parameters_mut(&mut self) -> &mut Parameters;
+    /// The same network with other parameters of the same names and shapes.
+    fn with(&self, parameters: Parameters) -> Self;
+    /// Logits [B, classes] of images [B, C, H, W]. Every site's value goes through `tape`; with `train`, batch statistics
+    /// are used and running ones updated.
+    fn forward(&self, images: Tensor, train: bool, tape: Option<&mut Tape<'_>>) -> Result<Tensor>;
+    /// Takes a checkpoint; see [`Parameters::load`].
+    fn load(&mut self, named: Named) -> Result<LoadReport>;
+
+    /// Answers one request. Overridden where there is a faster way than [`Network::forward`].
+    fn infer(&self, images: Tensor, tape: &mut Tape<'_>) -> Result<Tensor> {
+        self.forward(images, false, Some(tape))
+    }
+
     /// True for tensors that are not trained (running statistics).
-    fn is_buffer(name: &str) -> bool;
-    /// Logits [B, classes]; with `train`, batch statistics are used and running ones updated.
-    fn logits(&self, images: &Tensor, train: bool) -> Result<Tensor>;
+    fn is_buffer(_name: &str) -> bool {
+        false
+    }
+}
+
+/// A [`Network`] as a [`Model`].
+pub struct NetModel<N: Network>(pub N);
+
+impl<N: Network> Model for NetModel<N> {
+    fn spec(&self) -> ModelSpec {
+        self.0.spec().clone()
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        Tape::run(request, |tape, images| self.0.infer(images, tape))
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.0.parameters().named()
+    }
+
+    fn load(&mut self, named: Named) -> Result<LoadReport> {
+        self.0.load(named)
+    }
+
+    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
+        Ok(Box::new(NetModel(self.0.with(self.0.parameters().with(edits)?))))
+    }
+
+    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
+        Ok(Box::new(NetTrainer::new(self.0.with(self.0.parameters().copy()?), options)?))
+    }
+}
+
+/// The loss scale of mixed-precision training (Micikevicius et al., "Mixed Precision Training", ICLR 2018,
+/// arXiv:1710.03740), with the constants of PyTorch's `GradScaler`: gradients of a float16 pass would vanish, so the loss
+/// is multiplied; a step whose gradients overflow is left out and halves the scale; 2000 good ones double it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct LossScale {
+    scale: f64,
+    good: i64,
+}
+
+impl LossScale {
+    const START: LossScale = LossScale { scale: 65536.0, good: 0 };
+
+    /// Takes note of a step; true if it is to be made.
+    fn accept(&mut self, finite: bool) -> bool {
+        self.good += 1;
+        match finite {
+            false => *self = LossScale { scale: self.scale * 0.5, good: 0 },
+            true if self.good == 2000 => *self = LossScale { scale: self.scale * 2.0, good: 0 },
+            true => {}
+        }
+        finite
+    }
 }
 
 /// Cross-entropy training of a [`Network`] with AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101; betas 0.9 and
-/// 0.999, eps 1e-8, decay on tensors of two or more dimensions) or SGD with momentum 0.9.
+/// 0.999, eps 1e-8, decay on tensors of two or more dimensions) or SGD with momentum 0.9. Mixed precision is float16
+/// autocast on CUDA with a loss scale; parameters, moments and validation stay float32.
 pub struct NetTrainer<N: Network> {
     network: N,
     options: TrainerOptions,
@@ -212,6 +283,8 @@ pub struct NetTrainer<N: Network> {
     steps: i64,
     moments: BTreeMap<String, (Tensor, Option<Tensor>)>,
     trained: Vec<String>,
+    /// With mixed precision.
+    scale: Option<LossScale>,
 }
 
 impl<N: Network> NetTrainer<N> {
@@ -220,6 +293,12 @@ impl<N: Network> NetTrainer<N> {
         if !["adamw", "sgd"].contains(&options.optimizer.as_str()) {
             return Err(Error::invalid(format!("unknown optimizer {} (known: adamw, sgd)", options.optimizer)));
         }
+        let scale = match options.precision.as_str() {
+            "float32" => None,
+            "mixed" if network.parameters().device().is_cuda() => Some(LossScale::START),
+            "mixed" => return Err(Error::invalid("mixed precision needs a CUDA device")),
+            other => return Err(Error::invalid(format!("unknown precision {other} (known: float32, mixed)"))),
+        };
         let all = network.parameters().names().to_vec();
         let trained: Vec<String> = all.into_iter().filter(|n| !N::is_buffer(n)).collect();
         let mut moments = BTreeMap::new();
@@ -229,7 +308,8 @@ impl<N: Network> NetTrainer<N> {
             moments.insert(name.clone(), (leaf.f_zeros_like()?.f_detach()?, second));
             network.parameters_mut().insert(name, leaf);
         }
-        Ok(NetTrainer { network, options: options.clone(), rate: options.learning_rate, steps: 0, moments, trained })
+        let (options, rate, steps) = (options.clone(), options.learning_rate, 0);
+        Ok(NetTrainer { network, options, rate, steps, moments, trained, scale })
     }
 
     fn update(&mut self, grads: Vec<Tensor>) -> Result<()> {
@@ -269,12 +349,31 @@ impl<N: Network> NetTrainer<N> {
     }
 }
 
+/// Gradients of a scaled loss, unscaled; `None` if one has overflowed.
+fn unscale(grads: Vec<Tensor>, state: &mut LossScale) -> Result<Option<Vec<Tensor>>> {
+    let factor = 1.0 / state.scale;
+    let mut sums = Vec::new();
+    for grad in grads.iter().filter(|g| g.defined()) {
+        sums.push(grad.f_sum(Kind::Float)?);
+    }
+    let finite = Tensor::f_stack(&sums, 0)?.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
+    if !state.accept(finite) {
+        return Ok(None);
+    }
+    let unscaled = |g: Tensor| if g.defined() { Ok(g.f_mul_scalar(factor)?) } else { Ok(g) };
+    grads.into_iter().map(unscaled).collect::<Result<Vec<_>>>().map(Some)
+}
+
 impl<N: Network> Trainer for NetTrainer<N> {
     fn step(&mut self, images: &Array, targets: &Array) -> Result<f64> {
         tch::with_grad(|| {
             let images = images.to_tensor()?;
             let targets = targets.to_tensor()?.f_to_device(images.device())?;
-            let logits = self.network.logits(&images, true)?;
+            let forward = || self.network.forward(images.shallow_clone(), true, None);
+            let logits = match self.scale {
+                Some(_) => tch::autocast(true, forward)?.f_to_kind(Kind::Float)?,
+                None => forward()?,
+            };
             let weights = (!self.options.class_weights.is_empty())
                 .then(|| {
                     let weights: Vec<f32> = self.options.class_weights.iter().map(|w| *w as f32).collect();
@@ -285,7 +384,15 @@ impl<N: Network> Trainer for NetTrainer<N> {
             let value = loss.f_double_value(&[])?;
             let leaves: Vec<&Tensor> =
                 self.trained.iter().map(|n| self.network.parameters().get(n)).collect::<Result<_>>()?;
-            let grads = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+            let grads = match &mut self.scale {
+                None => Tensor::f_run_backward(&[&loss], &leaves, false, false)?,
+                Some(state) => {
+                    let scaled = loss.f_mul_scalar(state.scale)?;
+                    let grads = Tensor::f_run_backward(&[&scaled], &leaves, false, false)?;
+                    let Some(grads) = unscale(grads, state)? else { return Ok(value) };
+                    grads
+                }
+            };
             self.update(grads)?;
             Ok(value)
         })
@@ -298,7 +405,7 @@ impl<N: Network> Trainer for NetTrainer<N> {
 
     fn evaluate(&mut self, images: &Array) -> Result<Array> {
         let _off = tch::no_grad_guard();
-        Array::from_tensor(&self.network.logits(&images.to_tensor()?, false)?)
+        Array::from_tensor(&self.network.forward(images.to_tensor()?, false, None)?)
     }
 
     fn parameters(&self) -> Result<Named> {
@@ -307,6 +414,9 @@ impl<N: Network> Trainer for NetTrainer<N> {
 
     fn state(&self) -> Result<Named> {
         let mut state = vec![("steps".to_string(), Array::from_vec(&[1], vec![self.steps])?)];
+        if let Some(LossScale { scale, good }) = self.scale {
+            state.push(("loss_scale".to_string(), Array::from_vec(&[2], vec![scale, good as f64])?));
+        }
         for (name, (first, second)) in &self.moments {
             for (key, moment) in [("first", Some(first)), ("second", second.as_ref())] {
                 if let Some(moment) = moment {
@@ -324,6 +434,11 @@ impl<N: Network> Trainer for NetTrainer<N> {
         let mut state: HashMap<String, Array> = state.into_iter().collect();
         let mut take = |key: String| state.remove(&key).ok_or_else(|| Error::invalid(format!("no {key} in the state")));
         self.steps = take("steps".into())?.to_vec::<i64>()?.first().copied().unwrap_or(0);
+        if let Some(own) = &mut self.scale
+            && let [scale, good] = take("loss_scale".into())?.to_vec::<f64>()?[..]
+        {
+            *own = LossScale { scale, good: good as i64 };
+        }
         for (name, (first, second)) in &mut self.moments {
             first.f_copy_(&take(format!("first.{name}"))?.to_tensor()?)?;
             if let Some(second) = second {
@@ -336,5 +451,33 @@ impl<N: Network> Trainer for NetTrainer<N> {
             own.f_copy_(&array.to_tensor()?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_scale_halves_on_overflow_and_doubles_in_the_long_run() {
+        let mut state = LossScale::START;
+        assert!(!state.accept(false));
+        assert_eq!(state, LossScale { scale: 32768.0, good: 0 });
+        assert!((0..1999).all(|_| state.accept(true)));
+        assert_eq!(state, LossScale { scale: 32768.0, good: 1999 });
+        assert!(state.accept(true));
+        assert_eq!(state, LossScale { scale: 65536.0, good: 0 });
+    }
+
+    #[test]
+    fn gradients_are_unscaled_and_an_overflow_is_seen() {
+        let grads = |last: f32| vec![Tensor::from_slice(&[65536.0f32, -131072.0]), Tensor::from_slice(&[last])];
+        let mut state = LossScale::START;
+        let found = unscale(grads(1.0), &mut state).unwrap().unwrap();
+        assert_eq!(Vec::<f32>::try_from(&found[0]).unwrap(), [1.0, -2.0]);
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(unscale(grads(bad), &mut state).unwrap().is_none());
+        }
+        assert_eq!(state.scale, 65536.0 / 8.0);
     }
 }

@@ -304,6 +304,9 @@ pub struct ModelSpec {
     pub parameters: Vec<ParamSpec>,
     #[serde(default)]
     pub trainable: bool,
+    /// Its trainer knows [`TrainerOptions::precision`] `mixed`.
+    #[serde(default)]
+    pub mixed_precision: bool,
 }
 
 impl ModelSpec {
@@ -428,11 +431,19 @@ pub struct TrainerOptions {
     pub weight_decay: f64,
     /// Weight of each class in the cross-entropy; empty for ones.
     pub class_weights: Vec<f64>,
+    /// `float32`, or `mixed`: forward and backward in float16 where it is safe, on CUDA only.
+    pub precision: String,
 }
 
 impl Default for TrainerOptions {
     fn default() -> Self {
-        TrainerOptions { optimizer: "adamw".into(), learning_rate: 1e-3, weight_decay: 1e-2, class_weights: vec![] }
+        TrainerOptions {
+            optimizer: "adamw".into(),
+            learning_rate: 1e-3,
+            weight_decay: 1e-2,
+            class_weights: vec![],
+            precision: "float32".into(),
+        }
     }
 }
 

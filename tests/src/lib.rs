@@ -1,7 +1,10 @@
 //! What the end-to-end tests share: where things are, how the program is called, the goldens' weights.
 
+use lightbox_core::results;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tch::{Kind, Tensor};
 
 /// The build's folder. `cargo xtask test` has put the program, its plugins and the tests' plugins there.
@@ -43,6 +46,37 @@ pub fn fail(arguments: &[&str], code: i32, message: &str) {
     assert_eq!(found, code, "lightbox {arguments:?}\n{out}\n{err}");
     assert!(err.contains(message), "lightbox {arguments:?}\nexpected: {message}\nstderr: {err}");
     assert!(!err.contains("panicked at"), "a panic reached the user: {err}");
+}
+
+/// All values of all units of a run's folder, by model, fold, image, explainer and metric. None stands there twice.
+pub fn values(folder: &Path) -> BTreeMap<(String, i32, String, String, String), Option<f64>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder.join("units")).expect("a run has units").flatten() {
+        if entry.path().extension().is_some_and(|e| e == "parquet") {
+            for row in results::read(&entry.path()).expect("a unit's file can be read") {
+                let old = all.insert((row.model, row.fold, row.image, row.explainer, row.metric), row.value);
+                assert!(old.is_none(), "a value was computed twice");
+            }
+        }
+    }
+    all
+}
+
+/// Starts a run with JSON events and sends it a signal at the first event whose line holds `text`; the exit code.
+pub fn interrupt(arguments: &[&str], text: &str, signal: i32) -> i32 {
+    let mut command = lightbox(arguments);
+    let mut child =
+        command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+    let lines = BufReader::new(child.stdout.take().expect("stdout is a pipe")).lines();
+    let mut acted = false;
+    for line in lines.map_while(Result::ok) {
+        if !acted && line.contains(text) {
+            unsafe { libc::kill(child.id() as i32, signal) };
+            acted = true;
+        }
+    }
+    assert!(acted, "no event with {text}");
+    child.wait().expect("the program ends").code().unwrap_or(-1)
 }
 
 /// Says that a test is skipped, past the test harness, which would keep it to itself.

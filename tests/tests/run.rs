@@ -1,10 +1,7 @@
 //! `lightbox run`: results, continuing, and plugins that misbehave.
 
-use lightbox_core::results;
-use lightbox_tests::{built, fail, lightbox, run, small_spec, succeed, texts};
+use lightbox_tests::{built, fail, interrupt, lightbox, run, small_spec, succeed, texts, values};
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -17,20 +14,6 @@ fn text(path: &Path) -> String {
 
 fn summary(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("out/summary.json")).unwrap()).unwrap()
-}
-
-/// All values of all units, by what they are of.
-fn values(folder: &Path) -> BTreeMap<(String, String, String), Option<f64>> {
-    let mut all = BTreeMap::new();
-    for entry in std::fs::read_dir(folder.join("out/units")).unwrap().flatten() {
-        if entry.path().extension().is_some_and(|e| e == "parquet") {
-            for row in results::read(&entry.path()).unwrap() {
-                let old = all.insert((row.image, row.explainer, row.metric), row.value);
-                assert!(old.is_none(), "a value was computed twice");
-            }
-        }
-    }
-    all
 }
 
 /// The cell of a column of the first table's only row.
@@ -71,7 +54,7 @@ fn a_run_leaves_a_whole_folder() {
     }
     let sheet = image::open(out.join("sheet.png")).unwrap();
     assert!(sheet.width() > 4 * 192 && sheet.height() > 2 * 192);
-    let values = values(folder.path());
+    let values = values(&folder.path().join("out"));
     // 12 test images have a score; 6 of them have a map of each of 3 explainers.
     assert_eq!(values.len(), 12 + 6 * 3);
     assert!(values.values().all(Option::is_some));
@@ -123,31 +106,16 @@ fn another_batch_size_changes_no_draw() {
     std::fs::write(&spec_b, other).unwrap();
     succeed(&["run", &text(&spec_a)]);
     succeed(&["run", &text(&spec_b)]);
-    let (a, b) = (values(a.path()), values(b.path()));
+    let (a, b) = (values(&a.path().join("out")), values(&b.path().join("out")));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (key, value) in &a {
         let (x, y) = (value.unwrap(), b[key].unwrap());
-        if key.1 == "noise" || key.1 == "mean-mask" {
+        if key.3 == "noise" || key.3 == "mean-mask" {
             assert_eq!(x, y, "{key:?}");
         } else {
             assert!((x - y).abs() < 1e-4, "{key:?}: {x} {y}");
         }
     }
-}
-
-/// Starts a run with JSON events and sends it a signal at the first event of this kind.
-fn interrupt(spec: &str, kind: &str, signal: i32) -> i32 {
-    let mut child = lightbox(&["run", spec, "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut acted = false;
-    for line in lines.map_while(Result::ok) {
-        if !acted && line.contains(&format!("\"event\":\"{kind}\"")) {
-            unsafe { libc::kill(child.id() as i32, signal) };
-            acted = true;
-        }
-    }
-    assert!(acted, "no {kind}");
-    child.wait().unwrap().code().unwrap_or(-1)
 }
 
 #[test]
@@ -159,16 +127,16 @@ fn kill_minus_nine_and_ctrl_c_lose_nothing() {
     let table = succeed(&["run", &spec]);
     let spec = text(&small_spec(cut.path(), &extra));
     // In the middle of training, in the middle of explaining, and by Ctrl-C.
-    interrupt(&spec, "epoch", libc::SIGKILL);
+    interrupt(&["run", &spec], "\"event\":\"epoch\"", libc::SIGKILL);
     assert!(cut.path().join("out/checkpoints/densenet-small-fold0/last.safetensors").is_file());
-    interrupt(&spec, "epoch", libc::SIGKILL);
-    let code = interrupt(&spec, "cell-started", libc::SIGINT);
+    interrupt(&["run", &spec], "\"event\":\"epoch\"", libc::SIGKILL);
+    let code = interrupt(&["run", &spec], "\"event\":\"cell-started\"", libc::SIGINT);
     assert_eq!(code, 130);
     let (out, err, code) = run(&["run", &spec]);
     assert_eq!(code, 0, "{err}");
     let cut_table = |t: &str| t.split("Pictures").next().unwrap().to_string();
     assert_eq!(cut_table(&out), cut_table(&table));
-    assert_eq!(values(cut.path()), values(whole.path()));
+    assert_eq!(values(&cut.path().join("out")), values(&whole.path().join("out")));
     // No epoch that had ended was trained again.
     let log = std::fs::read_to_string(cut.path().join("out/events.jsonl")).unwrap();
     let epoch = |line: &str| serde_json::from_str::<Value>(line).unwrap()["epoch"].as_u64();

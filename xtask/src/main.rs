@@ -29,7 +29,7 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
-    /// Build, then train a small DenseNet on phantoms and print the table
+    /// Build, then train three small models on phantoms and print the table
     Demo,
     /// Build, then run all tests
     Test {

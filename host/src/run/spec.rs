@@ -115,6 +115,8 @@ pub struct TrainSpec {
     pub balance_loss: bool,
     /// Mirror half of the training images, left to right.
     pub flip: bool,
+    /// float32, or mixed (float16 where it is safe, on CUDA only).
+    pub precision: String,
 }
 
 impl Default for TrainSpec {
@@ -128,20 +130,26 @@ impl Default for TrainSpec {
             weight_decay: 1e-2,
             balance_loss: false,
             flip: false,
+            precision: "float32".into(),
         }
     }
 }
 
 impl TrainSpec {
     pub fn options(&self, class_weights: Vec<f64>) -> TrainerOptions {
-        let (optimizer, learning_rate, weight_decay) = (self.optimizer.clone(), self.learning_rate, self.weight_decay);
-        TrainerOptions { optimizer, learning_rate, weight_decay, class_weights }
+        let (optimizer, precision) = (self.optimizer.clone(), self.precision.clone());
+        let (learning_rate, weight_decay) = (self.learning_rate, self.weight_decay);
+        TrainerOptions { optimizer, learning_rate, weight_decay, class_weights, precision }
     }
 }
 
 /// Specs that come with the binary, by name.
-pub const BUILT_IN: [(&str, &str); 2] =
-    [("demo", include_str!("../../specs/demo.toml")), ("study-quick", include_str!("../../specs/study-quick.toml"))];
+pub const BUILT_IN: [(&str, &str); 4] = [
+    ("demo", include_str!("../../specs/demo.toml")),
+    ("study", include_str!("../../specs/study.toml")),
+    ("study-phantom", include_str!("../../specs/study-phantom.toml")),
+    ("study-quick", include_str!("../../specs/study-quick.toml")),
+];
 
 /// Keys whose values are paths.
 const PATHS: [&str; 8] = ["csv", "images", "root", "metadata", "labels", "boxes", "files", "weights"];
@@ -165,6 +173,52 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
     }
 }
 
+/// One `--set KEY=VALUE`. KEY is a path of names joined by dots; an entry of `models` or `explainers` is named by its label
+/// or name, `*` means all of them. VALUE is TOML, or a text where it is none. Paths are relative to the current folder.
+fn set(spec: &mut toml::Value, assignment: &str) -> Result<()> {
+    let Some((key, text)) = assignment.split_once('=') else {
+        return Err(Error::input(format!("--set {assignment}: KEY=VALUE expected")));
+    };
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok().and_then(|mut t| t.remove("value"));
+    let path: Vec<&str> = key.trim().split('.').collect();
+    let mut value = parsed.unwrap_or_else(|| toml::Value::String(text.into()));
+    match (&mut value, path.last()) {
+        _ if path.contains(&"params") => {}
+        (toml::Value::String(file), Some(last)) if PATHS.contains(last) && !file.is_empty() => {
+            *file = std::env::current_dir()?.join(&*file).to_string_lossy().into_owned();
+        }
+        (other, _) => absolute_paths(other, &std::env::current_dir()?),
+    }
+    put(spec, &path, &value).map_err(|e| Error::input(format!("--set {key}: {e}")))
+}
+
+/// Puts a value at a path of names.
+fn put(into: &mut toml::Value, path: &[&str], value: &toml::Value) -> std::result::Result<(), String> {
+    let Some((first, rest)) = path.split_first() else {
+        *into = value.clone();
+        return Ok(());
+    };
+    match into {
+        toml::Value::Table(table) => {
+            let entry = table.entry(first.to_string()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            put(entry, rest, value)
+        }
+        toml::Value::Array(list) => {
+            let name = |v: &toml::Value| {
+                let of = |key: &str| v.get(key).and_then(toml::Value::as_str).map(str::to_string);
+                of("label").or(of("name")).unwrap_or_default()
+            };
+            let known: Vec<String> = list.iter().map(name).collect();
+            let mut found = list.iter_mut().filter(|v| *first == "*" || name(v) == *first).peekable();
+            if found.peek().is_none() {
+                return Err(format!("no entry is named {first} (known: {}; * for all)", known.join(", ")));
+            }
+            found.try_for_each(|entry| put(entry, rest, value))
+        }
+        other => Err(format!("{first} is looked for in {other}, which holds no keys")),
+    }
+}
+
 /// A label as part of a file name.
 pub fn file_name(label: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.=".contains(c) { c } else { '_' };
@@ -172,8 +226,8 @@ pub fn file_name(label: &str) -> String {
 }
 
 impl RunSpec {
-    /// Reads a spec file, or a built-in one by its name.
-    pub fn read(which: &Path) -> Result<Self> {
+    /// Reads a spec file, or a built-in one by its name, with `--set`'s changes.
+    pub fn read(which: &Path, sets: &[String]) -> Result<Self> {
         let built_in = which.to_str().and_then(|n| BUILT_IN.iter().find(|(name, _)| *name == n));
         let (text, base) = match (which.is_file(), built_in) {
             (false, Some((_, text))) => (text.to_string(), PathBuf::from(".")),
@@ -191,16 +245,21 @@ impl RunSpec {
             }
         };
         let base = std::path::absolute(base)?;
-        Self::parse(&text, &base).map_err(|e| Error::input(format!("{}: {}", which.display(), e.message)))
+        Self::parse_with(&text, &base, sets).map_err(|e| Error::input(format!("{}: {}", which.display(), e.message)))
     }
 
     /// Parses and checks a spec whose paths are relative to `base`.
     pub fn parse(text: &str, base: &Path) -> Result<Self> {
+        Self::parse_with(text, base, &[])
+    }
+
+    fn parse_with(text: &str, base: &Path, sets: &[String]) -> Result<Self> {
         // Once for errors with line numbers, once with the paths made absolute.
         let bad = |e: toml::de::Error| Error::input(e.to_string().trim_end().to_string());
         toml::from_str::<RunSpec>(text).map_err(bad)?;
         let mut value: toml::Value = toml::from_str(text).map_err(bad)?;
         absolute_paths(&mut value, base);
+        sets.iter().try_for_each(|assignment| set(&mut value, assignment))?;
         let mut spec: RunSpec = value.try_into().map_err(bad)?;
         if spec.output.as_os_str().is_empty() {
             spec.output = Path::new("runs").join(&spec.name);
@@ -298,6 +357,28 @@ mod tests {
         check(&format!("{MINIMAL}[[models]]\nname = \"m\"\n"), "two models are called m");
         check(&format!("target = 2\n{MINIMAL}"), "target = 2, but model m has 2 classes");
         check(&MINIMAL.replace("table", "tables"), "unknown variant `tables`");
+    }
+
+    #[test]
+    fn set_changes_one_entry_or_all_and_says_what_it_cannot() {
+        let text = format!("{MINIMAL}[models.train]\nepochs = 3\n[[models]]\nname = \"n\"\nlabel = \"N\"\n");
+        let with = |sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+            RunSpec::parse_with(&text, Path::new("/"), &sets)
+        };
+        let spec =
+            with(&["models.m.train.epochs=7", "models.N.weights=w.pth", "seed=5", "models.*.classes=3"]).unwrap();
+        assert_eq!(spec.models[0].train.as_ref().map(|t| t.epochs), Some(7));
+        let here = std::env::current_dir().unwrap().join("w.pth");
+        assert_eq!(spec.models[1].weights.as_deref(), here.to_str());
+        assert_eq!((spec.seed, spec.models[0].classes, spec.models[1].classes), (5, 3, 3));
+        let spec = with(&["data={ source = \"phantom\", count = 7 }", "explainers=[{ name = \"noise\" }]"]).unwrap();
+        assert!(matches!(spec.data, DataSpec::Phantom(p) if p.count == 7) && spec.explainers.len() == 1);
+        let error = |set: &str| with(&[set]).unwrap_err().message;
+        assert_eq!(error("seed"), "--set seed: KEY=VALUE expected");
+        assert_eq!(error("models.n.weights=x"), "--set models.n.weights: no entry is named n (known: m, N; * for all)");
+        assert!(error("name.x=1").contains("--set name.x: x is looked for in \"x\", which holds no keys"));
+        assert!(error("seeds=1").contains("unknown field `seeds`"));
     }
 
     #[test]

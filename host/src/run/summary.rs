@@ -220,15 +220,16 @@ fn tables(
          share of their pixels in it."
     ));
     for model in &spec.models {
+        let label = model.label();
         let weights = model.weights.as_ref().map(|w| w.rsplit('/').next().unwrap_or(w));
         first.notes.push(match (weights, &model.train) {
-            (Some(file), Some(t)) => format!("{}: trained for {} epochs from {file}.", model.label(), t.epochs),
-            (None, Some(t)) => {
-                let label = model.label();
-                format!("{label}: trained for {} epochs from seeded random values.", t.epochs)
+            (from, Some(t)) => {
+                let mixed = if t.precision == "mixed" { " in mixed precision" } else { "" };
+                let from = from.unwrap_or("seeded random values");
+                format!("{label}: trained for {} epochs{mixed} from {from}.", t.epochs)
             }
-            (Some(file), None) => format!("{}: weights of {file}.", model.label()),
-            (None, None) => format!("{}: seeded random values, not trained.", model.label()),
+            (Some(file), None) => format!("{label}: weights of {file}."),
+            (None, None) => format!("{label}: seeded random values, not trained."),
         });
     }
     if unknown > 0 {

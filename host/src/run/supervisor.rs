@@ -3,7 +3,7 @@
 use super::events::{Event, Failure, FailureKind, Order, Unit};
 use super::folder::{Cells, Environment, Folder, NotApplicable, read_json, write_json};
 use super::reporter::Reporter;
-use super::spec::RunSpec;
+use super::spec::{ModelChoice, RunSpec};
 use super::summary;
 use crate::engine::ExplainerChoice;
 use crate::error::{Error, Exit, Result};
@@ -69,6 +69,14 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let control = |e: &&ExplainerChoice| registry.explainer(&e.name).is_ok_and(|(_, s)| s.family == Family::Control);
     let controls: Vec<String> = spec.explainers.iter().filter(control).map(|e| e.label().to_string()).collect();
     let device = device::name(device::choose(&spec.device)?);
+    let mixed = |m: &&ModelChoice| m.train.as_ref().is_some_and(|t| t.precision == "mixed");
+    if let (true, Some(model)) = (device == "cpu", spec.models.iter().find(mixed)) {
+        let label = model.label();
+        return Err(Error::input(format!(
+            "model {label}: precision = \"mixed\" needs a CUDA device, and the run is on the CPU (hint: --set \
+             'models.*.train.precision=float32')"
+        )));
+    }
     std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
     let _lock = lock(&folder)?;
     // All that can be wrong with the data is said before the folder is taken.
@@ -163,6 +171,19 @@ fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<usize>> {
         }
         if model.train.is_some() && !described.trainable {
             return Err(Error::input(format!("model {} cannot be trained", model.label())));
+        }
+        if let Some(train) = &model.train {
+            let (label, precision) = (model.label(), &train.precision);
+            match precision.as_str() {
+                "float32" => {}
+                "mixed" if described.mixed_precision => {}
+                "mixed" => return Err(Error::input(format!("model {label} cannot be trained in mixed precision"))),
+                _ => {
+                    return Err(Error::input(format!(
+                        "model {label}: precision = \"{precision}\": float32 or mixed expected"
+                    )));
+                }
+            }
         }
         if let Some(weights) = &model.weights {
             for fold in 0..if weights.contains("{fold}") { spec.split.folds } else { 1 } {

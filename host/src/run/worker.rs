@@ -171,6 +171,11 @@ impl Worker {
         options.seed = self.spec.seed.wrapping_add(fold as u64);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         notes.into_iter().for_each(|text| say(Event::Note { text: format!("{label}, fold {fold}: {text}") }));
+        if weights.is_none() {
+            say(Event::Note {
+                text: format!("{label}, fold {fold}: no weights: training begins with seeded random values"),
+            });
+        }
         let store = self.store(&model.spec()?)?;
         let split = self.split()?;
         let labels: Vec<u8> = self.source()?.samples().iter().map(|s| s.label).collect();

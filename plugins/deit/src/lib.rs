@@ -5,7 +5,7 @@
 //! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
 //! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
 
-use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tape::{Tape, site, wants};
 use lightbox_sdk::tch::Tensor;
@@ -138,13 +138,14 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         rules: vec![],
         parameters: parameters(),
         trainable: true,
+        mixed_precision: true,
     })
 }
 
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, &spec, options)?;
-    Ok(Box::new(Deit { config, spec, params }))
+    Ok(Box::new(NetModel(Deit { config, spec, params })))
 }
 
 /// Normal with deviation 0.02 for matrices and embeddings, zero biases, as the reference begins (there truncated at two
@@ -218,8 +219,26 @@ impl Deit {
         let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
         Ok(x.f_layer_norm([self.config.dim], Some(get("weight")?), Some(get("bias")?), EPS, true)?)
     }
+}
 
-    fn forward(&self, images: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+impl Network for Deit {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn with(&self, params: Parameters) -> Self {
+        Deit { config: self.config, spec: self.spec.clone(), params }
+    }
+
+    fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let (dim, heads) = (self.config.dim, self.config.heads);
         let x = site(&mut tape, "input", images)?;
         let (b, patch) = (x.size()[0], self.config.patch);
@@ -263,38 +282,6 @@ impl Deit {
         };
         site(&mut tape, "logits", logits)
     }
-}
-
-impl Network for Deit {
-    fn parameters(&self) -> &Parameters {
-        &self.params
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn is_buffer(_: &str) -> bool {
-        false
-    }
-
-    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
-        self.forward(images.shallow_clone(), None)
-    }
-}
-
-impl Model for Deit {
-    fn spec(&self) -> ModelSpec {
-        self.spec.clone()
-    }
-
-    fn run(&self, request: &Request) -> Result<Response> {
-        Tape::run(request, |tape, images| self.forward(images, Some(tape)))
-    }
-
-    fn parameters(&self) -> Result<Named> {
-        self.params.named()
-    }
 
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let own = self.params.get("pos_embed")?.size();
@@ -311,16 +298,6 @@ impl Model for Deit {
         let mut report = self.params.load(parameters, str::to_string, &HEADS)?;
         report.notes.extend(resized);
         Ok(report)
-    }
-
-    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
-        let (config, spec) = (self.config, self.spec.clone());
-        Ok(Box::new(Deit { config, spec, params: self.params.with(edits)? }))
-    }
-
-    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
-        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
-        Ok(Box::new(NetTrainer::new(Deit { config, spec, params }, options)?))
     }
 }
 

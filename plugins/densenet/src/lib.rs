@@ -7,7 +7,7 @@
 
 mod fast;
 
-use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tape::{Tape, site};
 use lightbox_sdk::tch::{Device, Tensor};
@@ -131,13 +131,14 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         rules: vec![],
         parameters: parameters(),
         trainable: true,
+        mixed_precision: true,
     })
 }
 
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(DenseNet::new(config, spec, params)))
+    Ok(Box::new(NetModel(DenseNet::new(config, spec, params))))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -229,7 +230,33 @@ impl DenseNet {
         Ok(x.f_conv2d(weight, None::<&Tensor>, [stride], [padding], [1], 1)?)
     }
 
-    /// The whole network; `tape` sees every site.
+    /// From the last norm on.
+    fn tail(&self, norm5: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let x = site(&mut tape, "features.norm5", norm5)?;
+        let x = site(&mut tape, "features.relu5", x.f_relu()?)?;
+        let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
+        let x = site(&mut tape, "embedding", x)?;
+        site(&mut tape, "logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
+    }
+}
+
+impl Network for DenseNet {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn with(&self, params: Parameters) -> Self {
+        DenseNet::new(self.config, self.spec.clone(), params)
+    }
+
     fn forward(&self, images: Tensor, train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let x = site(&mut tape, "input", images)?;
         let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?.f_relu()?;
@@ -257,70 +284,25 @@ impl DenseNet {
         self.tail(norm5, tape)
     }
 
-    /// From the last norm on.
-    fn tail(&self, norm5: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let x = site(&mut tape, "features.norm5", norm5)?;
-        let x = site(&mut tape, "features.relu5", x.f_relu()?)?;
-        let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
-        let x = site(&mut tape, "embedding", x)?;
-        site(&mut tape, "logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
-    }
-}
-
-impl Network for DenseNet {
-    fn parameters(&self) -> &Parameters {
-        &self.params
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn is_buffer(name: &str) -> bool {
-        ["running_mean", "running_var", "num_batches_tracked"].iter().any(|leaf| name.ends_with(leaf))
-    }
-
-    fn logits(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward(images.shallow_clone(), train, None)
-    }
-}
-
-impl Model for DenseNet {
-    fn spec(&self) -> ModelSpec {
-        self.spec.clone()
-    }
-
-    fn run(&self, request: &Request) -> Result<Response> {
-        Tape::run(request, |tape, images| {
-            let inside = self.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
-            if inside || self.params.device() != Device::Cpu {
-                return self.forward(images, false, Some(tape));
-            }
-            let norm5 = {
-                let _off = lightbox_sdk::tch::no_grad_guard();
-                self.trunk()?.run(&images)?
-            };
-            self.tail(norm5, Some(tape))
-        })
-    }
-
-    fn parameters(&self) -> Result<Named> {
-        self.params.named()
-    }
-
     fn load(&mut self, parameters: Named) -> Result<LoadReport> {
         self.trunk = OnceCell::new();
         self.params.load(parameters, modern_key, &HEAD)
     }
 
-    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
-        let (config, spec) = (self.config, self.spec.clone());
-        Ok(Box::new(DenseNet::new(config, spec, self.params.with(edits)?)))
+    fn infer(&self, images: Tensor, tape: &mut Tape<'_>) -> Result<Tensor> {
+        let inside = self.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
+        if inside || self.params.device() != Device::Cpu {
+            return self.forward(images, false, Some(tape));
+        }
+        let norm5 = {
+            let _off = lightbox_sdk::tch::no_grad_guard();
+            self.trunk()?.run(&images)?
+        };
+        self.tail(norm5, Some(tape))
     }
 
-    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
-        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
-        Ok(Box::new(NetTrainer::new(DenseNet::new(config, spec, params), options)?))
+    fn is_buffer(name: &str) -> bool {
+        ["running_mean", "running_var", "num_batches_tracked"].iter().any(|leaf| name.ends_with(leaf))
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! A block's 1x1 convolutions run as matrix products on tokens, which are the same numbers in the same memory.
 
-use lightbox_sdk::nn::{self, Init, NetTrainer, Network, Parameters};
+use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tape::{Tape, site};
 use lightbox_sdk::tch::{Kind, Tensor};
@@ -130,13 +130,14 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         rules: vec![],
         parameters: parameters(),
         trainable: true,
+        mixed_precision: true,
     })
 }
 
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(PatchConvNet { config, spec, params }))
+    Ok(Box::new(NetModel(PatchConvNet { config, spec, params })))
 }
 
 fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Parameters> {
@@ -227,7 +228,31 @@ impl PatchConvNet {
         self.linear(&y.f_mul(&gate)?, &name("5"))
     }
 
-    fn forward(&self, images: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+    /// What another number of classes changes.
+    fn heads(&self) -> Vec<String> {
+        let own = |n: &&String| n.starts_with("head.") || (self.config.multi && *n == "cls_token");
+        self.params.names().iter().filter(own).cloned().collect()
+    }
+}
+
+impl Network for PatchConvNet {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.params
+    }
+
+    fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.params
+    }
+
+    fn with(&self, params: Parameters) -> Self {
+        PatchConvNet { config: self.config, spec: self.spec.clone(), params }
+    }
+
+    fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let dim = self.config.dim;
         let mut x = site(&mut tape, "input", images)?;
         let b = x.size()[0];
@@ -279,44 +304,6 @@ impl PatchConvNet {
         site(&mut tape, "logits", logits)
     }
 
-    /// What another number of classes changes.
-    fn heads(&self) -> Vec<String> {
-        let own = |n: &&String| n.starts_with("head.") || (self.config.multi && *n == "cls_token");
-        self.params.names().iter().filter(own).cloned().collect()
-    }
-}
-
-impl Network for PatchConvNet {
-    fn parameters(&self) -> &Parameters {
-        &self.params
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn is_buffer(_: &str) -> bool {
-        false
-    }
-
-    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
-        self.forward(images.shallow_clone(), None)
-    }
-}
-
-impl Model for PatchConvNet {
-    fn spec(&self) -> ModelSpec {
-        self.spec.clone()
-    }
-
-    fn run(&self, request: &Request) -> Result<Response> {
-        Tape::run(request, |tape, images| self.forward(images, Some(tape)))
-    }
-
-    fn parameters(&self) -> Result<Named> {
-        self.params.named()
-    }
-
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let heads = self.heads();
         if self.config.multi {
@@ -327,16 +314,6 @@ impl Model for PatchConvNet {
             }
         }
         self.params.load(parameters, str::to_string, &heads.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
-        let (config, spec) = (self.config, self.spec.clone());
-        Ok(Box::new(PatchConvNet { config, spec, params: self.params.with(edits)? }))
-    }
-
-    fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
-        let (config, spec, params) = (self.config, self.spec.clone(), self.params.copy()?);
-        Ok(Box::new(NetTrainer::new(PatchConvNet { config, spec, params }, options)?))
     }
 }
 

@@ -39,6 +39,7 @@ fn run() -> Result<(), String> {
         rules: vec![],
         parameters: vec![],
         trainable: false,
+        mixed_precision: false,
     };
     let params = Params::default();
     let plan = explainer.plan(&model, &params).map_err(|e| e.to_string())?;
