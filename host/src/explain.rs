@@ -87,12 +87,14 @@ fn read_images(paths: &[PathBuf], input: &InputSpec) -> Result<Input> {
     Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels.into_iter().map(bytes)).collect() })
 }
 
-/// The number of classes that a checkpoint's head has: the rows of the last 2-D weight.
+/// The number of classes that a checkpoint's head has: the rows of its weight, or the number of heads with a class each.
 fn head_classes(path: &Path) -> Result<Option<usize>> {
     let state = checkpoint::read(path)?;
     let heads = ["classifier.weight", "head.weight", "fc.weight"];
     let found = state.iter().find(|(name, t)| heads.contains(&name.as_str()) && t.dim() == 2);
-    Ok(found.map(|(_, t)| t.size()[0] as usize))
+    let single = |name: &str| name.strip_prefix("head.").and_then(|n| n.strip_suffix(".weight")?.parse::<usize>().ok());
+    let heads = state.iter().filter(|(name, t)| single(name).is_some() && t.dim() == 2 && t.size()[0] == 1).count();
+    Ok(found.map(|(_, t)| t.size()[0] as usize).or((heads > 0).then_some(heads)))
 }
 
 /// Runs the command.

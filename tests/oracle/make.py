@@ -8,6 +8,7 @@ Every file is small and made from fixed seeds; the tests read the files and need
 
 import argparse
 import collections
+import json
 import pathlib
 import zlib
 
@@ -15,14 +16,36 @@ import numpy as np
 import pydicom
 import SimpleITK
 import sklearn.metrics
+import timm.models.vision_transformer
 import torch
 import torchvision
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 OUT = pathlib.Path(__file__).parent / "golden"
+
+
+def unit(name, shape):
+    """The goldens' numbers in [0, 1): splitmix64 seeded with the name's FNV-1a hash."""
+    mask = 2**64 - 1
+    state = 0xCBF29CE484222325
+    for b in name.encode():
+        state = ((state ^ b) * 0x100000001B3) & mask
+    n = int(np.prod(shape))
+    with np.errstate(over="ignore"):
+        z = np.uint64(state) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return torch.from_numpy(((z >> np.uint64(11)) * 0.5**53).reshape(shape))
+
+
+def images(name, shape):
+    """A batch made from a name, as the tests make it."""
+    return (2.0 * unit(name, shape) - 1.0).float()
 
 
 def average_precision():
@@ -117,6 +140,110 @@ def checkpoints():
     torch.save(other.state_dict(), OUT / "five-classes.pth")
 
 
+def small_deit(size, classes):
+    """timm's own code at the shape of Lightbox's `deit-mini`."""
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=size, patch_size=16, embed_dim=64, depth=4, num_heads=4, num_classes=classes
+    )
+
+
+def transformers():
+    """A small DeiT in the forms of facebookresearch ({"model": ...}) and of timm (.safetensors), its logits, and those at
+    another input size with the position embeddings resized as facebookresearch/deit's main.py does for fine-tuning."""
+    torch.manual_seed(1)
+    model = small_deit(128, 5).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.05)
+            # Small files: what float16 holds exactly.
+            value.copy_(value.half().float())
+    half = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    torch.save({"model": half}, OUT / "deit-facebook.pth")
+    save_tensors(half, OUT / "deit-timm.safetensors")
+    larger = small_deit(192, 5).eval()
+    state = model.state_dict()
+    prefix, grid = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    grid = grid.reshape(1, 8, 8, 64).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(12, 12), mode="bicubic", align_corners=False)
+    larger.load_state_dict(state | {"pos_embed": torch.cat([prefix, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)})
+    with torch.no_grad():
+        logits = {f"logits.{n}": m(images(f"deit.{n}", (2, 3, n, n))).numpy() for n, m in [(128, model), (192, larger)]}
+    save_file(logits, OUT / "deit.safetensors")
+    return model
+
+
+def steps(model, name, optimizer, weights, size):
+    """Four steps of training and the logits afterwards; decay acts on tensors of two or more dimensions."""
+    model.train()
+    groups = [[p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]]
+    groups = [{"params": groups[0], "weight_decay": 0.05}, {"params": groups[1], "weight_decay": 0.0}]
+    make = {"adamw": lambda: torch.optim.AdamW(groups, lr=1e-3), "sgd": lambda: torch.optim.SGD(groups, lr=1e-3, momentum=0.9)}
+    optimizer = make[optimizer]()
+    loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights))
+    losses = []
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5**step
+        x = images(f"{name}.{step}", (5, 3, size, size))
+        loss = loss_of(model(x), torch.arange(5) % len(weights))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        logits = model.eval()(images(f"{name}.0", (5, 3, size, size)))
+    return {f"{name}.losses": np.array(losses), f"{name}.logits": logits.numpy()}
+
+
+def training():
+    """PyTorch's AdamW and SGD with weighted cross-entropy, on torchvision's DenseNet and timm's ViT."""
+    tensors = {}
+    for optimizer in ("adamw", "sgd"):
+        model = SmallDenseNet()
+        model.load_state_dict(torch.load(OUT / "plain.pth"))
+        tensors |= steps(model, f"densenet.{optimizer}", optimizer, [0.5, 2.0], 64)
+        tensors |= steps(transformers(), f"deit.{optimizer}", optimizer, [0.5, 2.0, 1.0, 1.0, 3.0], 128)
+    save_file(tensors, OUT / "training.safetensors")
+
+
+def fill(name, shape):
+    """The goldens' weight of a name, for the shapes that `patchconvnet` has."""
+    s = 2.0 * unit(name, shape) - 1.0
+    if name.endswith(("gamma_1", "gamma_2")):
+        return (0.3 + 0.1 * s).float()
+    if name.endswith("cls_token"):
+        return (0.5 * s).float()
+    if len(shape) == 1:
+        return (1.0 + 0.1 * s if name.endswith("weight") else 0.1 * s).float()
+    return (s * (6.0 / np.prod(shape[1:])) ** 0.5).float()
+
+
+def patchconvnet():
+    """A checkpoint under PatchConvNet's own names, as facebookresearch/deit saves it, at the shape of
+    `patchconvnet-mini-multi` with five classes. The weights are the goldens' fill of their names."""
+    d, depth, classes = 64, 6, 5
+    shapes = {"cls_token": (1, classes, d)}
+    for i, (o, c) in enumerate([(d // 8, 3), (d // 4, d // 8), (d // 2, d // 4), (d, d // 2)]):
+        shapes[f"patch_embed.proj.{2 * i}.0.weight"] = (o, c, 3, 3)
+    for i in range(depth):
+        b = f"blocks.{i}."
+        shapes |= {b + "gamma_1": (d,), b + "norm1.weight": (d,), b + "norm1.bias": (d,)}
+        convs = {"0": (d, d, 1, 1), "2": (d, 1, 3, 3), "4.conv_reduce": (d // 4, d, 1, 1), "4.conv_expand": (d, d // 4, 1, 1), "5": (d, d, 1, 1)}
+        for leaf, shape in convs.items():
+            shapes |= {f"{b}attn.qkv_pos.{leaf}.weight": shape, f"{b}attn.qkv_pos.{leaf}.bias": shape[:1]}
+    b = "blocks_token_only.0."
+    shapes |= {b + "gamma_1": (d,), b + "gamma_2": (d,)}
+    linear = {b + f"attn.{leaf}": (d, d) for leaf in ("q", "k", "v", "proj")}
+    linear |= {b + "mlp.fc1": (3 * d, d), b + "mlp.fc2": (d, 3 * d)}
+    linear |= {f"head.{j}": (1, d) for j in range(classes)}
+    for name, shape in linear.items():
+        shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
+    for name in (b + "norm1", b + "norm2", "norm"):
+        shapes |= {name + ".weight": (d,), name + ".bias": (d,)}
+    torch.save({"model": {k: fill(k, s) for k, s in shapes.items()}}, OUT / "patchconvnet-multi.pth")
+    (OUT / "patchconvnet-multi.keys.json").write_text(json.dumps(shapes))
+
+
 def medical():
     """The same 12-bit picture as MetaImage by SimpleITK (raw, compressed, floats, header + raw) and DICOM by pydicom."""
     y, x = np.mgrid[:24, :20]
@@ -149,7 +276,7 @@ def medical():
 
 def main():
     OUT.mkdir(exist_ok=True)
-    for make in (average_precision, resize, checkpoints, medical):
+    for make in (average_precision, resize, checkpoints, transformers, training, patchconvnet, medical):
         make()
         print(make.__name__, flush=True)
 

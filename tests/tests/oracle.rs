@@ -1,11 +1,14 @@
 //! Against the peers: files that `tests/oracle/make.py` made with scikit-learn, torchvision, PyTorch, SimpleITK, pydicom.
 
+use lightbox::engine;
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::data::image::{self, Pixels};
 use lightbox_core::data::resize::resize;
 use lightbox_core::metrics::auroc::auroc;
 use lightbox_core::metrics::average_precision::{self, Score, average_precision, pixel_average_precision};
-use lightbox_tests::{oracle, relative, run, succeed};
+use lightbox_sdk::spec::ModelOptions;
+use lightbox_sdk::{Array, Request};
+use lightbox_tests::{built, oracle, relative, run, succeed, unit, weights};
 use tch::{Kind, Tensor};
 
 fn state(name: &str) -> State {
@@ -134,6 +137,74 @@ fn another_number_of_classes_keeps_the_trunk_and_says_so() {
         ),
         "{err}"
     );
+}
+
+/// Logits and attention of a batch made from a name, and what the program said.
+fn explain(model: &str, weights: &str, batch: (&str, i64), more: &[&str]) -> (State, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (name, side) = batch;
+    let values = unit(name, (2 * 3 * side * side) as usize);
+    let values: Vec<f32> = values.into_iter().map(|u| (2.0 * u - 1.0) as f32).collect();
+    let images = Tensor::from_slice(&values).reshape([2, 3, side, side]);
+    checkpoint::write(at("batch.safetensors").as_ref(), &[("images".into(), images)]).unwrap();
+    let (batch, raw, size) = (at("batch.safetensors"), at("raw.safetensors"), format!("size={side}"));
+    let arguments = ["explain", &batch, "--model", model, "--weights", weights, "--raw", &raw, "--device", "cpu"];
+    let rest = ["--explainer", "attention", "--model-param", &size];
+    let (out, err, code) = run(&[&arguments[..], &rest[..], more].concat());
+    assert_eq!(code, 0, "{out}{err}");
+    (checkpoint::read(raw.as_ref()).unwrap(), err)
+}
+
+#[test]
+fn deits_files_load_at_their_own_and_at_another_input_size() {
+    let golden = state("deit.safetensors");
+    for name in ["deit-facebook.pth", "deit-timm.safetensors"] {
+        let file = oracle(name).to_string_lossy().into_owned();
+        let explain = |batch, more: &[&str]| explain("deit-mini", &file, batch, more);
+        let (own, err) = explain(("deit.128", 128), &[]);
+        let error = relative(&get(&own, "logits"), &get(&golden, "logits.128"));
+        assert!(error < 1e-5 && !err.contains("note"), "{name}: {error}, {err}");
+        let (larger, err) = explain(("deit.192", 192), &[]);
+        let error = relative(&get(&larger, "logits"), &get(&golden, "logits.192"));
+        assert!(error < 1e-5, "{name}: {error}");
+        assert!(err.contains("note: position embeddings were resized from 65 to 145 tokens"), "{err}");
+        let (other, err) = explain(("deit.128", 128), &["--classes", "2"]);
+        assert_eq!((get(&other, "logits").size(), get(&other, "attention")), (vec![2, 2], get(&own, "attention")));
+        let note = "note: the head is new: the checkpoint's head.weight has shape [5, 64], the model's [2, 64]";
+        assert!(err.contains(note), "{err}");
+    }
+}
+
+#[test]
+fn patchconvnets_file_loads_with_a_token_a_class_and_with_other_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let same = folder.path().join("same.safetensors").to_string_lossy().into_owned();
+    checkpoint::write(same.as_ref(), &weights(&oracle("patchconvnet-multi.keys.json"))).unwrap();
+    let file = oracle("patchconvnet-multi.pth");
+    let logits = |file: &str| {
+        let (found, err) = explain("patchconvnet-mini-multi", file, ("pcn", 128), &[]);
+        assert!(!err.contains("note"), "{err}");
+        get(&found, "logits")
+    };
+    let wanted = logits(&same);
+    assert_eq!(wanted.size(), [2, 5]);
+    assert_eq!(logits(&file.to_string_lossy()), wanted);
+    // Three classes: new tokens and heads on the same trunk.
+    let trunk = |classes: usize| {
+        let options = ModelOptions { classes, ..ModelOptions::default() };
+        let plugin = built("plugins/liblightbox_patchconvnet.so");
+        let (model, notes) = engine::load_model(&plugin, "patchconvnet-mini-multi", &options, Some(&file)).unwrap();
+        let images = Array::from_tensor(&Tensor::ones([1, 3, 128, 128], (Kind::Float, tch::Device::Cpu))).unwrap();
+        let request = Request { values: vec!["blocks.5".into()], ..Request::forward(images) };
+        let response = model.run(&request).unwrap();
+        (response.logits.shape().to_vec(), response.values["blocks.5"].to_tensor().unwrap(), notes)
+    };
+    let (own, other) = (trunk(5), trunk(3));
+    assert_eq!((own.0, own.2), (vec![1, 5], vec![]));
+    assert_eq!((other.0, other.1), (vec![1, 3], own.1));
+    let note = "the class tokens and heads are new: the checkpoint has 5 classes, the model 3";
+    assert_eq!(other.2, [note]);
 }
 
 #[test]

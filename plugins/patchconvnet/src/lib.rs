@@ -306,14 +306,21 @@ impl Network for PatchConvNet {
 
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let heads = self.heads();
-        if self.config.multi {
+        let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape().to_vec());
+        let other = given.filter(|shape| self.config.multi && shape.len() == 3 && shape[1] != self.spec.classes);
+        if other.is_some() {
             // Heads of another number of classes have the same shapes; none of them is this model's then.
-            let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape());
-            if given.is_some_and(|s| s.len() != 3 || s[1] != self.spec.classes) {
-                parameters.retain(|(n, _)| !n.starts_with("head."));
-            }
+            parameters.retain(|(n, _)| !n.starts_with("head."));
         }
-        self.params.load(parameters, str::to_string, &heads.iter().map(String::as_str).collect::<Vec<_>>())
+        let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+        let mut report = self.params.load(parameters, str::to_string, &heads)?;
+        if let Some(shape) = other {
+            let (theirs, ours) = (shape[1], self.spec.classes);
+            report.notes = vec![format!(
+                "the class tokens and heads are new: the checkpoint has {theirs} classes, the model {ours}"
+            )];
+        }
+        Ok(report)
     }
 }
 
