@@ -20,8 +20,25 @@ fn libtorch_folder() -> Option<PathBuf> {
 /// Why libtorch's CUDA part could not be opened although there is a driver.
 static TROUBLE: OnceLock<String> = OnceLock::new();
 
+unsafe extern "C" {
+    fn lightbox_repeatable() -> bool;
+}
+
+/// Asks libtorch for operations that give the same numbers every time. cuDNN and several CUDA kernels otherwise add in an
+/// order that varies.
+fn repeatable() -> Result<()> {
+    match unsafe { lightbox_repeatable() } {
+        true => Ok(()),
+        false => Err(Error::input("libtorch did not switch to repeatable operations")),
+    }
+}
+
 /// Opens libtorch's CUDA part if there is a driver. Call it first in `main`.
 pub fn open_cuda() {
+    if std::env::var_os("CUBLAS_WORKSPACE_CONFIG").is_none() {
+        // Without it cuBLAS may differ from run to run. No other thread is there yet.
+        unsafe { std::env::set_var("CUBLAS_WORKSPACE_CONFIG", ":4096:8") };
+    }
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
     if let (Ok(driver), Some(folder)) = (driver, libtorch_folder()) {
         std::mem::forget(driver);
@@ -47,7 +64,7 @@ pub fn choose(name: &str) -> Result<Device> {
     let cuda = |n: usize| {
         let count = tch::Cuda::device_count();
         match (n as i64) < count {
-            true => Ok(Device::Cuda(n)),
+            true => repeatable().map(|()| Device::Cuda(n)),
             false => Err(Error::input(format!(
                 "device cuda:{n} was asked for, {count} CUDA devices are there (hint: --device auto, or `cargo xtask \
                  setup --cuda` if libtorch was installed without CUDA)"
@@ -57,7 +74,7 @@ pub fn choose(name: &str) -> Result<Device> {
     match name.split_once(':') {
         None if name == "cpu" => Ok(Device::Cpu),
         None if name == "cuda" => cuda(0),
-        None if name == "auto" && tch::Cuda::is_available() => Ok(Device::Cuda(0)),
+        None if name == "auto" && tch::Cuda::is_available() => cuda(0),
         None if name == "auto" => {
             if let Some(trouble) = TROUBLE.get() {
                 eprintln!(
@@ -77,5 +94,22 @@ pub fn name(device: Device) -> String {
     match device {
         Device::Cuda(n) => format!("cuda:{n}"),
         _ => "cpu".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_chosen_or_refused_by_name() {
+        assert_eq!(choose("cpu").unwrap(), Device::Cpu);
+        assert!(choose("gpu").unwrap_err().message.contains("`gpu` is none of auto, cpu, cuda, cuda:N"));
+        assert!(choose("cuda:99").unwrap_err().message.contains("device cuda:99 was asked for"));
+    }
+
+    #[test]
+    fn libtorch_takes_the_switches_for_repeatable_operations() {
+        repeatable().unwrap();
     }
 }

@@ -6,7 +6,7 @@ use crate::tape::Tape;
 use crate::{Array, Error, Model, Named, Request, Response, Result, Trainer};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use tch::{Device, Kind, Reduction, Tensor};
 
 /// The device that a [`ModelOptions`](crate::spec::ModelOptions) names: `cpu` or `cuda:N`.
@@ -276,15 +276,44 @@ impl LossScale {
 /// Cross-entropy training of a [`Network`] with AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101; betas 0.9 and
 /// 0.999, eps 1e-8, decay on tensors of two or more dimensions) or SGD with momentum 0.9. Mixed precision is float16
 /// autocast on CUDA with a loss scale; parameters, moments and validation stay float32.
+///
+/// All trained values lie in one vector, of which the network's parameters are views: an update is a handful of operations,
+/// however many parameters there are.
 pub struct NetTrainer<N: Network> {
     network: N,
     options: TrainerOptions,
     rate: f64,
     steps: i64,
-    moments: BTreeMap<String, (Tensor, Option<Tensor>)>,
-    trained: Vec<String>,
     /// With mixed precision.
     scale: Option<LossScale>,
+    /// Those of two or more dimensions first.
+    trained: Vec<Slot>,
+    /// How many of the values decay.
+    decayed: i64,
+    values: Tensor,
+    first: Tensor,
+    /// AdamW's.
+    second: Option<Tensor>,
+}
+
+/// Where a parameter lies among all values.
+struct Slot {
+    name: String,
+    start: i64,
+    shape: Vec<i64>,
+}
+
+/// Parameters begin at multiples of this many values, as fresh memory would.
+const ALIGN: i64 = 64;
+
+impl Slot {
+    fn count(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
+    fn view(&self, all: &Tensor) -> Result<Tensor> {
+        Ok(all.f_narrow(0, self.start, self.count())?.f_view(self.shape.as_slice())?)
+    }
 }
 
 impl<N: Network> NetTrainer<N> {
@@ -293,50 +322,74 @@ impl<N: Network> NetTrainer<N> {
         if !["adamw", "sgd"].contains(&options.optimizer.as_str()) {
             return Err(Error::invalid(format!("unknown optimizer {} (known: adamw, sgd)", options.optimizer)));
         }
+        let device = network.parameters().device();
         let scale = match options.precision.as_str() {
             "float32" => None,
-            "mixed" if network.parameters().device().is_cuda() => Some(LossScale::START),
+            "mixed" if device.is_cuda() => Some(LossScale::START),
             "mixed" => return Err(Error::invalid("mixed precision needs a CUDA device")),
             other => return Err(Error::invalid(format!("unknown precision {other} (known: float32, mixed)"))),
         };
-        let all = network.parameters().names().to_vec();
-        let trained: Vec<String> = all.into_iter().filter(|n| !N::is_buffer(n)).collect();
-        let mut moments = BTreeMap::new();
-        for name in &trained {
-            let leaf = network.parameters().get(name)?.f_detach()?.f_set_requires_grad(true)?;
-            let second = (options.optimizer == "adamw").then(|| leaf.f_zeros_like()).transpose()?;
-            moments.insert(name.clone(), (leaf.f_zeros_like()?.f_detach()?, second));
-            network.parameters_mut().insert(name, leaf);
+        let mut trained = Vec::new();
+        for name in network.parameters().names().iter().filter(|n| !N::is_buffer(n)) {
+            trained.push(Slot { name: name.clone(), start: 0, shape: network.parameters().get(name)?.size() });
         }
-        let (options, rate, steps) = (options.clone(), options.learning_rate, 0);
-        Ok(NetTrainer { network, options, rate, steps, moments, trained, scale })
+        trained.sort_by_key(|slot| slot.shape.len() < 2);
+        let (mut total, mut decayed) = (0, 0);
+        for slot in &mut trained {
+            slot.start = total;
+            total += (slot.count() + ALIGN - 1) / ALIGN * ALIGN;
+            if slot.shape.len() >= 2 {
+                decayed = total;
+            }
+        }
+        let zeros = || Tensor::f_zeros([total], (Kind::Float, device));
+        let values = zeros()?;
+        for slot in &trained {
+            let mut view = slot.view(&values)?;
+            view.f_copy_(&network.parameters().get(&slot.name)?.f_detach()?)?;
+            network.parameters_mut().insert(&slot.name, view.f_detach()?.f_set_requires_grad(true)?);
+        }
+        let second = (options.optimizer == "adamw").then(zeros).transpose()?;
+        let (options, rate, steps, first) = (options.clone(), options.learning_rate, 0, zeros()?);
+        Ok(NetTrainer { network, options, rate, steps, scale, trained, decayed, values, first, second })
     }
 
-    fn update(&mut self, grads: Vec<Tensor>) -> Result<()> {
+    /// The gradients of all values; zeros where a parameter has none.
+    fn flat(&self, grads: &[Tensor]) -> Result<Tensor> {
+        let pad = Tensor::f_zeros([ALIGN], (Kind::Float, self.values.device()))?;
+        let mut parts = Vec::with_capacity(2 * grads.len());
+        for (slot, grad) in self.trained.iter().zip(grads) {
+            let count = slot.count();
+            parts.push(match grad.defined() {
+                true => grad.f_reshape([-1])?,
+                false => pad.f_new_zeros([count], (Kind::Float, pad.device()))?,
+            });
+            if count % ALIGN != 0 {
+                parts.push(pad.f_narrow(0, 0, ALIGN - count % ALIGN)?);
+            }
+        }
+        Ok(Tensor::f_cat(&parts, 0)?)
+    }
+
+    fn update(&mut self, grad: Tensor) -> Result<()> {
         let _off = tch::no_grad_guard();
         self.steps += 1;
         let (b1, b2, eps) = (0.9, 0.999, 1e-8);
-        for (name, grad) in self.trained.iter().zip(grads) {
-            if !grad.defined() {
-                continue;
+        let (decay, mut decaying) = (self.options.weight_decay, self.values.f_narrow(0, 0, self.decayed)?);
+        match &mut self.second {
+            Some(second) => {
+                let _ = decaying.f_mul_scalar_(1.0 - self.rate * decay)?;
+                let _ = self.first.f_mul_scalar_(b1)?.f_add_(&grad.f_mul_scalar(1.0 - b1)?)?;
+                let _ = second.f_mul_scalar_(b2)?.f_addcmul_(&grad, &grad.f_mul_scalar(1.0 - b2)?)?;
+                let (c1, c2) = (1.0 - b1.powi(self.steps as i32), 1.0 - b2.powi(self.steps as i32));
+                let mut spread = second.f_sqrt()?;
+                let _ = spread.f_div_scalar_(c2.sqrt())?.f_add_scalar_(eps)?;
+                let _ = self.values.f_sub_(&self.first.f_div(&spread)?.f_mul_scalar_(self.rate / c1)?)?;
             }
-            let mut value = self.network.parameters().get(name)?.shallow_clone();
-            let decay = if value.dim() >= 2 { self.options.weight_decay } else { 0.0 };
-            let Some((first, second)) = self.moments.get_mut(name) else { continue };
-            match second {
-                Some(second) => {
-                    let _ = value.f_mul_scalar_(1.0 - self.rate * decay)?;
-                    let _ = first.f_mul_scalar_(b1)?.f_add_(&grad.f_mul_scalar(1.0 - b1)?)?;
-                    let _ = second.f_mul_scalar_(b2)?.f_addcmul_(&grad, &grad.f_mul_scalar(1.0 - b2)?)?;
-                    let (c1, c2) = (1.0 - b1.powi(self.steps as i32), 1.0 - b2.powi(self.steps as i32));
-                    let spread = second.f_sqrt()?.f_div_scalar(c2.sqrt())?.f_add_scalar(eps)?;
-                    let _ = value.f_sub_(&first.f_div(&spread)?.f_mul_scalar(self.rate / c1)?)?;
-                }
-                None => {
-                    let grad = if decay > 0.0 { grad.f_add(&value.f_mul_scalar(decay)?)? } else { grad };
-                    let _ = first.f_mul_scalar_(0.9)?.f_add_(&grad)?;
-                    let _ = value.f_sub_(&first.f_mul_scalar(self.rate)?)?;
-                }
+            None => {
+                let _ = grad.f_narrow(0, 0, self.decayed)?.f_add_(&decaying.f_mul_scalar(decay)?)?;
+                let _ = self.first.f_mul_scalar_(0.9)?.f_add_(&grad)?;
+                let _ = self.values.f_sub_(&self.first.f_mul_scalar(self.rate)?)?;
             }
         }
         for name in self.network.parameters().names().to_vec() {
@@ -349,19 +402,11 @@ impl<N: Network> NetTrainer<N> {
     }
 }
 
-/// Gradients of a scaled loss, unscaled; `None` if one has overflowed.
-fn unscale(grads: Vec<Tensor>, state: &mut LossScale) -> Result<Option<Vec<Tensor>>> {
+/// The gradient of a scaled loss, unscaled; `None` if it has overflowed.
+fn unscale(grad: Tensor, state: &mut LossScale) -> Result<Option<Tensor>> {
     let factor = 1.0 / state.scale;
-    let mut sums = Vec::new();
-    for grad in grads.iter().filter(|g| g.defined()) {
-        sums.push(grad.f_sum(Kind::Float)?);
-    }
-    let finite = Tensor::f_stack(&sums, 0)?.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
-    if !state.accept(finite) {
-        return Ok(None);
-    }
-    let unscaled = |g: Tensor| if g.defined() { Ok(g.f_mul_scalar(factor)?) } else { Ok(g) };
-    grads.into_iter().map(unscaled).collect::<Result<Vec<_>>>().map(Some)
+    let finite = grad.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
+    Ok(if state.accept(finite) { Some(grad.f_mul_scalar(factor)?) } else { None })
 }
 
 impl<N: Network> Trainer for NetTrainer<N> {
@@ -383,17 +428,17 @@ impl<N: Network> Trainer for NetTrainer<N> {
             let loss = logits.f_cross_entropy_loss(&targets, weights.as_ref(), Reduction::Mean, -100, 0.0)?;
             let value = loss.f_double_value(&[])?;
             let leaves: Vec<&Tensor> =
-                self.trained.iter().map(|n| self.network.parameters().get(n)).collect::<Result<_>>()?;
-            let grads = match &mut self.scale {
-                None => Tensor::f_run_backward(&[&loss], &leaves, false, false)?,
-                Some(state) => {
-                    let scaled = loss.f_mul_scalar(state.scale)?;
-                    let grads = Tensor::f_run_backward(&[&scaled], &leaves, false, false)?;
-                    let Some(grads) = unscale(grads, state)? else { return Ok(value) };
-                    grads
-                }
+                self.trained.iter().map(|slot| self.network.parameters().get(&slot.name)).collect::<Result<_>>()?;
+            let scaled = match self.scale {
+                Some(LossScale { scale, .. }) => loss.f_mul_scalar(scale)?,
+                None => loss,
             };
-            self.update(grads)?;
+            let grad = self.flat(&Tensor::f_run_backward(&[&scaled], &leaves, false, false)?)?;
+            let grad = match &mut self.scale {
+                Some(state) => unscale(grad, state)?,
+                None => Some(grad),
+            };
+            grad.map_or(Ok(()), |grad| self.update(grad))?;
             Ok(value)
         })
     }
@@ -417,12 +462,11 @@ impl<N: Network> Trainer for NetTrainer<N> {
         if let Some(LossScale { scale, good }) = self.scale {
             state.push(("loss_scale".to_string(), Array::from_vec(&[2], vec![scale, good as f64])?));
         }
-        for (name, (first, second)) in &self.moments {
-            for (key, moment) in [("first", Some(first)), ("second", second.as_ref())] {
-                if let Some(moment) = moment {
-                    let copy = owned(&moment.f_to_device(Device::Cpu)?.f_contiguous()?)?;
-                    state.push((format!("{key}.{name}"), Array::from_tensor(&copy)?));
-                }
+        for (key, all) in [("first", Some(&self.first)), ("second", self.second.as_ref())] {
+            // One copy from the device for all of them.
+            let Some(all) = all.map(|t| t.f_to_device(Device::Cpu)).transpose()? else { continue };
+            for slot in &self.trained {
+                state.push((format!("{key}.{}", slot.name), Array::from_tensor(&owned(&slot.view(&all)?)?)?));
             }
         }
         Ok(state)
@@ -439,10 +483,10 @@ impl<N: Network> Trainer for NetTrainer<N> {
         {
             *own = LossScale { scale, good: good as i64 };
         }
-        for (name, (first, second)) in &mut self.moments {
-            first.f_copy_(&take(format!("first.{name}"))?.to_tensor()?)?;
-            if let Some(second) = second {
-                second.f_copy_(&take(format!("second.{name}"))?.to_tensor()?)?;
+        for slot in &self.trained {
+            slot.view(&self.first)?.f_copy_(&take(format!("first.{}", slot.name))?.to_tensor()?)?;
+            if let Some(second) = &self.second {
+                slot.view(second)?.f_copy_(&take(format!("second.{}", slot.name))?.to_tensor()?)?;
             }
         }
         for name in self.network.parameters().names().to_vec() {
@@ -470,13 +514,13 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_unscaled_and_an_overflow_is_seen() {
-        let grads = |last: f32| vec![Tensor::from_slice(&[65536.0f32, -131072.0]), Tensor::from_slice(&[last])];
+    fn a_gradient_is_unscaled_and_an_overflow_is_seen() {
+        let grad = |last: f32| Tensor::from_slice(&[65536.0f32, -131072.0, last]);
         let mut state = LossScale::START;
-        let found = unscale(grads(1.0), &mut state).unwrap().unwrap();
-        assert_eq!(Vec::<f32>::try_from(&found[0]).unwrap(), [1.0, -2.0]);
+        let found = unscale(grad(0.0), &mut state).unwrap().unwrap();
+        assert_eq!(Vec::<f32>::try_from(&found).unwrap(), [1.0, -2.0, 0.0]);
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
-            assert!(unscale(grads(bad), &mut state).unwrap().is_none());
+            assert!(unscale(grad(bad), &mut state).unwrap().is_none());
         }
         assert_eq!(state.scale, 65536.0 / 8.0);
     }

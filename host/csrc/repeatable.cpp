@@ -1,0 +1,12 @@
+// What tch lacks: the switches that make CUDA give the same numbers every time. False if one of them did not take.
+#include <ATen/Context.h>
+
+extern "C" bool lightbox_repeatable() {
+  auto &context = at::globalContext();
+  context.setDeterministicCuDNN(true);
+  // Where an operation has no repeatable form, libtorch warns and goes on.
+  context.setDeterministicAlgorithms(true, /*warn_only=*/true);
+  // Fresh memory need not be filled for that.
+  context.setDeterministicFillUninitializedMemory(false);
+  return context.deterministicCuDNN() && context.deterministicAlgorithms();
+}
