@@ -1,5 +1,6 @@
-//! GradCAM at the last layer of DenseNet121 against the model's own forward pass and, where a Python with pytorch-grad-cam
-//! is named, against the peer. Measured alternately in one run; ratios of medians.
+//! GradCAM and attention at the last layer of DenseNet121, DeiT-S and PatchConvNet-S60 against the model's own forward pass
+//! and, where a Python with pytorch-grad-cam is named, against the peer. Measured alternately in one run; ratios of
+//! medians. PatchConvNet is in no package, so it has no peer here.
 //!
 //! ```sh
 //! cargo xtask bench
@@ -35,51 +36,75 @@ fn main() {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let device = lightbox::device::choose(&std::env::var("LIGHTBOX_BENCH_DEVICE").unwrap_or("auto".into()))?;
+    measure(device, "densenet", "densenet121", &["gradcam"], true)?;
+    measure(device, "deit", "deit_small_patch16_224", &["gradcam", "attention"], true)?;
+    measure(device, "patchconvnet", "patchconvnet_s60", &["gradcam", "attention"], false)
+}
+
+fn measure(
+    device: Device,
+    plugin: &str,
+    model: &str,
+    explainers: &[&str],
+    has_peer: bool,
+) -> Result<(), Box<dyn std::error::Error>> {
     let binary = std::env::current_exe()?;
     let folder = binary.parent().and_then(|p| p.parent()).ok_or("no target folder")?.join("plugins");
     let file = |name: &str| -> PathBuf { folder.join(format!("liblightbox_{name}.so")) };
-    let options = ModelOptions { device: lightbox::device::name(device), ..ModelOptions::default() };
-    let model = registry::open(&file("densenet"))?.make_model("densenet121", &options)?;
-    let mut engine = Engine::new(model, device, 0)?;
-    engine.prepare(&file("cam"), &ExplainerChoice::parse("gradcam")?)?;
+    let name = lightbox::device::name(device);
+    let options = ModelOptions { device: name.clone(), ..ModelOptions::default() };
+    let mut engine = Engine::new(registry::open(&file(plugin))?.make_model(model, &options)?, device, 0)?;
+    for explainer in explainers {
+        let plugin = if *explainer == "gradcam" { "cam" } else { explainer };
+        engine.prepare(&file(plugin), &ExplainerChoice::parse(explainer)?)?;
+    }
     let batch = if device == Device::Cpu { BATCH } else { 128 };
     let images = Tensor::randn([batch, 3, 224, 224], (Kind::Float, Device::Cpu)).to_device(device);
     let targets = vec![0i64; batch as usize];
     let ids: Vec<u64> = (0..batch as u64).collect();
-    let mut peer = peer::Peer::start(&["gradcam", &batch.to_string(), &lightbox::device::name(device)])?;
+    let mut peer = match has_peer {
+        true => peer::Peer::start(&["gradcam", model, &batch.to_string(), &name])?,
+        false => None,
+    };
 
-    let (mut forward, mut gradcam, mut theirs, mut their_forward) = (vec![], vec![], vec![], vec![]);
+    let mut forward = vec![];
+    let mut ours = vec![vec![]; explainers.len()];
+    let (mut theirs, mut their_forward) = (vec![], vec![]);
     for round in 0..ROUNDS + 1 {
         let start = Instant::now();
         let _ = engine.classify(&images)?;
-        let f = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let result = engine.run(&images, Some(&targets), &ids, &[0], &mut |_| {})?;
-        let g = start.elapsed().as_secs_f64();
-        assert!(result.maps[0].1.is_ok());
+        let mut times = vec![start.elapsed().as_secs_f64()];
+        for i in 0..explainers.len() {
+            let start = Instant::now();
+            let result = engine.run(&images, Some(&targets), &ids, &[i], &mut |_| {})?;
+            times.push(start.elapsed().as_secs_f64());
+            assert!(result.maps[0].1.is_ok());
+        }
         let p = peer.as_mut().map(|p| p.ask()).transpose()?;
         if round > 0 {
-            forward.push(f);
-            gradcam.push(g);
+            forward.push(times[0]);
+            ours.iter_mut().zip(&times[1..]).for_each(|(all, time)| all.push(*time));
             if let Some(times) = p {
                 theirs.push(times[0]);
                 their_forward.push(times[1]);
             }
         }
     }
-    let (f, g) = (median(forward), median(gradcam));
-    println!(
-        "DenseNet121, {batch} images of 224x224, {device:?}, {} threads, median of {ROUNDS}",
-        tch::get_num_threads()
-    );
+    let f = median(forward);
+    let threads = tch::get_num_threads();
+    println!("{model}, {batch} images of 224x224, {device:?}, {threads} threads, median of {ROUNDS}");
     println!("forward pass                 {:8.1} ms", f * 1e3);
-    println!("GradCAM, features.relu5      {:8.1} ms   {:.3} of the forward pass", g * 1e3, g / f);
+    let ours: Vec<f64> = ours.into_iter().map(median).collect();
+    for (name, time) in explainers.iter().zip(&ours) {
+        println!("{name:28} {:8.1} ms   {:.3} of the forward pass", time * 1e3, time / f);
+    }
     if peer.is_some() {
         let (p, e) = (median(theirs), median(their_forward));
-        println!("pytorch-grad-cam GradCAM     {:8.1} ms   {:.2} times ours", p * 1e3, p / g);
-        println!("PyTorch eager forward pass   {:8.1} ms   {:.2} times our GradCAM", e * 1e3, e / g);
-    } else {
+        println!("pytorch-grad-cam GradCAM     {:8.1} ms   {:.2} times our GradCAM", p * 1e3, p / ours[0]);
+        println!("PyTorch eager forward pass   {:8.1} ms   {:.2} times our GradCAM", e * 1e3, e / ours[0]);
+    } else if has_peer {
         println!("(no peer: set LIGHTBOX_PEER_PYTHON to a Python with tests/oracle/requirements.txt)");
     }
+    println!();
     Ok(())
 }

@@ -4,17 +4,29 @@ import sys
 import time
 
 
-def gradcam(batch, device):
+def gradcam(name, batch, device):
     import torch
+    import timm
     import torchvision
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model = torchvision.models.densenet121(weights=None).eval().to(device)
+    def make():
+        known = name == "densenet121"
+        model = torchvision.models.densenet121(weights=None) if known else timm.create_model(name, pretrained=False)
+        return model.eval().to(device)
+
+    def grid(tokens):
+        """As pytorch-grad-cam's documentation has it for ViTs: without the class token, channels first."""
+        return tokens[:, 1:].reshape(len(tokens), 14, 14, -1).permute(0, 3, 1, 2)
+
+    model, plain = make(), make()
     images = torch.randn(int(batch), 3, 224, 224, device=device)
     targets = [ClassifierOutputTarget(0)] * int(batch)
-    cam = GradCAM(model=model, target_layers=[model.features[-1]])
-    plain = torchvision.models.densenet121(weights=None).eval().to(device)
+    if name == "densenet121":
+        cam = GradCAM(model=model, target_layers=[model.features[-1]])
+    else:
+        cam = GradCAM(model=model, target_layers=[model.blocks[-1].norm1], reshape_transform=grid)
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
     def round():

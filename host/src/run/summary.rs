@@ -78,22 +78,19 @@ pub fn write(
     controls: &[String],
 ) -> Result<String> {
     let mut models = BTreeMap::new();
-    let mut shares = Vec::new();
-    let mut unknown = 0;
+    // Share of the mask, a test image with the finding; none where the mask is unknown. The same for every model.
+    let mut shares: Option<Vec<Option<f64>>> = None;
     for (choice, &side) in spec.models.iter().zip(sides) {
         let label = choice.label();
         if cells.failures.iter().any(|f| f.model == label && f.explainer.is_none()) {
             continue;
         }
         let Some(store) = open_store(folder, side)? else { continue };
-        if shares.is_empty() {
-            for &i in split.test.iter().filter(|&&i| source.samples()[i].label == 1) {
-                match store.mask(i) {
-                    Some(mask) => shares.push(mask.iter().map(|&m| f64::from(m)).sum::<f64>() / mask.len() as f64),
-                    None => unknown += 1,
-                }
-            }
-        }
+        shares.get_or_insert_with(|| {
+            let positive = split.test.iter().filter(|&&i| source.samples()[i].label == 1);
+            let share = |mask: &[u8]| mask.iter().map(|&m| f64::from(m)).sum::<f64>() / mask.len() as f64;
+            positive.map(|&i| store.mask(i).map(share)).collect()
+        });
         let mut result = ModelResult { auprc: vec![], auroc: vec![], pixels: BTreeMap::new() };
         for fold in 0..split.folds.len() {
             let units = explain_units(spec, split, label, fold);
@@ -137,6 +134,9 @@ pub fn write(
         }
         models.insert(label.to_string(), result);
     }
+    let shares = shares.unwrap_or_default();
+    let unknown = shares.iter().filter(|s| s.is_none()).count();
+    let shares: Vec<f64> = shares.into_iter().flatten().collect();
     let chance = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
     let tables = tables(spec, split, source, cells, &models, chance, shares.len(), unknown);
     let json = serde_json::json!({ "name": spec.name, "tables": tables, "cells": cells });
@@ -270,7 +270,7 @@ fn pictures(
     let mut bare = Picture::new(1, 1, [255; 3]);
     for (choice, &side) in spec.models.iter().zip(sides) {
         let Some(store) = open_store(folder, side)? else { continue };
-        let factor = (192 / side).max(1);
+        let factor = (256 / side).max(1);
         if chosen.is_empty() {
             let positive: Vec<usize> = split.test.iter().copied().filter(|&i| source.samples()[i].label == 1).collect();
             let masked: Vec<usize> =
