@@ -1,11 +1,11 @@
-//! With feature `tch`: compiles the one C++ function that tch lacks and tells dependents where libtorch is.
+//! With feature `tch`: compiles the C++ functions that tch lacks and tells dependents where libtorch is.
 //! Always: records the compiler and libtorch that a plugin was built with.
 
 use std::env;
 use std::process::Command;
 
 fn main() {
-    println!("cargo:rerun-if-changed=csrc/for_blob.cpp");
+    println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-changed=build.rs");
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let version = Command::new(rustc).arg("-V").output();
@@ -38,7 +38,8 @@ fn torch() -> Option<String> {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("csrc/for_blob.cpp")
-        .compile("lightbox_for_blob");
+        .file("csrc/autocast.cpp")
+        .compile("lightbox_sdk_shim");
     let wheel = std::fs::read_to_string(root.join("version.py")).ok().and_then(|text| {
         let line = text.lines().find_map(|l| l.strip_prefix("__version__ = '").map(str::to_string));
         line.map(|l| l.trim_end_matches('\'').to_string())

@@ -4,7 +4,8 @@
 extern "C" bool lightbox_repeatable() {
   auto &context = at::globalContext();
   context.setDeterministicCuDNN(true);
-  // Where an operation has no repeatable form, libtorch warns and goes on.
+  // Where an operation has no repeatable form, libtorch warns and goes on: an explainer may need one. With warnings only,
+  // the fused attention's gradient stays as it is; our models do not take it.
   context.setDeterministicAlgorithms(true, /*warn_only=*/true);
   // Fresh memory need not be filled for that.
   context.setDeterministicFillUninitializedMemory(false);

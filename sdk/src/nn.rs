@@ -36,7 +36,7 @@ pub enum Init {
     Uniform(f64),
 }
 
-/// Parameters and buffers under the checkpoint's names, in the model's order.
+/// Parameters and buffers under the checkpoint's names, in the order in which they were added.
 #[derive(Debug)]
 pub struct Parameters {
     names: Vec<String>,
@@ -46,6 +46,7 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// None yet. What is added lies on `device`; `seed` is what random initial values depend on.
     pub fn new(device: Device, seed: u64) -> Self {
         Parameters { names: Vec::new(), tensors: HashMap::new(), device, seed }
     }
@@ -78,7 +79,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Adds or replaces a tensor.
+    /// Adds or replaces a tensor, of any type and shape; it must lie on [`Parameters::device`].
     pub fn insert(&mut self, name: &str, tensor: Tensor) {
         if self.tensors.insert(name.into(), tensor).is_none() {
             self.names.push(name.into());
@@ -89,6 +90,7 @@ impl Parameters {
         &self.names
     }
 
+    /// The tensor of this name; an error where there is none.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| Error::invalid(format!("no parameter {name}")))
     }
@@ -198,13 +200,17 @@ impl Parameters {
 /// A model's own part: its arithmetic, its parameters and its checkpoints' ways. [`NetModel`] makes a [`Model`] of it,
 /// [`NetTrainer`] trains it.
 pub trait Network: Send + Sized + 'static {
+    /// What [`Model::spec`] answers.
     fn spec(&self) -> &ModelSpec;
+    /// All parameters and buffers, under the checkpoint's names.
     fn parameters(&self) -> &Parameters;
+    /// The same, for a trainer that replaces them by views of its own vector: no other copy of a tensor may be kept.
     fn parameters_mut(&mut self) -> &mut Parameters;
     /// The same network with other parameters of the same names and shapes.
     fn with(&self, parameters: Parameters) -> Self;
-    /// Logits [B, classes] of images [B, C, H, W]. Every site's value goes through `tape`; with `train`, batch statistics
-    /// are used and running ones updated.
+    /// Logits [B, classes] of normalised float32 images [B, C, H, W]. Every site's value goes through `tape`; with `train`,
+    /// batch statistics are used and running ones updated. In mixed precision it is called under float16 autocast:
+    /// operations on values of two types must be such that libtorch promotes, and the logits may be float16.
     fn forward(&self, images: Tensor, train: bool, tape: Option<&mut Tape<'_>>) -> Result<Tensor>;
     /// Takes a checkpoint; see [`Parameters::load`].
     fn load(&mut self, named: Named) -> Result<LoadReport>;
@@ -217,6 +223,11 @@ pub trait Network: Send + Sized + 'static {
     /// True for tensors that are not trained (running statistics).
     fn is_buffer(_name: &str) -> bool {
         false
+    }
+
+    /// True for parameters that weight decay shrinks: by default those of two or more dimensions.
+    fn decays(_name: &str, dimensions: usize) -> bool {
+        dimensions >= 2
     }
 }
 
@@ -261,20 +272,25 @@ struct LossScale {
 impl LossScale {
     const START: LossScale = LossScale { scale: 65536.0, good: 0 };
 
-    /// Takes note of a step; true if it is to be made.
-    fn accept(&mut self, finite: bool) -> bool {
+    /// Takes note of a step; true if it is to be made. An error when no scale is small enough.
+    fn accept(&mut self, finite: bool) -> Result<bool> {
         self.good += 1;
         match finite {
             false => *self = LossScale { scale: self.scale * 0.5, good: 0 },
             true if self.good == 2000 => *self = LossScale { scale: self.scale * 2.0, good: 0 },
             true => {}
         }
-        finite
+        if self.scale < 1e-6 {
+            return Err(Error::invalid(
+                "every step's gradients overflow in mixed precision, whatever the loss scale; train in float32",
+            ));
+        }
+        Ok(finite)
     }
 }
 
 /// Cross-entropy training of a [`Network`] with AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101; betas 0.9 and
-/// 0.999, eps 1e-8, decay on tensors of two or more dimensions) or SGD with momentum 0.9. Mixed precision is float16
+/// 0.999, eps 1e-8, decay where [`Network::decays`] says so) or SGD with momentum 0.9. Mixed precision is float16
 /// autocast on CUDA with a loss scale; parameters, moments and validation stay float32.
 ///
 /// All trained values lie in one vector, of which the network's parameters are views: an update is a handful of operations,
@@ -286,7 +302,7 @@ pub struct NetTrainer<N: Network> {
     steps: i64,
     /// With mixed precision.
     scale: Option<LossScale>,
-    /// Those of two or more dimensions first.
+    /// Those that decay first.
     trained: Vec<Slot>,
     /// How many of the values decay.
     decayed: i64,
@@ -317,7 +333,8 @@ impl Slot {
 }
 
 impl<N: Network> NetTrainer<N> {
-    /// Takes over a network whose parameters nobody else shares.
+    /// Takes over a network whose parameters nobody else shares. An unknown optimiser or precision is an error, and so is
+    /// mixed precision on a CPU.
     pub fn new(mut network: N, options: &TrainerOptions) -> Result<Self> {
         if !["adamw", "sgd"].contains(&options.optimizer.as_str()) {
             return Err(Error::invalid(format!("unknown optimizer {} (known: adamw, sgd)", options.optimizer)));
@@ -333,12 +350,13 @@ impl<N: Network> NetTrainer<N> {
         for name in network.parameters().names().iter().filter(|n| !N::is_buffer(n)) {
             trained.push(Slot { name: name.clone(), start: 0, shape: network.parameters().get(name)?.size() });
         }
-        trained.sort_by_key(|slot| slot.shape.len() < 2);
+        let decays = |slot: &Slot| N::decays(&slot.name, slot.shape.len());
+        trained.sort_by_key(|slot| !decays(slot));
         let (mut total, mut decayed) = (0, 0);
         for slot in &mut trained {
             slot.start = total;
             total += (slot.count() + ALIGN - 1) / ALIGN * ALIGN;
-            if slot.shape.len() >= 2 {
+            if decays(slot) {
                 decayed = total;
             }
         }
@@ -406,7 +424,27 @@ impl<N: Network> NetTrainer<N> {
 fn unscale(grad: Tensor, state: &mut LossScale) -> Result<Option<Tensor>> {
     let factor = 1.0 / state.scale;
     let finite = grad.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0;
-    Ok(if state.accept(finite) { Some(grad.f_mul_scalar(factor)?) } else { None })
+    Ok(if state.accept(finite)? { Some(grad.f_mul_scalar(factor)?) } else { None })
+}
+
+unsafe extern "C" {
+    fn lightbox_autocast(on: bool) -> bool;
+}
+
+/// float16 autocast on CUDA while it lives.
+struct Autocast;
+
+impl Autocast {
+    fn start() -> Self {
+        unsafe { lightbox_autocast(true) };
+        Autocast
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        unsafe { lightbox_autocast(false) };
+    }
 }
 
 impl<N: Network> Trainer for NetTrainer<N> {
@@ -416,9 +454,13 @@ impl<N: Network> Trainer for NetTrainer<N> {
             let targets = targets.to_tensor()?.f_to_device(images.device())?;
             let forward = || self.network.forward(images.shallow_clone(), true, None);
             let logits = match self.scale {
-                Some(_) => tch::autocast(true, forward)?.f_to_kind(Kind::Float)?,
+                Some(_) => {
+                    let _on = Autocast::start();
+                    forward()?
+                }
                 None => forward()?,
             };
+            let logits = logits.f_to_kind(Kind::Float)?;
             let weights = (!self.options.class_weights.is_empty())
                 .then(|| {
                     let weights: Vec<f32> = self.options.class_weights.iter().map(|w| *w as f32).collect();
@@ -477,22 +519,32 @@ impl<N: Network> Trainer for NetTrainer<N> {
         let given: HashMap<String, Array> = parameters.into_iter().collect();
         let mut state: HashMap<String, Array> = state.into_iter().collect();
         let mut take = |key: String| state.remove(&key).ok_or_else(|| Error::invalid(format!("no {key} in the state")));
-        self.steps = take("steps".into())?.to_vec::<i64>()?.first().copied().unwrap_or(0);
-        if let Some(own) = &mut self.scale
-            && let [scale, good] = take("loss_scale".into())?.to_vec::<f64>()?[..]
-        {
+        let wrong = |what: &str| Error::invalid(format!("{what} in the state has another shape"));
+        let [steps] = take("steps".into())?.to_vec::<i64>()?[..] else { return Err(wrong("steps")) };
+        self.steps = steps;
+        if let Some(own) = &mut self.scale {
+            let [scale, good] = take("loss_scale".into())?.to_vec::<f64>()?[..] else {
+                return Err(wrong("loss_scale"));
+            };
             *own = LossScale { scale, good: good as i64 };
         }
+        // Copying alone would spread a smaller tensor over a larger one.
+        let put = |into: &mut Tensor, from: Tensor, name: &str| -> Result<()> {
+            if into.size() != from.size() {
+                return Err(wrong(name));
+            }
+            Ok(into.f_copy_(&from)?)
+        };
         for slot in &self.trained {
-            slot.view(&self.first)?.f_copy_(&take(format!("first.{}", slot.name))?.to_tensor()?)?;
-            if let Some(second) = &self.second {
-                slot.view(second)?.f_copy_(&take(format!("second.{}", slot.name))?.to_tensor()?)?;
+            for (key, all) in [("first", Some(&self.first)), ("second", self.second.as_ref())] {
+                let (Some(all), name) = (all, format!("{key}.{}", slot.name)) else { continue };
+                put(&mut slot.view(all)?, take(name.clone())?.to_tensor()?, &name)?;
             }
         }
         for name in self.network.parameters().names().to_vec() {
             let array = given.get(&name).ok_or_else(|| Error::invalid(format!("no parameter {name} to restore")))?;
             let mut own = self.network.parameters().get(&name)?.shallow_clone();
-            own.f_copy_(&array.to_tensor()?)?;
+            put(&mut own, array.to_tensor()?, &name)?;
         }
         Ok(())
     }
@@ -505,12 +557,32 @@ mod tests {
     #[test]
     fn the_loss_scale_halves_on_overflow_and_doubles_in_the_long_run() {
         let mut state = LossScale::START;
-        assert!(!state.accept(false));
+        assert!(!state.accept(false).unwrap());
         assert_eq!(state, LossScale { scale: 32768.0, good: 0 });
-        assert!((0..1999).all(|_| state.accept(true)));
+        assert!((0..1999).all(|_| state.accept(true).unwrap()));
         assert_eq!(state, LossScale { scale: 32768.0, good: 1999 });
-        assert!(state.accept(true));
+        assert!(state.accept(true).unwrap());
         assert_eq!(state, LossScale { scale: 65536.0, good: 0 });
+        let error = (0..99).find_map(|_| state.accept(false).err()).unwrap().to_string();
+        assert!(error.contains("every step's gradients overflow"), "{error}");
+    }
+
+    #[test]
+    fn autocast_ends_with_its_guard_on_a_panic_too() {
+        let on = || {
+            let before = unsafe { lightbox_autocast(true) };
+            unsafe { lightbox_autocast(false) };
+            before
+        };
+        let guard = Autocast::start();
+        assert!(on());
+        drop(guard);
+        assert!(!on());
+        let panicked = std::panic::catch_unwind(|| {
+            let _on = Autocast::start();
+            panic!("on purpose");
+        });
+        assert!(panicked.is_err() && !on());
     }
 
     #[test]

@@ -12,7 +12,9 @@ environment = json.loads((folder / "environment.json").read_text())
 device = environment["device"]
 if device.startswith("cuda"):
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    device = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()[int(device.split(":")[1])]
+    all = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    # CUDA counts in an order of its own; with unlike devices all are named.
+    device = all[0] if len(set(all)) == 1 else f"{device} of " + "; ".join(all)
 else:
     device = f"{environment['cpu']}, {environment['threads']} threads"
 
@@ -27,6 +29,7 @@ for line in (folder / "events.jsonl").read_text().splitlines():
 
 print(f"Device: {device}. Date: {datetime.date.today()}. libtorch {environment['libtorch']}.\n")
 print(f"```sh\nlightbox {command}\n```\n")
+print("Of a run that was continued, a part's time is that since its last start.\n")
 print("| part | images | seconds | images/s |\n|---|---|---|---|")
 for part in seconds:
     print(f"| {part} | {images[part]} | {seconds[part]:.1f} | {images[part] / max(seconds[part], 1e-9):.1f} |")

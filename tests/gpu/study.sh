@@ -10,13 +10,16 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$here/../..
-for candidate in "${LIGHTBOX:-}" "$here/lightbox" "$top/target/release/lightbox" "$top/target/debug/lightbox"; do
-  if [ -x "$candidate" ]; then
+lightbox=${LIGHTBOX:-}
+for candidate in "$here/lightbox" "$top/target/release/lightbox" "$top/target/debug/lightbox"; do
+  if [ -z "$lightbox" ] && [ -x "$candidate" ]; then
     lightbox=$candidate
-    break
   fi
 done
-: "${lightbox:?no lightbox was found (hint: cargo xtask build --release)}"
+if ! [ -x "$lightbox" ]; then
+  echo "error: ${lightbox:-lightbox} is not there (hint: cargo xtask build --release, or LIGHTBOX=PROGRAM)" >&2
+  exit 1
+fi
 if [ "$lightbox" = "$here/lightbox" ]; then
   LD_LIBRARY_PATH=$(python3 -c 'import os, torch; print(os.path.join(os.path.dirname(torch.__file__), "lib"))')
   export LD_LIBRARY_PATH
@@ -24,5 +27,9 @@ fi
 folds=${FOLDS:-5} epochs=${EPOCHS:-50} precision=${PRECISION:-float32} device=${DEVICE:-cuda} out=${OUT:-runs/study-phantom}
 command=("$lightbox" run study-phantom --device "$device" --output "$out" --set "split.folds=$folds"
   --set "models.*.train.epochs=$epochs" --set "models.*.train.precision=$precision" "$@")
-"${command[@]}"
+code=0
+"${command[@]}" || code=$?
+# A table with failed cells (5) or a model that diverged (8) is a result too.
+case $code in 0 | 5 | 8) ;; *) exit "$code" ;; esac
 python3 "$here/report.py" "$out" "${command[*]:1}" | tee "$out/report.md"
+exit "$code"

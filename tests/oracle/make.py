@@ -173,17 +173,20 @@ def transformers():
 
 
 def steps(model, name, optimizer, weights, size):
-    """Four steps of training and the logits afterwards; decay acts on tensors of two or more dimensions."""
+    """Eight steps of training and the logits afterwards; decay, strong enough to be seen, acts on tensors of two or more
+    dimensions but those that timm's models except."""
     model.train()
-    groups = [[p for p in model.parameters() if p.dim() >= 2], [p for p in model.parameters() if p.dim() < 2]]
-    groups = [{"params": groups[0], "weight_decay": 0.05}, {"params": groups[1], "weight_decay": 0.0}]
+    kept = getattr(model, "no_weight_decay", lambda: set())()
+    decays = lambda name, p: p.dim() >= 2 and name not in kept
+    groups = [[p for n, p in model.named_parameters() if decays(n, p) == wanted] for wanted in (True, False)]
+    groups = [{"params": groups[0], "weight_decay": 5.0}, {"params": groups[1], "weight_decay": 0.0}]
     make = {"adamw": lambda: torch.optim.AdamW(groups, lr=1e-3), "sgd": lambda: torch.optim.SGD(groups, lr=1e-3, momentum=0.9)}
     optimizer = make[optimizer]()
     loss_of = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights))
     losses = []
-    for step in range(4):
+    for step in range(8):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 0.5**step
+            group["lr"] = 1e-3 * 0.9**step
         x = images(f"{name}.{step}", (5, 3, size, size))
         loss = loss_of(model(x), torch.arange(5) % len(weights))
         optimizer.zero_grad()
@@ -219,10 +222,18 @@ def fill(name, shape):
 
 
 def patchconvnet():
-    """A checkpoint under PatchConvNet's own names, as facebookresearch/deit saves it, at the shape of
-    `patchconvnet-mini-multi` with five classes. The weights are the goldens' fill of their names."""
+    """Checkpoints under PatchConvNet's own names at the shapes of `patchconvnet-mini` (a bare state dict) and
+    `patchconvnet-mini-multi` (under `model`) with five classes. The weights are the goldens' fill of their names."""
+    single, multi = patchconvnet_shapes(False), patchconvnet_shapes(True)
+    torch.save({k: fill(k, s) for k, s in single.items()}, OUT / "patchconvnet.pth")
+    torch.save({"model": {k: fill(k, s) for k, s in multi.items()}}, OUT / "patchconvnet-multi.pth")
+    (OUT / "patchconvnet.keys.json").write_text(json.dumps(single))
+    (OUT / "patchconvnet-multi.keys.json").write_text(json.dumps(multi))
+
+
+def patchconvnet_shapes(multi):
     d, depth, classes = 64, 6, 5
-    shapes = {"cls_token": (1, classes, d)}
+    shapes = {"cls_token": (1, classes if multi else 1, d)}
     for i, (o, c) in enumerate([(d // 8, 3), (d // 4, d // 8), (d // 2, d // 4), (d, d // 2)]):
         shapes[f"patch_embed.proj.{2 * i}.0.weight"] = (o, c, 3, 3)
     for i in range(depth):
@@ -235,13 +246,12 @@ def patchconvnet():
     shapes |= {b + "gamma_1": (d,), b + "gamma_2": (d,)}
     linear = {b + f"attn.{leaf}": (d, d) for leaf in ("q", "k", "v", "proj")}
     linear |= {b + "mlp.fc1": (3 * d, d), b + "mlp.fc2": (d, 3 * d)}
-    linear |= {f"head.{j}": (1, d) for j in range(classes)}
+    linear |= {f"head.{j}": (1, d) for j in range(classes)} if multi else {"head": (classes, d)}
     for name, shape in linear.items():
         shapes |= {name + ".weight": shape, name + ".bias": shape[:1]}
     for name in (b + "norm1", b + "norm2", "norm"):
         shapes |= {name + ".weight": (d,), name + ".bias": (d,)}
-    torch.save({"model": {k: fill(k, s) for k, s in shapes.items()}}, OUT / "patchconvnet-multi.pth")
-    (OUT / "patchconvnet-multi.keys.json").write_text(json.dumps(shapes))
+    return shapes
 
 
 def medical():

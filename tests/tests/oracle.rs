@@ -177,19 +177,21 @@ fn deits_files_load_at_their_own_and_at_another_input_size() {
 }
 
 #[test]
-fn patchconvnets_file_loads_with_a_token_a_class_and_with_other_classes() {
+fn patchconvnets_files_load_and_take_other_classes() {
     let folder = tempfile::tempdir().unwrap();
     let same = folder.path().join("same.safetensors").to_string_lossy().into_owned();
-    checkpoint::write(same.as_ref(), &weights(&oracle("patchconvnet-multi.keys.json"))).unwrap();
-    let file = oracle("patchconvnet-multi.pth");
-    let logits = |file: &str| {
-        let (found, err) = explain("patchconvnet-mini-multi", file, ("pcn", 128), &[]);
+    let logits = |model: &str, file: &str| {
+        let (found, err) = explain(model, file, ("pcn", 128), &[]);
         assert!(!err.contains("note"), "{err}");
         get(&found, "logits")
     };
-    let wanted = logits(&same);
-    assert_eq!(wanted.size(), [2, 5]);
-    assert_eq!(logits(&file.to_string_lossy()), wanted);
+    for (model, name) in [("patchconvnet-mini", "patchconvnet"), ("patchconvnet-mini-multi", "patchconvnet-multi")] {
+        checkpoint::write(same.as_ref(), &weights(&oracle(&format!("{name}.keys.json")))).unwrap();
+        let wanted = logits(model, &same);
+        assert_eq!(wanted.size(), [2, 5]);
+        assert_eq!(logits(model, &oracle(&format!("{name}.pth")).to_string_lossy()), wanted, "{name}");
+    }
+    let file = oracle("patchconvnet-multi.pth");
     // Three classes: new tokens and heads on the same trunk.
     let trunk = |classes: usize| {
         let options = ModelOptions { classes, ..ModelOptions::default() };

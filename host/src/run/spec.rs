@@ -85,8 +85,10 @@ pub struct ModelChoice {
     /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// Outputs of its head; class 1 is the finding.
     #[serde(default = "two")]
     pub classes: usize,
+    /// The model's own parameters, `lightbox info MODEL`.
     #[serde(default)]
     pub params: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,13 +105,17 @@ impl ModelChoice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSpec {
+    /// Times through the training set, at least 1.
     pub epochs: usize,
+    /// Images a step, at least 2. A single image left over joins the last batch.
     pub batch_size: usize,
+    /// Of the first epoch.
     pub learning_rate: f64,
     /// Multiplies the learning rate after every epoch.
     pub decay: f64,
     /// adamw or sgd.
     pub optimizer: String,
+    /// AdamW's decoupled decay, or SGD's, of the parameters that the model lets decay.
     pub weight_decay: f64,
     /// Weigh the classes of the loss by their inverse frequency.
     pub balance_loss: bool,
@@ -173,22 +179,29 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
     }
 }
 
-/// One `--set KEY=VALUE`. KEY is a path of names joined by dots; an entry of `models` or `explainers` is named by its label
-/// or name, `*` means all of them. VALUE is TOML, or a text where it is none. Paths are relative to the current folder.
+/// One `--set KEY=VALUE`. KEY is a path of names joined by dots; an entry of `models` or `explainers` goes by its label or
+/// name, `*` means all of them (for `train`, all that are trained). VALUE is TOML, or a text where it is none. Paths are
+/// relative to the current folder.
 fn set(spec: &mut toml::Value, assignment: &str) -> Result<()> {
     let Some((key, text)) = assignment.split_once('=') else {
         return Err(Error::input(format!("--set {assignment}: KEY=VALUE expected")));
     };
+    let (path, text): (Vec<&str>, &str) = (key.trim().split('.').collect(), text.trim());
     let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok().and_then(|mut t| t.remove("value"));
-    let path: Vec<&str> = key.trim().split('.').collect();
-    let mut value = parsed.unwrap_or_else(|| toml::Value::String(text.into()));
-    match (&mut value, path.last()) {
-        _ if path.contains(&"params") => {}
-        (toml::Value::String(file), Some(last)) if PATHS.contains(last) && !file.is_empty() => {
-            *file = std::env::current_dir()?.join(&*file).to_string_lossy().into_owned();
+    let here = std::env::current_dir()?;
+    let is_path = !path.contains(&"params") && path.last().is_some_and(|last| PATHS.contains(last));
+    let value = match parsed {
+        // A path may look like a number or a date.
+        Some(toml::Value::String(file)) if is_path => toml::Value::String(here.join(file).to_string_lossy().into()),
+        _ if is_path && !text.starts_with('{') => toml::Value::String(here.join(text).to_string_lossy().into()),
+        Some(mut value) => {
+            if !path.contains(&"params") {
+                absolute_paths(&mut value, &here);
+            }
+            value
         }
-        (other, _) => absolute_paths(other, &std::env::current_dir()?),
-    }
+        None => toml::Value::String(text.into()),
+    };
     put(spec, &path, &value).map_err(|e| Error::input(format!("--set {key}: {e}")))
 }
 
@@ -204,15 +217,18 @@ fn put(into: &mut toml::Value, path: &[&str], value: &toml::Value) -> std::resul
             put(entry, rest, value)
         }
         toml::Value::Array(list) => {
-            let name = |v: &toml::Value| {
-                let of = |key: &str| v.get(key).and_then(toml::Value::as_str).map(str::to_string);
-                of("label").or(of("name")).unwrap_or_default()
-            };
-            let known: Vec<String> = list.iter().map(name).collect();
-            let mut found = list.iter_mut().filter(|v| *first == "*" || name(v) == *first).peekable();
-            if found.peek().is_none() {
+            let of =
+                |v: &toml::Value, key: &str| v.get(key).and_then(toml::Value::as_str).unwrap_or_default().to_string();
+            let label = |v: &toml::Value| Some(of(v, "label")).filter(|l| !l.is_empty()).unwrap_or(of(v, "name"));
+            let known: Vec<String> = list.iter().map(label).collect();
+            let named = |v: &toml::Value| *first == "*" || of(v, "label") == *first || of(v, "name") == *first;
+            if !list.iter().any(named) {
                 return Err(format!("no entry is named {first} (known: {}; * for all)", known.join(", ")));
             }
+            // `*` changes how models are trained, not which.
+            let untrained =
+                |v: &toml::Value| *first == "*" && rest.first() == Some(&"train") && v.get("train").is_none();
+            let mut found = list.iter_mut().filter(|v| named(v) && !untrained(v));
             found.try_for_each(|entry| put(entry, rest, value))
         }
         other => Err(format!("{first} is looked for in {other}, which holds no keys")),
@@ -306,11 +322,20 @@ impl RunSpec {
                 return Err(Error::input(format!("target = {target}, but model {label} has {classes} classes")));
             }
             let Some(train) = &model.train else { continue };
-            if train.batch_size < 2 || train.learning_rate <= 0.0 || train.decay <= 0.0 {
-                let label = model.label();
+            let positive = |v: f64| v.is_finite() && v > 0.0;
+            let label = model.label();
+            if train.epochs == 0 || train.batch_size < 2 || !positive(train.learning_rate) || !positive(train.decay) {
                 return Err(Error::input(format!(
-                    "model {label}: training needs batch_size of at least 2 and positive learning_rate and decay"
+                    "model {label}: training needs epochs of at least 1, batch_size of at least 2 and positive \
+                     learning_rate and decay"
                 )));
+            }
+            if !(train.weight_decay.is_finite() && train.weight_decay >= 0.0) {
+                return Err(Error::input(format!("model {label}: weight_decay must be 0 or more")));
+            }
+            if !["adamw", "sgd"].contains(&train.optimizer.as_str()) {
+                let optimizer = &train.optimizer;
+                return Err(Error::input(format!("model {label}: optimizer = \"{optimizer}\": adamw or sgd expected")));
             }
         }
         Ok(())
@@ -372,11 +397,23 @@ mod tests {
         let here = std::env::current_dir().unwrap().join("w.pth");
         assert_eq!(spec.models[1].weights.as_deref(), here.to_str());
         assert_eq!((spec.seed, spec.models[0].classes, spec.models[1].classes), (5, 3, 3));
+        // A resolved spec has empty labels; names do for labelled entries too.
+        let again: toml::Value = toml::from_str(&toml::to_string(&spec).unwrap()).unwrap();
+        let mut changed = again.clone();
+        set(&mut changed, "models.m.classes = 4").unwrap();
+        set(&mut changed, "models.n.classes=5").unwrap();
+        set(&mut changed, "data.csv = 2024").unwrap();
+        let changed = RunSpec::parse(&toml::to_string(&changed).unwrap(), Path::new("/")).unwrap();
+        assert_eq!((changed.models[0].classes, changed.models[1].classes), (4, 5));
+        assert!(matches!(changed.data, DataSpec::Table(t) if t.csv == std::env::current_dir().unwrap().join("2024")));
+        // All that are trained stay all that are trained.
+        let spec = with(&["models.*.train.epochs=9"]).unwrap();
+        assert!(spec.models[0].train.as_ref().is_some_and(|t| t.epochs == 9) && spec.models[1].train.is_none());
         let spec = with(&["data={ source = \"phantom\", count = 7 }", "explainers=[{ name = \"noise\" }]"]).unwrap();
         assert!(matches!(spec.data, DataSpec::Phantom(p) if p.count == 7) && spec.explainers.len() == 1);
         let error = |set: &str| with(&[set]).unwrap_err().message;
         assert_eq!(error("seed"), "--set seed: KEY=VALUE expected");
-        assert_eq!(error("models.n.weights=x"), "--set models.n.weights: no entry is named n (known: m, N; * for all)");
+        assert_eq!(error("models.k.weights=x"), "--set models.k.weights: no entry is named k (known: m, N; * for all)");
         assert!(error("name.x=1").contains("--set name.x: x is looked for in \"x\", which holds no keys"));
         assert!(error("seeds=1").contains("unknown field `seeds`"));
     }

@@ -249,7 +249,7 @@ fn tables(
     }
     let mut tables = vec![first];
     if !explainers.is_empty() {
-        let title = "Pixels of all images pooled, each map scaled to [0, 1]".into();
+        let title = "Pixels of all images with a mask pooled, each map scaled to [0, 1]".into();
         tables.push(table(title, false, &|p| &p.pooled, "pixel AUPRC, pooled"));
     }
     tables

@@ -20,9 +20,13 @@ use tch::{Device, Kind, Tensor};
 /// One epoch, as `history.json` keeps it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Epoch {
+    /// From 0.
     pub epoch: usize,
+    /// Mean cross-entropy over the images, class weights included, each batch's before its step.
     pub train_loss: f64,
+    /// The same over the validation set after the epoch: what is least at the checkpoint that is kept.
     pub validation_loss: f64,
+    /// In [0, 1]; none when one class is absent.
     pub validation_auroc: Option<f64>,
     pub learning_rate: f64,
     pub best: bool,
@@ -61,7 +65,8 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &[f64]) -> Result<f
 }
 
 impl Training<'_> {
-    /// Trains; the images that were trained on, over all epochs.
+    /// Trains to the last epoch; the images that were trained on since this start. Errors: a loss that is not finite, a
+    /// plugin's, a file's.
     pub fn run(&self, model: &ModelHandle, say: &mut dyn FnMut(Event)) -> Result<usize> {
         let spec = self.spec;
         let weights = match spec.balance_loss {
@@ -95,9 +100,13 @@ impl Training<'_> {
             rng.set_stream(epoch as u64);
             let mut order = self.fold.train.clone();
             order.shuffle(&mut rng);
-            // A last batch of one image has no batch statistics.
-            let batches: Vec<Vec<usize>> =
-                order.chunks(spec.batch_size).filter(|b| b.len() > 1).map(<[usize]>::to_vec).collect();
+            let mut batches: Vec<Vec<usize>> = order.chunks(spec.batch_size).map(<[usize]>::to_vec).collect();
+            // A single image has no batch statistics where nothing but a vector is left of it.
+            if let Some([last]) = batches.last().map(Vec::as_slice).filter(|_| batches.len() > 1) {
+                let last = *last;
+                batches.pop();
+                batches.last_mut().into_iter().for_each(|batch| batch.push(last));
+            }
             let steps = batches.len();
             let (mut sum, mut seen) = (0.0, 0);
             for (step, batch) in self.store.batches(batches).enumerate() {

@@ -259,8 +259,10 @@ impl Network for Deit {
             let q = site(&mut tape, &name("attn.q"), qkv.f_select(0, 0)?)?;
             let k = site(&mut tape, &name("attn.k"), qkv.f_select(0, 1)?)?;
             let v = site(&mut tape, &name("attn.v"), qkv.f_select(0, 2)?)?;
-            // The weights exist only where somebody asks for them.
-            let y = if wants(&tape, &name("attn")) || wants(&tape, &name("attn.logits")) {
+            // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
+            // attention adds that up in an order that varies.
+            let varies = q.requires_grad() && q.device().is_cuda();
+            let y = if varies || wants(&tape, &name("attn")) || wants(&tape, &name("attn.logits")) {
                 let scale = ((dim / heads) as f64).powf(-0.5);
                 let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
                 let logits = site(&mut tape, &name("attn.logits"), logits)?;
@@ -281,6 +283,11 @@ impl Network for Deit {
             false => logits,
         };
         site(&mut tape, "logits", logits)
+    }
+
+    /// As the reference's `no_weight_decay`.
+    fn decays(name: &str, dimensions: usize) -> bool {
+        dimensions >= 2 && !["cls_token", "dist_token", "pos_embed"].contains(&name)
     }
 
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {

@@ -304,6 +304,11 @@ impl Network for PatchConvNet {
         site(&mut tape, "logits", logits)
     }
 
+    /// As the reference's `no_weight_decay`.
+    fn decays(name: &str, dimensions: usize) -> bool {
+        dimensions >= 2 && name != "cls_token"
+    }
+
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let heads = self.heads();
         let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape().to_vec());
