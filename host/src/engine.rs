@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::registry;
 use lightbox_sdk::abi::HostCalls;
-use lightbox_sdk::spec::{ExplainerSpec, ModelOptions, ModelSpec, Needs, Params, Plan};
+use lightbox_sdk::spec::{ExplainerSpec, ModelOptions, ModelSpec, Params, Plan};
 use lightbox_sdk::{Array, DType, ExplainInput, ExplainerHandle, ModelHandle, Place, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -70,8 +70,6 @@ pub struct Engine {
     device: Device,
     seed: u64,
     mean_mask: Option<Array>,
-    values: Vec<String>,
-    gradients: Vec<String>,
 }
 
 /// Maps of a batch at the explainer's own resolution.
@@ -153,7 +151,7 @@ pub fn host_calls() -> HostCalls {
 impl Engine {
     pub fn new(model: ModelHandle, device: Device, seed: u64) -> Result<Self> {
         let spec = model.spec()?;
-        Ok(Engine { model, spec, explainers: vec![], device, seed, mean_mask: None, values: vec![], gradients: vec![] })
+        Ok(Engine { model, spec, explainers: vec![], device, seed, mean_mask: None })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
@@ -162,7 +160,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Opens an explainer and merges its needs. Wrong parameters, an unknown site and a plugin that cannot be opened are
+    /// Opens an explainer and asks for its needs. Wrong parameters, an unknown site and a plugin that cannot be opened are
     /// errors; "not applicable" is a plan.
     pub fn prepare(&mut self, file: &Path, choice: &ExplainerChoice) -> Result<()> {
         let plugin = registry::open(file)?;
@@ -183,18 +181,9 @@ impl Engine {
                 plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");
             }
         }
-        if let Plan::Run(needs) = &plan {
-            merge(&mut self.values, &needs.values);
-            merge(&mut self.gradients, &needs.gradients);
-        }
         let label = choice.label().to_string();
         self.explainers.push(Prepared { label, spec, file: file.to_path_buf(), plan, handle, params });
         Ok(())
-    }
-
-    /// The merged request's sites: values, gradients.
-    pub fn needs(&self) -> (&[String], &[String]) {
-        (&self.values, &self.gradients)
     }
 
     /// Logits [B, classes], CPU, and nothing else.
@@ -213,7 +202,8 @@ impl Engine {
         Ok(logits.to_tensor()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
     }
 
-    /// Runs the model once and every applicable explainer of `active` (indices of [`Engine::explainers`]).
+    /// Runs the model once, for what the explainers of `active` need together (indices of [`Engine::explainers`]), and each
+    /// of them that applies.
     /// `targets` are classes, `None` for each image's highest logit. `before` is called before each explainer.
     pub fn run(
         &self,
@@ -226,8 +216,15 @@ impl Engine {
         let n = images.size()[0] as usize;
         let wanted = targets.map_or_else(|| vec![-1; n], <[i64]>::to_vec);
         let images = Array::from_tensor(&images.f_to_device(self.device)?)?;
-        let request =
-            Request::explain(images.clone(), Array::from_vec(&[n], wanted.clone())?, &self.values, &self.gradients);
+        let (mut values, mut gradients) = (Vec::new(), Vec::new());
+        for &index in active {
+            if let Plan::Run(needs) = &self.explainers[index].plan {
+                merge(&mut values, &needs.values);
+                merge(&mut gradients, &needs.gradients);
+            }
+        }
+        let targets = Array::from_vec(&[n], wanted.clone())?;
+        let request = Request::explain(images.clone(), targets, &values, &gradients);
         let mut response = self.model.run(&request)?;
         let logits = self.check_logits(&response.logits, n)?;
         if logits.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
@@ -275,14 +272,6 @@ impl Engine {
             maps.push((index, map));
         }
         Ok(Batch { logits, targets, maps })
-    }
-
-    /// Needs of one explainer, if it applies.
-    pub fn needs_of(&self, index: usize) -> Option<&Needs> {
-        match &self.explainers[index].plan {
-            Plan::Run(needs) => Some(needs),
-            _ => None,
-        }
     }
 }
 

@@ -250,15 +250,40 @@ impl Network for Deit {
         }
         tokens.push(x);
         let mut x = site(&mut tape, "embed", Tensor::f_cat(&tokens, 1)?.f_add(self.params.get("pos_embed")?)?)?;
-        let n = x.size()[1];
+        let mut n = x.size()[1];
         for i in 0..self.config.depth {
             let name = |leaf: &str| format!("blocks.{i}.{leaf}");
             let y = site(&mut tape, &name("norm1"), self.norm(&x, &name("norm1"))?)?;
-            let qkv = self.linear(&y, &name("attn.qkv"))?.f_reshape([b, n, 3, heads, dim / heads])?;
-            let qkv = qkv.f_permute([2, 0, 3, 1, 4])?;
-            let q = site(&mut tape, &name("attn.q"), qkv.f_select(0, 0)?)?;
-            let k = site(&mut tape, &name("attn.k"), qkv.f_select(0, 1)?)?;
-            let v = site(&mut tape, &name("attn.v"), qkv.f_select(0, 2)?)?;
+            // The heads read the prefix tokens alone. Where nobody looks at the others, the last block's queries and all
+            // that follows them are computed for those.
+            let after = [name("attn.q"), name("attn.logits"), name("attn"), format!("blocks.{i}"), "norm".to_string()];
+            let read = tape.is_none() || after.iter().any(|site| wants(&tape, site));
+            if i + 1 == self.config.depth && !read {
+                n = self.config.prefix().len() as i64;
+                x = x.f_narrow(1, 0, n)?;
+            }
+            let all = y.size()[1];
+            let split = |t: Tensor, parts: i64| -> Result<Tensor> {
+                let tokens = t.size()[1];
+                Ok(t.f_reshape([b, tokens, parts, heads, dim / heads])?.f_permute([2, 0, 3, 1, 4])?)
+            };
+            let (q, k, v) = if n == all {
+                let qkv = split(self.linear(&y, &name("attn.qkv"))?, 3)?;
+                (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?)
+            } else {
+                let part = |y: &Tensor, start: i64, count: i64| -> Result<Tensor> {
+                    let get = |leaf: &str| self.params.get(&name(&format!("attn.qkv.{leaf}")));
+                    let (weight, bias) = (get("weight")?, get("bias")?);
+                    let (weight, bias) = (weight.f_narrow(0, start, count)?, bias.f_narrow(0, start, count)?);
+                    Ok(y.f_linear(&weight, Some(&bias))?)
+                };
+                let q = split(part(&y.f_narrow(1, 0, n)?, 0, dim)?, 1)?.f_select(0, 0)?;
+                let kv = split(part(&y, dim, 2 * dim)?, 2)?;
+                (q, kv.f_select(0, 0)?, kv.f_select(0, 1)?)
+            };
+            let q = site(&mut tape, &name("attn.q"), q)?;
+            let k = site(&mut tape, &name("attn.k"), k)?;
+            let v = site(&mut tape, &name("attn.v"), v)?;
             // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
             // attention adds that up in an order that varies.
             let varies = q.requires_grad() && q.device().is_cuda();
@@ -313,6 +338,8 @@ mod tests {
     use super::*;
     use lightbox_sdk::tch::{Device, Kind};
 
+    const DISTILLED: Config = Config { distilled: true, ..MINI };
+
     fn run(model: &dyn Model, values: &[&str]) -> Response {
         let size = model.spec().input.height;
         let images = Tensor::randn([2, 3, size as i64, size as i64], (Kind::Float, Device::Cpu));
@@ -335,6 +362,26 @@ mod tests {
         };
         let difference = (logits(vec![]) - logits(vec!["blocks.0.attn".into()])).abs().max().double_value(&[]);
         assert!(difference < 1e-6, "{difference}");
+    }
+
+    #[test]
+    fn the_last_block_for_the_prefix_alone_is_the_whole_one() {
+        for config in [&MINI, &DISTILLED] {
+            let model = make(config, &ModelOptions::default()).unwrap();
+            let images = Tensor::randn([2, 3, 128, 128], (Kind::Float, Device::Cpu));
+            let norm1 = format!("blocks.{}.norm1", config.depth - 1);
+            let run = |values: Vec<String>| {
+                let targets = Array::from_vec(&[2], vec![0i64, 1]).unwrap();
+                let images = Array::from_tensor(&images).unwrap();
+                let response =
+                    model.run(&Request::explain(images, targets, &values, std::slice::from_ref(&norm1))).unwrap();
+                let grad = response.grads[0][&norm1].to_tensor().unwrap();
+                (response.logits.to_tensor().unwrap(), grad)
+            };
+            let (short, whole) = (run(vec![]), run(vec!["norm".into()]));
+            let relative = |a: &Tensor, b: &Tensor| ((a - b).abs().max() / b.abs().max()).double_value(&[]);
+            assert!(relative(&short.0, &whole.0) < 1e-5 && relative(&short.1, &whole.1) < 1e-5);
+        }
     }
 
     #[test]
