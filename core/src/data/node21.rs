@@ -32,6 +32,12 @@ impl Node21 {
     pub(super) fn open(&self) -> Result<Box<dyn Source>> {
         let metadata = self.metadata.clone().unwrap_or_else(|| self.root.join("metadata.csv"));
         let folder = self.images.clone().unwrap_or_else(|| self.root.join("images"));
+        if !metadata.exists() {
+            return Err(Error::new("no such file or folder").with_path(&metadata).hint(
+                "data.root is the folder of NODE21 that holds metadata.csv and images/; the images are on Zenodo, record \
+                 4725881, on request",
+            ));
+        }
         let mut samples = annotations(&metadata)?;
         // The images may have been converted: same name, another ending.
         for sample in &mut samples {
@@ -114,6 +120,10 @@ mod tests {
         assert!(error("img_name,label,x,y,width\nn0001.mha,1,1,1,1\n").contains("no column height"));
         let nan = error("height,img_name,label,width,x,y\nnan,n0001.mha,1,92,776,579\n");
         assert!(nan.contains("line 2: height is nan"), "{nan}");
+        let nowhere = Node21 { root: "/no/node21".into(), ..Node21::default() }.open().err().map(|e| e.to_string());
+        assert!(
+            nowhere.is_some_and(|e| e.contains("/no/node21/metadata.csv") && e.contains("data.root is the folder"))
+        );
         let missing = error("height,img_name,label,width,x,y\n0,c9999.mha,0,0,0,0\n");
         assert!(missing.contains("1 of the table's images are not there"), "{missing}");
     }
