@@ -99,10 +99,11 @@ impl Picture {
     }
 }
 
-/// A sheet: a row of equally large pictures an image, a column a method, titles above (of several lines) and at the left.
+/// A sheet: a row of pictures an image, a column a method, titles above (of several lines) and at the left.
 pub fn sheet(columns: &[String], rows: &[(String, Vec<Picture>)]) -> Picture {
     let gap = 6;
-    let cell = rows.iter().flat_map(|(_, p)| p).map(|p| (p.width, p.height)).next().unwrap_or((64, 64));
+    let largest = |of: fn(&Picture) -> usize| rows.iter().flat_map(|(_, p)| p).map(of).max().unwrap_or(64);
+    let cell = (largest(|p| p.width), largest(|p| p.height));
     let (cw, ch) = (cell.0 + gap, cell.1 + gap);
     let fit = |text: &str, width: usize| text.chars().take(width / 8).collect::<String>();
     let left = rows.iter().map(|(t, _)| t.chars().count()).max().unwrap_or(0).min(24) * 8 + 2 * gap;

@@ -122,15 +122,17 @@ impl Table {
         text
     }
 
+    /// One table; titles' `|` are escaped.
     pub fn markdown(&self) -> String {
+        let escape = |s: &str| s.replace('\n', " ").replace('|', "\\|");
         let mut text = format!("{}\n\n| model |", self.title);
         for (group, column) in self.columns() {
-            let _ = write!(text, " {group}: {column} |");
+            let _ = write!(text, " {}: {} |", escape(group), escape(column));
         }
         text.push_str("\n|---|");
         text.push_str(&"---:|".repeat(self.columns().len()));
         for row in &self.rows {
-            let _ = write!(text, "\n| {} |", row.title);
+            let _ = write!(text, "\n| {} |", escape(&row.title));
             for cell in &row.cells {
                 let _ = write!(text, " {} |", cell.text(" ± "));
             }
@@ -142,12 +144,22 @@ impl Table {
         text
     }
 
+    /// A `tabular` for the package booktabs; title and notes are comments.
     pub fn latex(&self) -> String {
-        let escape = |s: &str| {
-            s.replace('\\', "").replace('_', "\\_").replace('%', "\\%").replace('&', "\\&").replace('#', "\\#")
+        let one = |c: char| match c {
+            '\\' => "\\textbackslash{}".into(),
+            '^' => "\\textasciicircum{}".into(),
+            '~' => "\\textasciitilde{}".into(),
+            '_' | '%' | '&' | '#' | '$' | '{' | '}' => format!("\\{c}"),
+            c => c.to_string(),
         };
-        let mut text =
-            format!("% {}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n", self.title, "r".repeat(self.columns().len()));
+        let escape = |s: &str| s.replace('\n', " ").chars().map(one).collect::<String>();
+        let comment = |s: &str| s.replace('\n', "\n% ");
+        let mut text = format!(
+            "% {}\n% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n",
+            comment(&self.title),
+            "r".repeat(self.columns().len())
+        );
         for group in &self.groups {
             let _ = write!(text, " & \\multicolumn{{{}}}{{c}}{{{}}}", group.columns.len(), escape(&group.title));
         }
@@ -159,26 +171,28 @@ impl Table {
         for row in &self.rows {
             text.push_str(&escape(&row.title));
             for cell in &row.cells {
-                let _ = write!(
-                    text,
-                    " & ${}$",
-                    cell.text(" \\pm ").replace("N/A", "\\text{N/A}").replace("failed", "\\text{failed}")
-                );
+                let _ = match cell {
+                    Cell::Value { .. } => write!(text, " & ${}$", cell.text(" \\pm ")),
+                    _ => write!(text, " & {}", cell.text("")),
+                };
             }
             text.push_str(" \\\\\n");
         }
         text.push_str("\\bottomrule\n\\end{tabular}\n");
         for note in &self.notes {
-            let _ = writeln!(text, "% {note}");
+            let _ = writeln!(text, "% {}", comment(note));
         }
         text
     }
 }
 
-/// All tables as one CSV: a line a cell, values as fractions.
+/// All tables as one CSV: a line a cell with its values in percent, then a line a note (status `note`, its text in
+/// `reason`).
 pub fn csv(tables: &[Table]) -> String {
     let mut out = csv::Writer::from_writer(Vec::new());
-    let header = ["table", "model", "group", "column", "status", "mean", "std", "folds", "failed", "missing", "reason"];
+    let header =
+        ["table", "model", "group", "column", "status", "mean %", "std %", "folds %", "failed", "missing", "reason"];
+    let percent = |v: &f64| (v * 100.0).to_string();
     let mut lines = vec![header.map(str::to_string)];
     for table in tables {
         for row in &table.rows {
@@ -187,9 +201,9 @@ pub fn csv(tables: &[Table]) -> String {
                 let rest: [String; 7] = match cell {
                     Cell::Value { mean, std, folds, failed, missing } => [
                         s("ok"),
-                        mean.to_string(),
-                        std.map(|v| v.to_string()).unwrap_or_default(),
-                        folds.iter().map(f64::to_string).collect::<Vec<_>>().join(" "),
+                        percent(mean),
+                        std.as_ref().map(percent).unwrap_or_default(),
+                        folds.iter().map(percent).collect::<Vec<_>>().join(" "),
                         failed.to_string(),
                         missing.to_string(),
                         s(""),
@@ -200,6 +214,11 @@ pub fn csv(tables: &[Table]) -> String {
                 let [a, b, c, d, e, f, g] = rest;
                 lines.push([table.title.clone(), row.title.clone(), s(group), s(column), a, b, c, d, e, f, g]);
             }
+        }
+        for note in &table.notes {
+            let mut line = <[String; 11]>::default();
+            (line[0], line[4], line[10]) = (table.title.clone(), "note".into(), note.clone());
+            lines.push(line);
         }
     }
     for line in lines {
@@ -242,10 +261,18 @@ mod tests {
              densenet      92.0 ± 2.8     31.0        N/A\n\nA note.\n"
         );
         assert!(t.markdown().contains("| densenet | 92.0 ± 2.8 | 31.0 | N/A |"));
-        assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0$ & $\\text{N/A}$ \\\\"));
+        assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0$ & N/A \\\\"));
         let lines = csv(&[t.clone(), t.clone()]);
-        assert_eq!(lines.lines().count(), 1 + 2 * 3);
+        assert_eq!(lines.lines().count(), 1 + 2 * (3 + 1));
+        assert!(lines.contains("Table,densenet,pixel AUPRC,gradcam,ok,31,,31,1,2,\n"), "{lines}");
+        assert!(lines.contains("Table,,,,note,,,,,,A note.\n"), "{lines}");
         assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,no attention"));
+        let mut odd = t.clone();
+        odd.rows[0].title = "a_b|{50 %}^~\\$".into();
+        odd.notes[0] = "two\nlines".into();
+        assert!(odd.markdown().contains("| a_b\\|{50 %}^~\\$ |"), "{}", odd.markdown());
+        let escaped = "a\\_b|\\{50 \\%\\}\\textasciicircum{}\\textasciitilde{}\\textbackslash{}\\$ &";
+        assert!(odd.latex().contains(escaped) && odd.latex().contains("% two\n% lines\n"), "{}", odd.latex());
         let back: Table = serde_json::from_str(&serde_json::to_string(&t).unwrap()).unwrap();
         assert_eq!(back, t);
     }

@@ -1,7 +1,7 @@
 //! One model and its explainers, ready to run on batches.
 //!
-//! [`Engine::prepare`] asks every explainer what it needs and merges the answers into one request; [`Engine::run`] serves
-//! a batch with one run of the model, whatever the number of explainers.
+//! [`Engine::prepare`] asks every explainer what it needs; [`Engine::run`] merges the answers into one request and serves a
+//! batch with one run of the model, whatever the number of explainers.
 
 use crate::error::{Error, Result};
 use crate::registry;
@@ -62,7 +62,7 @@ pub struct Prepared {
     params: Params,
 }
 
-/// A model, its explainers and the merged request.
+/// A model and its explainers.
 pub struct Engine {
     pub model: ModelHandle,
     pub spec: ModelSpec,

@@ -151,6 +151,10 @@ fn reference(text: &mut String, r: &Reference) {
 /// All of one thing. A built-in spec is printed as its TOML, to start from.
 pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
     if let Some((_, spec)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
+        if json {
+            let parsed: toml::Value = toml::from_str(spec).map_err(|e| Error::input(e.to_string()))?;
+            return pretty(&encode(&parsed)?);
+        }
         return Ok(spec.to_string());
     }
     let mut text = String::new();

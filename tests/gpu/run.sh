@@ -21,6 +21,7 @@ maps() { # NAME MODEL WEIGHTS EXPLAINER...
 }
 maps densenet densenet-small plain.pth gradcam gradcam:layer=features.norm5 example-occlusion noise
 maps deit deit-mini deit-facebook.pth gradcam attention
+maps deit-alone deit-mini deit-facebook.pth gradcam
 maps patchconvnet patchconvnet-mini patchconvnet.pth gradcam attention
 
 quick() { # FOLDER MORE...

@@ -47,12 +47,73 @@ fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
     check("densenet121", "densenet121", &pairs);
 }
 
+/// The goldens' class token's rows of the last attention, each head, against the maps of every fusion of heads.
+fn check_attention(model: &str, golden: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
+    checkpoint::write(w.as_ref(), &weights(&oracle(&format!("{golden}.keys.json")))).unwrap();
+    checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
+    let wanted = checkpoint::read(&oracle(&format!("{golden}.safetensors"))).unwrap();
+    let rows = wanted.iter().find(|(n, _)| n == "attention.weights").unwrap().1.shallow_clone();
+    let [_, heads, tokens]: [i64; 3] = rows.size().try_into().unwrap();
+    let grid = rows.narrow(2, tokens - 196, 196).reshape([2, heads, 14, 14]);
+    let mut pairs: Vec<(String, Tensor)> = (0..heads)
+        .map(|h| (format!("attention:fusion=index,head={h}"), grid.select(1, h)))
+        .chain([
+            ("attention:fusion=max".to_string(), grid.amax([1i64].as_slice(), false)),
+            ("attention:fusion=min".to_string(), grid.amin([1i64].as_slice(), false)),
+            ("attention:fusion=mean".to_string(), grid.mean_dim([1i64].as_slice(), false, tch::Kind::Float)),
+        ])
+        .collect();
+    let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw, "--device", "cpu"];
+    let names: Vec<String> = pairs.iter().map(|(name, _)| name.clone()).collect();
+    names.iter().for_each(|name| arguments.extend(["--explainer", name]));
+    if tokens == 198 {
+        arguments.extend(["--explainer", "attention:token=dist", "--explainer", "attention:token=both,fusion=mean"]);
+    }
+    succeed(&arguments);
+    let found = checkpoint::read(raw.as_ref()).unwrap();
+    let get = |name: &str| found.iter().find(|(n, _)| n == name).unwrap().1.shallow_clone();
+    for (name, wanted) in pairs.drain(..) {
+        let error = relative(&get(&name), &wanted);
+        assert!(error < 1e-3, "{model} {name}: {error}");
+    }
+    if tokens == 198 {
+        // The other token's row, by a run of the model itself.
+        let plugin = lightbox_tests::built("plugins/liblightbox_deit.so");
+        let options = lightbox_sdk::spec::ModelOptions::default();
+        let (model, _) = lightbox::engine::load_model(&plugin, model, &options, Some(w.as_ref())).unwrap();
+        let images = lightbox_sdk::Array::from_tensor(&input()).unwrap();
+        let request =
+            lightbox_sdk::Request { values: vec!["blocks.11.attn".into()], ..lightbox_sdk::Request::forward(images) };
+        let all = model.run(&request).unwrap().values["blocks.11.attn"].to_tensor().unwrap();
+        let row = |token: i64| all.select(2, token).narrow(2, 2, 196).reshape([2, heads, 14, 14]);
+        let dist = row(1).amax([1i64].as_slice(), false);
+        let both = ((row(0) + row(1)) / 2.0).mean_dim([1i64].as_slice(), false, tch::Kind::Float);
+        assert!(relative(&get("attention:token=dist"), &dist) < 1e-5);
+        assert!(relative(&get("attention:token=both,fusion=mean"), &both) < 1e-5);
+        assert!(relative(&dist, &row(0).amax([1i64].as_slice(), false)) > 1e-2);
+    }
+}
+
+#[test]
+fn attention_of_every_head_equals_the_references() {
+    for name in ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"] {
+        check_attention(name, name);
+    }
+    check_attention("patchconvnet_s60", "S60");
+    check_attention("patchconvnet_s60_multi", "S60_multi");
+}
+
 const BOTH: [(&str, &str); 2] = [("gradcam", "gradcam.raw"), ("attention", "attention.map")];
 
 #[test]
 fn deit_equals_timm_and_pytorch_grad_cam() {
     for name in ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_tiny_distilled_patch16_224"] {
         check(name, name, &BOTH);
+        // Alone, where the last block is computed for the prefix tokens only.
+        check(name, name, &BOTH[..1]);
     }
 }
 

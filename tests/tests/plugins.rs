@@ -185,12 +185,15 @@ fn our_own_plugins_pass_their_check() {
             "attention" => &["--model", "deit-mini"],
             "cam" => &["--model", "patchconvnet-mini"],
             "deit" => &["--only", "deit-mini", "--only", "deit_tiny_distilled_patch16_224"],
+            "densenet" => &["--only", "densenet-small", "--only", "densenet121"],
             // The large ones take gigabytes.
             "patchconvnet" => &["--only", "patchconvnet-mini", "--only", "patchconvnet-mini-multi"],
             _ => &[],
         };
         let out = succeed(&[&["check", &file], only].concat());
         assert!(out.contains(", 0 warn, 0 fail, 0 crash"), "{out}");
+        // The small PatchConvNet's attention is nearly uniform at first, so its query hardly matters.
+        assert!(name == "patchconvnet" || !out.contains("too small to compare"), "{out}");
     }
 }
 

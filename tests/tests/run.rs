@@ -264,8 +264,17 @@ fn training_reaches_its_history_and_diverging_is_named() {
     let spec = text(&small_spec(folder.path(), sgd));
     let (out, err, code) = run(&["run", &spec]);
     assert_eq!(code, 8, "{err}");
-    assert!(err.contains("training diverged: the"), "{err}");
+    assert!(err.contains("training diverged: the") && err.contains("(no epoch had ended; hint: lower"), "{err}");
     assert!(out.contains("failed"), "{out}");
+    // A first good epoch's checkpoint stays.
+    let folder = tempfile::tempdir().unwrap();
+    let later = "[models.train]\nepochs = 4\nbatch_size = 4\ndecay = 1e30\noptimizer = \"sgd\"\n";
+    let (_, err, code) = run(&["train", &text(&small_spec(folder.path(), later))]);
+    assert_eq!(code, 8, "{err}");
+    assert!(err.contains("in epoch 2 at step") && err.contains("(the best checkpoint so far is kept; hint"), "{err}");
+    let best = folder.path().join("out/checkpoints/densenet-small-fold0/best.safetensors");
+    let finite = |t: &tch::Tensor| t.isfinite().all().int64_value(&[]) == 1;
+    assert!(lightbox_core::checkpoint::read(&best).unwrap().iter().all(|(_, t)| finite(t)));
 }
 
 #[test]

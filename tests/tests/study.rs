@@ -86,6 +86,14 @@ fn the_study_runs_on_a_folder_of_node21s_shape_from_checkpoint_files() {
     let (out, err) = start("from", &[format!("models.DeiT.weights={}", weights.display())]);
     assert!(out.contains("DeiT: trained for 1 epochs from imagenet.safetensors."), "{out}");
     assert!(!err.contains("DeiT, fold 0: no weights"), "{err}");
+    // Another file under the same name is another run.
+    let other = checkpoint::read(&trained.with_file_name("../DeiT-fold1/best.safetensors")).unwrap();
+    let kept = std::fs::read(&weights).unwrap();
+    checkpoint::write(&weights, &other).unwrap();
+    let changed = arguments("from", &[format!("models.DeiT.weights={}", weights.display())]);
+    let message = "imagenet.safetensors has changed since";
+    fail(&changed.iter().map(String::as_str).collect::<Vec<_>>(), 3, message);
+    std::fs::write(&weights, kept).unwrap();
     // Each fold is one more epoch from there: a step of the learning rate away from it, everywhere.
     let wanted = checkpoint::read(&weights).unwrap();
     for fold in 0..2 {

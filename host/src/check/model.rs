@@ -6,12 +6,14 @@ use super::{
 use crate::loader::Plugin;
 use lightbox_sdk::spec::{Layout, ModelSpec};
 use lightbox_sdk::{Array, ModelHandle, Patch, Request, Seed};
-use tch::Kind;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Kind, Tensor};
 
-/// Sites to differentiate at: all, or two dozen spread over many, and in any case the two that explainers read first.
+/// Sites to differentiate at: all, or a hundred or so spread over more, and in any case the two that explainers read first.
 fn tried_sites(spec: &ModelSpec) -> Vec<String> {
-    let all: Vec<&String> = spec.sites.iter().map(|s| &s.name).filter(|n| *n != "logits").collect();
-    let step = all.len().div_ceil(24).max(1);
+    let all: Vec<&String> = spec.sites.iter().map(|s| &s.name).collect();
+    let step = all.len().div_ceil(128).max(1);
     let mut tried: Vec<String> = all.into_iter().step_by(step).cloned().collect();
     for site in spec.cam_site.iter().chain(&spec.attention_site) {
         if !tried.contains(site) {
@@ -21,33 +23,66 @@ fn tried_sites(spec: &ModelSpec) -> Vec<String> {
     tried
 }
 
-/// How far the gradient of the first class's logits at a site is from a finite difference, relative; `None` when the
-/// gradient is too small for float32 to tell. A step along the gradient moves the sum of logits by `step * |gradient|^2`,
-/// which a patch of the site can try.
-fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Option<f64>, String> {
+/// A seed for the random directions of [`gradient_error`].
+const DIRECTIONS: u64 = 1;
+
+/// The gradient of the first class's logits at a site, and the site's value.
+fn gradient(model: &ModelHandle, batch: &Array, site: &str, values: &[String]) -> Result<(Tensor, Tensor), String> {
     let n = batch.shape()[0];
     let targets = Array::from_vec(&[n], vec![0i64; n]).map_err(|e| e.to_string())?;
-    let sites = [site.to_string()];
-    let response = model.run(&Request::explain(batch.clone(), targets, &sites, &sites)).map_err(|e| e.to_string())?;
+    let request = Request::explain(batch.clone(), targets, values, &[site.to_string()]);
+    let response = model.run(&request).map_err(|e| e.to_string())?;
     let gradient = response.grads.first().and_then(|g| g.get(site)).ok_or(format!("no gradient at {site}"))?;
     finite(gradient, &format!("the gradient at {site}"))?;
-    let g = tensor(gradient)?;
-    let square = (&g * &g).sum(Kind::Double).double_value(&[]);
-    let logit = |shift: f64| -> Result<f64, String> {
-        let shift = Array::from_tensor(&(&g * shift).to_kind(Kind::Float)).map_err(|e| e.to_string())?;
+    let value = response.values.get(site).ok_or(format!("no value at {site}"))?;
+    Ok((tensor(gradient)?, tensor(value)?))
+}
+
+/// How far the gradient of the first class's logits at a site is from finite differences, relative; `None` when the
+/// gradient is too small for float32 to tell. Patches of the site move it along the gradient, where the slope must be the
+/// gradient's norm: the error there is the answer. Steps in random directions find what the gradient leaves out; there the
+/// error is in units of the slope that a gradient of this size has on average.
+fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Option<f64>, String> {
+    let (g, value) = gradient(model, batch, site, &[site.to_string()])?;
+    let norm = |t: &Tensor| (t * t).sum(Kind::Double).double_value(&[]).sqrt();
+    let (size, reach, count) = (norm(&g), norm(&value), g.numel());
+    if !size.is_normal() {
+        return Ok(None);
+    }
+    let logit = |shift: &Tensor| -> Result<f64, String> {
+        let shift = Array::from_tensor(&shift.to_kind(Kind::Float)).map_err(|e| e.to_string())?;
         let patch = Patch { site: site.to_string(), scale: None, shift: Some(shift) };
         let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
         let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
         Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
     };
-    let step = 1e-2 / square.sqrt().max(1e-30);
-    let (up, down) = (logit(step)?, logit(-step)?);
-    // Half a dozen roundings of the logits must be well below the difference.
-    let noise = 1e-6 * (up.abs() + down.abs() + 1.0);
-    if !square.is_normal() || noise > 0.02 * 2.0 * step * square {
-        return Ok(None);
+    // The best of several lengths: a long step leaves the linear part, a short one drowns in rounding.
+    let error = |direction: &Tensor, slope: f64, unit: f64| -> Result<Option<f64>, String> {
+        let mut best: Option<f64> = None;
+        for length in [2e-2 * reach, 2e-3 * reach, 1e-2] {
+            let (up, down) = (logit(&(direction * length))?, logit(&(direction * -length))?);
+            // Half a dozen roundings of the logits must be well below the difference.
+            if 1e-6 * (up.abs() + down.abs() + 1.0) < 0.02 * 2.0 * length * unit {
+                let error = ((up - down) / (2.0 * length) - slope).abs() / unit;
+                best = Some(best.map_or(error, |b| b.min(error)));
+            }
+        }
+        Ok(best)
+    };
+    let along = error(&(&g / size), size, size)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(DIRECTIONS);
+    for _ in 0..3 {
+        // Sums of uniform draws are normal enough.
+        let draws: Vec<f64> = (0..count).map(|_| (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0).collect();
+        // Values that are zero may lie on the kink of a ReLU, where there is no slope to compare.
+        let direction = Tensor::from_slice(&draws).reshape(g.size()) * value.ne(0.0);
+        let direction = &direction / norm(&direction);
+        let slope = (&g * &direction).sum(Kind::Double).double_value(&[]);
+        if let Some(error) = error(&direction, slope, size / (count as f64).sqrt())?.filter(|e| *e > 0.3) {
+            return Ok(Some(error));
+        }
     }
-    Ok(Some(((up - down) / (2.0 * step) / square - 1.0).abs()))
+    Ok(along)
 }
 
 /// The tests of one model. `dead`: its making has ended the process before.
@@ -149,15 +184,37 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
             }
         }
     });
-    test(&subject, "a patch that changes nothing changes nothing", &mut || {
+    test(&subject, "a gradient is the same whatever else is asked for", &mut || {
+        let all: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
+        for site in spec.cam_site.iter().chain(&spec.attention_site) {
+            let (alone, _) = gradient(&model, &batch, site, std::slice::from_ref(site))?;
+            let (among, _) = gradient(&model, &batch, site, &all)?;
+            let largest = among.abs().max().double_value(&[]).max(1e-30);
+            let d = (alone - among).abs().max().double_value(&[]) / largest;
+            if d > 1e-3 {
+                return Err(format!("at {site} alone and among all sites they differ by {:.1} %", d * 100.0));
+            }
+        }
+        pass()
+    });
+    test(&subject, "a patch that changes nothing changes nothing, one that blots out does", &mut || {
         let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
-        for site in spec.sites.iter().filter(|s| s.name != "logits") {
+        let plain = forward(&batch)?.logits;
+        for site in &spec.sites {
             let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
             let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
-            let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &forward(&batch)?.logits)?;
+            let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &plain)?;
             // A site that nobody asks for may run by a fused kernel, which rounds in another order.
             if d > 1e-5 {
                 return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
+            }
+        }
+        let zero = Array::from_vec(&[1], vec![0f32]).map_err(|e| e.to_string())?;
+        for site in spec.cam_site.iter().chain(&spec.attention_site) {
+            let patch = Patch { site: site.clone(), scale: Some(zero.clone()), shift: None };
+            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
+            if difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &plain)? == 0.0 {
+                return Err(format!("scaling {site} by 0 leaves the logits as they were"));
             }
         }
         pass()

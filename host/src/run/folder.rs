@@ -36,6 +36,9 @@ pub struct Environment {
     pub data: String,
     /// The file and SHA-256 of each model's and explainer's plugin, by `model NAME` and `explainer NAME`.
     pub plugins: BTreeMap<String, PluginFile>,
+    /// SHA-256 of each checkpoint that models begin with, by its path.
+    #[serde(default)]
+    pub weights: BTreeMap<PathBuf, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +71,11 @@ impl Environment {
         for explainer in &spec.explainers {
             add(format!("explainer {}", explainer.name), &registry.explainer(&explainer.name)?.0.file)?;
         }
+        let mut weights = BTreeMap::new();
+        for file in spec.models.iter().flat_map(|m| m.weights_files(spec.split.folds)) {
+            let sha256 = files::sha256(&file)?;
+            weights.insert(file, sha256);
+        }
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = info.lines().find_map(|l| l.strip_prefix("model name").and_then(|l| l.split_once(": ")));
         Ok(Environment {
@@ -80,6 +88,7 @@ impl Environment {
             seed: spec.seed,
             data: fingerprint(samples),
             plugins,
+            weights,
         })
     }
 

@@ -96,6 +96,18 @@ pub struct ModelChoice {
 }
 
 impl ModelChoice {
+    /// The checkpoint of a fold.
+    pub fn weights_file(&self, fold: usize) -> Option<PathBuf> {
+        self.weights.as_ref().map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
+    }
+
+    /// The checkpoints of all folds, each once.
+    pub fn weights_files(&self, folds: usize) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = (0..folds).filter_map(|fold| self.weights_file(fold)).collect();
+        files.dedup();
+        files
+    }
+
     pub fn label(&self) -> &str {
         if self.label.is_empty() { &self.name } else { &self.label }
     }
@@ -191,16 +203,19 @@ fn set(spec: &mut toml::Value, assignment: &str) -> Result<()> {
     let here = std::env::current_dir()?;
     let is_path = !path.contains(&"params") && path.last().is_some_and(|last| PATHS.contains(last));
     let value = match parsed {
-        // A path may look like a number or a date.
-        Some(toml::Value::String(file)) if is_path => toml::Value::String(here.join(file).to_string_lossy().into()),
-        _ if is_path && !text.starts_with('{') => toml::Value::String(here.join(text).to_string_lossy().into()),
-        Some(mut value) => {
+        Some(mut value @ (toml::Value::Table(_) | toml::Value::Array(_))) => {
             if !path.contains(&"params") {
                 absolute_paths(&mut value, &here);
             }
             value
         }
-        None => toml::Value::String(text.into()),
+        // A path may look like a number or a date.
+        other if is_path => {
+            let file = other.as_ref().and_then(toml::Value::as_str).unwrap_or(text);
+            let file = if file.is_empty() { String::new() } else { here.join(file).to_string_lossy().into_owned() };
+            toml::Value::String(file)
+        }
+        other => other.unwrap_or_else(|| toml::Value::String(text.into())),
     };
     put(spec, &path, &value).map_err(|e| Error::input(format!("--set {key}: {e}")))
 }
@@ -228,7 +243,10 @@ fn put(into: &mut toml::Value, path: &[&str], value: &toml::Value) -> std::resul
             // `*` changes how models are trained, not which.
             let untrained =
                 |v: &toml::Value| *first == "*" && rest.first() == Some(&"train") && v.get("train").is_none();
-            let mut found = list.iter_mut().filter(|v| named(v) && !untrained(v));
+            let mut found = list.iter_mut().filter(|v| named(v) && !untrained(v)).peekable();
+            if found.peek().is_none() {
+                return Err("no model of the spec is trained".into());
+            }
             found.try_for_each(|entry| put(entry, rest, value))
         }
         other => Err(format!("{first} is looked for in {other}, which holds no keys")),
@@ -403,9 +421,12 @@ mod tests {
         set(&mut changed, "models.m.classes = 4").unwrap();
         set(&mut changed, "models.n.classes=5").unwrap();
         set(&mut changed, "data.csv = 2024").unwrap();
+        set(&mut changed, "models.n.weights={fold}.pth").unwrap();
         let changed = RunSpec::parse(&toml::to_string(&changed).unwrap(), Path::new("/")).unwrap();
         assert_eq!((changed.models[0].classes, changed.models[1].classes), (4, 5));
         assert!(matches!(changed.data, DataSpec::Table(t) if t.csv == std::env::current_dir().unwrap().join("2024")));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(changed.models[1].weights.as_deref(), here.join("{fold}.pth").to_str());
         // All that are trained stay all that are trained.
         let spec = with(&["models.*.train.epochs=9"]).unwrap();
         assert!(spec.models[0].train.as_ref().is_some_and(|t| t.epochs == 9) && spec.models[1].train.is_none());

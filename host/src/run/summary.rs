@@ -235,7 +235,12 @@ fn tables(
     if unknown > 0 {
         first.notes.push(format!("{unknown} images with the finding have no mask and are only classified."));
     }
+    let some = |n: usize| n > 0 && n < folds;
     for (label, result) in models {
+        for (explainer, pixel) in result.pixels.iter().filter(|(_, p)| some(p.means.len())) {
+            let n = pixel.means.len();
+            first.notes.push(format!("{label} x {explainer}: only {n} of {folds} folds have a value."));
+        }
         for (explainer, pixel) in result.pixels.iter().filter(|(_, p)| p.failed > 0) {
             first.notes.push(format!("{label} x {explainer}: {} maps were not finite.", pixel.failed));
         }
@@ -250,7 +255,9 @@ fn tables(
     let mut tables = vec![first];
     if !explainers.is_empty() {
         let title = "Pixels of all images with a mask pooled, each map scaled to [0, 1]".into();
-        tables.push(table(title, false, &|p| &p.pooled, "pixel AUPRC, pooled"));
+        let mut pooled = table(title, false, &|p| &p.pooled, "pixel AUPRC, pooled");
+        pooled.notes.push(format!("{spread}, in percent."));
+        tables.push(pooled);
     }
     tables
 }
@@ -267,6 +274,7 @@ fn pictures(
     let mut columns = vec!["image".to_string()];
     let mut rows: BTreeMap<usize, Vec<Picture>> = BTreeMap::new();
     let mut chosen: Vec<usize> = Vec::new();
+    let mut controls_shown = false;
     let mut bare = Picture::new(1, 1, [255; 3]);
     for (choice, &side) in spec.models.iter().zip(sides) {
         let Some(store) = open_store(folder, side)? else { continue };
@@ -293,8 +301,9 @@ fn pictures(
                 folder.rows(u).is_file() && block(split, spec.block, *b).iter().any(|i| chosen.contains(i))
             })
             .collect();
-        // A control's map is the same for every model; it is shown once.
-        let first = rows.values().all(|row| row.len() == 1);
+        // A control's map is the same for every model; it is shown once, from the first that has maps.
+        let first = !controls_shown && !units.is_empty();
+        controls_shown |= first;
         for explainer in spec.explainers.iter().filter(|e| first || !controls.iter().any(|c| c == e.label())) {
             let control = controls.iter().any(|c| c == explainer.label());
             let model = if control || spec.models.len() == 1 { "" } else { choice.label() };

@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -185,17 +185,9 @@ fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<usize>> {
                 }
             }
         }
-        if let Some(weights) = &model.weights {
-            for fold in 0..if weights.contains("{fold}") { spec.split.folds } else { 1 } {
-                let path = PathBuf::from(weights.replace("{fold}", &fold.to_string()));
-                if !path.is_file() {
-                    return Err(Error::input(format!(
-                        "{}: no such checkpoint (model {})",
-                        path.display(),
-                        model.label()
-                    )));
-                }
-            }
+        if let Some(path) = model.weights_files(spec.split.folds).iter().find(|path| !path.is_file()) {
+            let (path, label) = (path.display(), model.label());
+            return Err(Error::input(format!("{path}: no such checkpoint (model {label})")));
         }
         sides.push(described.input.height);
     }
@@ -236,6 +228,12 @@ fn settle(spec: &RunSpec, registry: &Registry, samples: &[data::Sample], folder:
         if let Some((key, _)) = changed {
             return Err(Error::plugin(format!(
                 "the plugin of {key} has changed since {shown} was begun (hint: --restart, or another `output`)"
+            )));
+        }
+        if let Some((file, _)) = now.weights.iter().find(|(file, hash)| before.weights.get(*file) != Some(*hash)) {
+            let file = file.display();
+            return Err(Error::input(format!(
+                "{file} has changed since {shown} was begun (hint: --restart, or another `output`)"
             )));
         }
         if before.data != now.data {

@@ -65,6 +65,15 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &[f64]) -> Result<f
 }
 
 impl Training<'_> {
+    fn diverged(&self, what: String, rate: f64) -> Error {
+        let kept = match self.folder.join("best.safetensors").is_file() {
+            true => "the best checkpoint so far is kept",
+            false => "no epoch had ended",
+        };
+        let text = format!("training diverged: {what} ({kept}; hint: lower learning_rate, now {rate})");
+        Error::new(Exit::Diverged, text)
+    }
+
     /// Trains to the last epoch; the images that were trained on since this start. Errors: a loss that is not finite, a
     /// plugin's, a file's.
     pub fn run(&self, model: &ModelHandle, say: &mut dyn FnMut(Event)) -> Result<usize> {
@@ -120,19 +129,8 @@ impl Training<'_> {
                 }
                 let loss = trainer.step(&Array::from_tensor(&images)?, &target(&indices)?)?;
                 if !loss.is_finite() {
-                    let kept = match self.folder.join("best.safetensors").is_file() {
-                        true => "the best checkpoint so far is kept",
-                        false => "no epoch had ended",
-                    };
-                    return Err(Error::new(
-                        Exit::Diverged,
-                        format!(
-                            "training diverged: the loss is {loss} in epoch {} at step {} ({kept}; hint: lower \
-                             learning_rate, now {rate})",
-                            epoch + 1,
-                            step + 1
-                        ),
-                    ));
+                    let (epoch, step) = (epoch + 1, step + 1);
+                    return Err(self.diverged(format!("the loss is {loss} in epoch {epoch} at step {step}"), rate));
                 }
                 sum += loss * indices.len() as f64;
                 seen += indices.len();
@@ -164,8 +162,7 @@ impl Training<'_> {
             let labels: Vec<u8> = validation.iter().map(|&i| self.labels[i]).collect();
             let validation_auroc = auroc(&Vec::<f64>::try_from(&scores)?, &labels);
             if !loss.is_finite() {
-                let what = format!("training diverged: the validation loss is {loss} after epoch {}", epoch + 1);
-                return Err(Error::new(Exit::Diverged, what));
+                return Err(self.diverged(format!("the validation loss is {loss} after epoch {}", epoch + 1), rate));
             }
             let best = history.iter().all(|e| loss < e.validation_loss);
             let train_loss = sum / seen.max(1) as f64;

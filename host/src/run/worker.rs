@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::FromRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -165,7 +165,7 @@ impl Worker {
         let Some(spec) = &choice.train else {
             return Err(Error::input(format!("model {label} has no [models.train]")));
         };
-        let weights = weights_file(&choice, fold);
+        let weights = choice.weights_file(fold);
         let file = self.environment.plugin("model", &choice.name)?.to_path_buf();
         let mut options = self.options(&choice);
         options.seed = self.spec.seed.wrapping_add(fold as u64);
@@ -201,7 +201,7 @@ impl Worker {
             let choice = self.model(label)?;
             let weights = match &choice.train {
                 Some(_) => Some(self.folder.checkpoint(label, fold).join("best.safetensors")),
-                None => weights_file(&choice, fold),
+                None => choice.weights_file(fold),
             };
             let file = self.environment.plugin("model", &choice.name)?.to_path_buf();
             let options = self.options(&choice);
@@ -365,10 +365,6 @@ impl Worker {
 fn failed(model: &str, explainer: &str, reason: String) -> Event {
     let (model, explainer, kind) = (model.to_string(), Some(explainer.to_string()), FailureKind::Error);
     Event::CellFailed(Failure { model, explainer, kind, reason })
-}
-
-fn weights_file(choice: &ModelChoice, fold: usize) -> Option<PathBuf> {
-    choice.weights.as_ref().map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
 }
 
 /// Brings maps to the masks' resolution (bilinear, align_corners = false) and scores them, on all cores.

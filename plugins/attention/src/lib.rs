@@ -34,7 +34,7 @@ impl Explainer for Attention {
             parameters: vec![
                 ParamSpec::text("layer", "", "attention site to read; empty for the model's last"),
                 ParamSpec::choice("fusion", "max", &["max", "mean", "min", "index"], "how heads become one map"),
-                ParamSpec::integer("head", 0, (0, 1023), "", "the head of fusion = index"),
+                ParamSpec::integer("head", -1, (-1, 1023), "", "the head of fusion = index, which needs it; else -1"),
                 ParamSpec::choice("token", "cls", &["cls", "dist", "both"], "whose row: distilled models have two"),
             ],
             cpu_only: false,
@@ -52,8 +52,12 @@ impl Explainer for Attention {
         if params.text("token")? != "cls" && !(site.query == "tokens" && site.prefix.iter().any(|p| p == "dist")) {
             return Ok(Plan::not_applicable(format!("{} has no distillation token", model.name)));
         }
-        if params.text("fusion")? == "index" && params.integer("head")? as usize >= site.channels {
-            return Err(Error::invalid(format!("parameter head: {name} has {} heads", site.channels)));
+        let (index, head) = (params.text("fusion")? == "index", params.integer("head")?);
+        if index != (head >= 0) {
+            return Err(Error::invalid("parameter head: fusion = index needs it, the others take all heads"));
+        }
+        if index && head as usize >= site.channels {
+            return Err(Error::invalid(format!("parameter head: {name} has {} heads, counted from 0", site.channels)));
         }
         Ok(Needs { values: vec![name.to_string()], ..Needs::default() }.into())
     }

@@ -17,6 +17,9 @@ register_model!("deit_base_patch16_224", |o| spec(&BASE, o), |o| make(&BASE, o))
 register_model!("deit_tiny_distilled_patch16_224", |o| spec(&TINY_DISTILLED, o), |o| make(&TINY_DISTILLED, o));
 register_model!("deit_small_distilled_patch16_224", |o| spec(&SMALL_DISTILLED, o), |o| make(&SMALL_DISTILLED, o));
 register_model!("deit_base_distilled_patch16_224", |o| spec(&BASE_DISTILLED, o), |o| make(&BASE_DISTILLED, o));
+register_model!("vit_tiny_patch16_224", |o| spec(&VIT_TINY, o), |o| make(&VIT_TINY, o));
+register_model!("vit_small_patch16_224", |o| spec(&VIT_SMALL, o), |o| make(&VIT_SMALL, o));
+register_model!("vit_base_patch16_224", |o| spec(&VIT_BASE, o), |o| make(&VIT_BASE, o));
 register_model!("deit-mini", |o| spec(&MINI, o), |o| make(&MINI, o));
 
 /// A member of the family.
@@ -30,6 +33,8 @@ struct Config {
     size: i64,
     classes: usize,
     distilled: bool,
+    /// Input values in [-1, 1], as the plain ViTs of Google and timm were trained; otherwise ImageNet's mean and deviation.
+    half: bool,
     /// Standard deviation of matrices at the start.
     std: f64,
 }
@@ -44,6 +49,7 @@ const TINY: Config = Config {
     size: 224,
     classes: 1000,
     distilled: false,
+    half: false,
     std: 0.02,
 };
 const SMALL: Config = Config { name: "deit_small_patch16_224", title: "DeiT-Small", dim: 384, heads: 6, ..TINY };
@@ -54,6 +60,9 @@ const SMALL_DISTILLED: Config =
     Config { name: "deit_small_distilled_patch16_224", title: "DeiT-Small, distilled", distilled: true, ..SMALL };
 const BASE_DISTILLED: Config =
     Config { name: "deit_base_distilled_patch16_224", title: "DeiT-Base, distilled", distilled: true, ..BASE };
+const VIT_TINY: Config = Config { name: "vit_tiny_patch16_224", title: "ViT-Tiny", half: true, ..TINY };
+const VIT_SMALL: Config = Config { name: "vit_small_patch16_224", title: "ViT-Small", half: true, ..SMALL };
+const VIT_BASE: Config = Config { name: "vit_base_patch16_224", title: "ViT-Base", half: true, ..BASE };
 /// Not in the paper: for demonstrations on a CPU.
 const MINI: Config = Config {
     name: "deit-mini",
@@ -65,6 +74,7 @@ const MINI: Config = Config {
     size: 128,
     classes: 2,
     distilled: false,
+    half: false,
     std: 0.1,
 };
 
@@ -124,13 +134,22 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         name: config.name.into(),
         title: config.title.into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        reference: Reference {
-            citation: "Touvron et al.: Training data-efficient image transformers & distillation through attention, \
-                       ICML 2021"
-                .into(),
-            id: "arXiv:2012.12877".into(),
+        reference: match config.half {
+            false => Reference {
+                citation: "Touvron et al.: Training data-efficient image transformers & distillation through \
+                           attention, ICML 2021"
+                    .into(),
+                id: "arXiv:2012.12877".into(),
+            },
+            true => Reference {
+                citation: "Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021".into(),
+                id: "arXiv:2010.11929".into(),
+            },
         },
-        input: InputSpec::imagenet(size),
+        input: match config.half {
+            false => InputSpec::imagenet(size),
+            true => InputSpec { mean: vec![0.5; 3], std: vec![0.5; 3], ..InputSpec::imagenet(size) },
+        },
         classes,
         sites,
         cam_site: Some(format!("blocks.{}.norm1", config.depth - 1)),
@@ -286,7 +305,7 @@ impl Network for Deit {
             let v = site(&mut tape, &name("attn.v"), v)?;
             // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
             // attention adds that up in an order that varies.
-            let varies = q.requires_grad() && q.device().is_cuda();
+            let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
             let y = if varies || wants(&tape, &name("attn")) || wants(&tape, &name("attn.logits")) {
                 let scale = ((dim / heads) as f64).powf(-0.5);
                 let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
@@ -391,6 +410,10 @@ mod tests {
         assert_eq!(new.size(), [1, 37, 2]);
         assert_eq!(new.narrow(1, 0, 1), old.narrow(1, 0, 1));
         assert_eq!(resize_positions(&old, 1, 3).unwrap(), old);
+        // The distilled form's second token stays too, and the grid is resized alike.
+        let two = Tensor::cat(&[&(old.narrow(1, 0, 1) + 7.0), &old], 1);
+        let resized = resize_positions(&two, 2, 6).unwrap();
+        assert_eq!((resized.narrow(1, 0, 2), resized.narrow(1, 2, 36)), (two.narrow(1, 0, 2), new.narrow(1, 1, 36)));
         assert!(resize_positions(&old, 2, 3).unwrap_err().to_string().contains("no square grid"));
         let size = ModelOptions { params: [("size".to_string(), 100.into())].into(), ..ModelOptions::default() };
         assert!(spec(&TINY, &size).unwrap_err().to_string().contains("no multiple of the patch"));
