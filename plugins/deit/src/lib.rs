@@ -357,11 +357,18 @@ mod tests {
     use super::*;
     use lightbox_sdk::tch::{Device, Kind};
 
+    /// Values from -1.5 to 1.5 without a pattern, the same every time.
+    fn noise(shape: &[i64]) -> Tensor {
+        let n = shape.iter().product::<i64>();
+        let angles = Tensor::arange(n, (Kind::Double, Device::Cpu)) * 12.9898;
+        ((angles.sin() * 43758.5453).frac() * 1.5).to_kind(Kind::Float).reshape(shape)
+    }
+
     const DISTILLED: Config = Config { distilled: true, ..MINI };
 
     fn run(model: &dyn Model, values: &[&str]) -> Response {
         let size = model.spec().input.height;
-        let images = Tensor::randn([2, 3, size as i64, size as i64], (Kind::Float, Device::Cpu));
+        let images = noise(&[2, 3, size as i64, size as i64]);
         let values = values.iter().map(|v| v.to_string()).collect();
         let images = Array::from_tensor(&images).unwrap();
         model.run(&Request { values, ..Request::forward(images) }).unwrap()
@@ -374,20 +381,20 @@ mod tests {
         assert_eq!(attention.size(), [2, 4, 65, 65]);
         let sums = attention.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
         assert!((sums - 1.0).abs().max().double_value(&[]) < 1e-5);
-        let images = Array::from_tensor(&Tensor::randn([1, 3, 128, 128], (Kind::Float, Device::Cpu))).unwrap();
+        let images = Array::from_tensor(&noise(&[1, 3, 128, 128])).unwrap();
         let logits = |values: Vec<String>| {
             let request = Request { values, ..Request::forward(images.clone()) };
             model.run(&request).unwrap().logits.to_tensor().unwrap()
         };
         let difference = (logits(vec![]) - logits(vec!["blocks.0.attn".into()])).abs().max().double_value(&[]);
-        assert!(difference < 1e-6, "{difference}");
+        assert!(difference < 1e-5, "{difference}");
     }
 
     #[test]
     fn the_last_block_for_the_prefix_alone_is_the_whole_one() {
         for config in [&MINI, &DISTILLED] {
             let model = make(config, &ModelOptions::default()).unwrap();
-            let images = Tensor::randn([2, 3, 128, 128], (Kind::Float, Device::Cpu));
+            let images = noise(&[2, 3, 128, 128]);
             let norm1 = format!("blocks.{}.norm1", config.depth - 1);
             let run = |values: Vec<String>| {
                 let targets = Array::from_vec(&[2], vec![0i64, 1]).unwrap();
