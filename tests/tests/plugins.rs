@@ -198,9 +198,9 @@ fn our_own_plugins_pass_their_check() {
 }
 
 #[test]
-fn check_finds_what_each_hostile_explainer_does() {
+fn check_finds_what_each_hostile_plugin_does() {
     let file = built("test-plugins/hostile/liblightbox_hostile.so").to_string_lossy().into_owned();
-    let (out, err, code) = run(&["check", &file, "--json", "--limit", "8"]);
+    let (out, err, code) = run(&["check", &file, "--json", "--limit", "8", "--model", "densenet-small"]);
     assert_eq!(code, 7, "{err}");
     let all = json(&out);
     let finding = |subject: &str, test: &str| -> (String, String) {
@@ -240,6 +240,14 @@ fn check_finds_what_each_hostile_explainer_does() {
     check("plan", "plans", "CRASH", "SIGSEGV");
     check("site", "plans", "FAIL", "has no site blocks.99");
     check("not-applicable", "plans", "WARN", "not applicable to densenet-small: it never is");
+    let gradients = "gradients equal finite differences";
+    check(
+        "gradient-shape",
+        gradients,
+        "FAIL",
+        "the gradient at input has shape [2, 3, 16, 7], its value [2, 3, 16, 16]",
+    );
+    check("gradient-part", gradients, "FAIL", "at input they differ by");
 }
 
 #[test]

@@ -35,6 +35,11 @@ fn gradient(model: &ModelHandle, batch: &Array, site: &str, values: &[String]) -
     let gradient = response.grads.first().and_then(|g| g.get(site)).ok_or(format!("no gradient at {site}"))?;
     finite(gradient, &format!("the gradient at {site}"))?;
     let value = response.values.get(site).ok_or(format!("no value at {site}"))?;
+    // What follows computes with both, and libtorch's complaint about unlike shapes would be a panic.
+    if gradient.shape() != value.shape() {
+        let (g, v) = (gradient.shape(), value.shape());
+        return Err(format!("the gradient at {site} has shape {g:?}, its value {v:?}"));
+    }
     Ok((tensor(gradient)?, tensor(value)?))
 }
 
@@ -76,7 +81,11 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Opti
         let draws: Vec<f64> = (0..count).map(|_| (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0).collect();
         // Values that are zero may lie on the kink of a ReLU, where there is no slope to compare.
         let direction = Tensor::from_slice(&draws).reshape(g.size()) * value.ne(0.0);
-        let direction = &direction / norm(&direction);
+        let length = norm(&direction);
+        if !length.is_normal() {
+            break;
+        }
+        let direction = &direction / length;
         let slope = (&g * &direction).sum(Kind::Double).double_value(&[]);
         if let Some(error) = error(&direction, slope, size / (count as f64).sqrt())?.filter(|e| *e > 0.3) {
             return Ok(Some(error));

@@ -2,6 +2,7 @@
 
 use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
+use lightbox_sdk::tape::Tape;
 use lightbox_sdk::tch::{self, Device, Kind, Tensor};
 
 lightbox_sdk::export!();
@@ -109,3 +110,71 @@ register_explainer!(Hostile("hostile-drop", |c| {
     let _bomb = Bomb;
     map(c, 0.5)
 }));
+
+/// A model that misbehaves where gradients are: a sum of tanh over the image, whose gradient it hands back wrongly.
+struct HostileModel(&'static str);
+
+register_model!("hostile-gradient-shape", |_| model_spec("hostile-gradient-shape"), |_| {
+    Ok(Box::new(HostileModel("hostile-gradient-shape")))
+});
+register_model!("hostile-gradient-part", |_| model_spec("hostile-gradient-part"), |_| {
+    Ok(Box::new(HostileModel("hostile-gradient-part")))
+});
+
+fn model_spec(name: &str) -> Result<ModelSpec> {
+    Ok(ModelSpec {
+        name: name.into(),
+        title: "Hostile".into(),
+        version: "0.1.0".into(),
+        reference: Reference { citation: "none".into(), id: String::new() },
+        input: InputSpec::imagenet(16),
+        classes: 2,
+        sites: vec![
+            Site { kind: SiteKind::Input, ..Site::feature("input", 3, [16, 16]) },
+            Site::vector("logits", SiteKind::Logits, 2),
+        ],
+        cam_site: None,
+        attention_site: None,
+        rules: vec![],
+        parameters: vec![],
+        trainable: false,
+        mixed_precision: false,
+    })
+}
+
+impl Model for HostileModel {
+    fn spec(&self) -> ModelSpec {
+        model_spec(self.0).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        let mut response = Tape::run(request, |tape, images| {
+            let x =
+                tape.site("input", images)?.f_tanh()?.f_sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float)?;
+            let x = x.f_reshape([-1, 1])?;
+            tape.site("logits", Tensor::f_cat(&[&x, &x.f_neg()?], 1)?)
+        })?;
+        for (site, gradient) in response.grads.iter_mut().flatten().filter(|(site, _)| *site == "input") {
+            let whole = gradient.to_tensor()?;
+            let wrong = match self.0 {
+                "hostile-gradient-shape" => whole.f_narrow(3, 0, 7)?,
+                // The last quarter of the rows is left out: what is there is right.
+                _ => Tensor::f_cat(&[whole.f_narrow(2, 0, 12)?, whole.f_narrow(2, 12, 4)?.f_zeros_like()?], 2)?,
+            };
+            *gradient = Array::from_tensor(&wrong).map_err(|e| e.context(site.clone()))?;
+        }
+        Ok(response)
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        Ok(vec![])
+    }
+
+    fn load(&mut self, _: Named) -> Result<LoadReport> {
+        Ok(LoadReport::default())
+    }
+
+    fn fork_with(&self, _: Named) -> Result<Box<dyn Model>> {
+        Ok(Box::new(HostileModel(self.0)))
+    }
+}
