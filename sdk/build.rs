@@ -23,11 +23,17 @@ fn torch() -> Option<String> {
 /// Builds the shim; the version of the libtorch it was built against.
 #[cfg(feature = "tch")]
 fn torch() -> Option<String> {
-    let lib = std::path::PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is"));
+    let Ok(lib) = env::var("DEP_TCH_LIBTORCH_LIB") else {
+        println!(
+            "cargo::error=torch-sys does not say where libtorch is: set LIBTORCH to a libtorch 2.11, in a checkout of Lightbox `.lightbox/libtorch` after `cargo xtask setup`"
+        );
+        return None;
+    };
+    let lib = std::path::PathBuf::from(lib);
     // Dependents' build scripts read this as DEP_LIGHTBOX_SDK_LIBTORCH_LIB and set an rpath.
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    let root = lib.parent().expect("libtorch's lib folder has a parent").to_path_buf();
+    let root = lib.parent()?.to_path_buf();
     let include = root.join("include");
     cc::Build::new()
         .cpp(true)
@@ -39,6 +45,7 @@ fn torch() -> Option<String> {
         .include(include.join("torch/csrc/api/include"))
         .file("csrc/for_blob.cpp")
         .file("csrc/autocast.cpp")
+        .file("csrc/relu.cpp")
         .compile("lightbox_sdk_shim");
     let wheel = std::fs::read_to_string(root.join("version.py")).ok().and_then(|text| {
         let line = text.lines().find_map(|l| l.strip_prefix("__version__ = '").map(str::to_string));

@@ -4,10 +4,15 @@ pub mod checkpoint;
 pub mod data;
 mod error;
 pub mod files;
+pub mod maps;
 pub mod metrics;
 pub mod picture;
 pub mod results;
+pub mod seed;
+pub mod stats;
+pub mod summary;
 pub mod table;
+pub mod task;
 pub mod tensors;
 
 pub use error::{Error, Result};

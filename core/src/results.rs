@@ -1,127 +1,319 @@
-//! Results of a run, one file a unit: Parquet, one row an image x explainer x metric.
+//! Results of a run's units: tables in Parquet, text columns dictionary-encoded (Arrow), so that pandas, polars and DuckDB
+//! read them as they are. The schemas are versioned: the key `lightbox.schema` of a file says which it has.
+//!
+//! **scores** (`scores-1`): one value of a metric. `image` (none for a whole set), `model`, `fold`, `seed` (the number of the
+//! training, from 0), `explainer` (`chance` for the map that says nothing; none for predictions), `output` (the name of one
+//! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
+//! (`ok`, `n/a`, `failed`), `reason`.
+//!
+//! **predictions** (`predictions-1`): `image`, `model`, `fold`, `seed`, `class`, `label` (whether the class holds), `score`
+//! (softmax or sigmoid, [0, 1]), `logit`.
 
+use crate::metrics::{Score, Status};
 use crate::{Error, Result, files};
+use arrow_array::types::Int32Type;
+use arrow_array::{Array, ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
-use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type};
 use parquet::file::properties::WriterProperties;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::file::writer::SerializedFileWriter;
-use parquet::record::RowAccessor;
-use parquet::schema::parser::parse_message_type;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a value came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    Ok,
-    /// The metric does not apply to the image: no mask, or an empty one.
-    NotApplicable,
-    /// The map was not finite.
-    Failed,
+/// Numbers of names: rows refer to names by number.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Names {
+    list: Vec<String>,
+    index: HashMap<String, u32>,
 }
 
-impl Status {
-    const ALL: [(Status, &'static str); 3] =
-        [(Status::Ok, "ok"), (Status::NotApplicable, "n/a"), (Status::Failed, "failed")];
+impl Names {
+    /// The number of a name, a new one where it has none.
+    pub fn number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.index.get(name) {
+            return *number;
+        }
+        let number = self.list.len() as u32;
+        self.list.push(name.into());
+        self.index.insert(name.into(), number);
+        number
+    }
 
-    fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(s, _)| *s == self).map_or("ok", |(_, n)| n)
+    /// The number of a name that has one.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        self.index.get(name).copied()
+    }
+
+    pub fn name(&self, number: u32) -> &str {
+        self.list.get(number as usize).map_or("", String::as_str)
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
     }
 }
 
-/// One value. Rows of the classification have an empty explainer and the metric `score`: the probability of class 1.
-#[derive(Debug, Clone, PartialEq)]
+/// A value of a metric. Names are numbers of some [`Names`]; the empty name stands for none.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row {
-    pub image: String,
-    pub patient: String,
-    pub label: i32,
-    pub model: String,
+    pub image: u32,
+    pub model: u32,
     pub fold: i32,
-    pub explainer: String,
-    pub metric: String,
-    /// Present when the status is ok.
+    pub seed: i32,
+    pub explainer: u32,
+    pub output: u32,
+    pub metric: u32,
+    /// -1 for none.
+    pub target: i32,
     pub value: Option<f64>,
     pub status: Status,
+    pub reason: u32,
 }
 
-const SCHEMA: &str = "message unit {
-    required binary image (STRING); required binary patient (STRING); required int32 label;
-    required binary model (STRING); required int32 fold; required binary explainer (STRING);
-    required binary metric (STRING); optional double value; required binary status (STRING);
-}";
+/// A prediction for an image and class.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    pub image: u32,
+    pub model: u32,
+    pub fold: i32,
+    pub seed: i32,
+    pub class: u32,
+    pub label: bool,
+    pub score: f64,
+    pub logit: f64,
+}
 
-/// Writes rows, whole or not at all.
-pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
-    let mut bytes = Vec::new();
-    encode(&mut bytes, rows).map_err(|e| Error::at(path, format!("cannot encode: {e}")))?;
+impl Row {
+    /// The columns of a score.
+    pub fn with(self, score: Score, names: &mut Names) -> Row {
+        Row { value: score.value, status: score.status, reason: names.number(score.reason), ..self }
+    }
+}
+
+const STATUS: [(Status, &str); 3] = [(Status::Ok, "ok"), (Status::NotApplicable, "n/a"), (Status::Failed, "failed")];
+
+fn dictionary() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+}
+
+fn schema(version: &str, fields: Vec<Field>) -> Arc<Schema> {
+    Arc::new(Schema::new_with_metadata(fields, HashMap::from([("lightbox.schema".to_string(), version.to_string())])))
+}
+
+/// The schema of scores.
+pub fn score_schema() -> Arc<Schema> {
+    let text = |name: &str, nullable| Field::new(name, dictionary(), nullable);
+    let number = |name: &str, nullable| Field::new(name, DataType::Int32, nullable);
+    schema(
+        "scores-1",
+        vec![
+            text("image", true),
+            text("model", false),
+            number("fold", false),
+            number("seed", false),
+            text("explainer", true),
+            text("output", true),
+            text("metric", false),
+            number("target", true),
+            Field::new("value", DataType::Float64, true),
+            text("status", false),
+            text("reason", true),
+        ],
+    )
+}
+
+/// The schema of predictions.
+pub fn prediction_schema() -> Arc<Schema> {
+    let text = |name: &str| Field::new(name, dictionary(), false);
+    let number = |name: &str| Field::new(name, DataType::Int32, false);
+    schema(
+        "predictions-1",
+        vec![
+            text("image"),
+            text("model"),
+            number("fold"),
+            number("seed"),
+            text("class"),
+            Field::new("label", DataType::Boolean, false),
+            Field::new("score", DataType::Float64, false),
+            Field::new("logit", DataType::Float64, false),
+        ],
+    )
+}
+
+/// Names as a dictionary column; the empty name is null where the field may be.
+fn column(names: &Names, numbers: impl Iterator<Item = u32>, nullable: bool) -> Result<ArrayRef> {
+    let empty = names.find("").filter(|_| nullable);
+    let mut used = Names::default();
+    let keys: Int32Array = numbers.map(|n| (Some(n) != empty).then(|| used.number(names.name(n)) as i32)).collect();
+    let values = StringArray::from_iter_values(used.list.iter());
+    let array = DictionaryArray::<Int32Type>::try_new(keys, Arc::new(values));
+    Ok(Arc::new(array.map_err(|e| Error::new(e.to_string()))?))
+}
+
+fn write(path: &Path, schema: Arc<Schema>, columns: Vec<ArrayRef>) -> Result<()> {
+    let encode = || -> std::result::Result<Vec<u8>, String> {
+        let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())?;
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut bytes, schema, Some(properties)).map_err(|e| e.to_string())?;
+        writer.write(&batch).map_err(|e| e.to_string())?;
+        writer.close().map_err(|e| e.to_string())?;
+        Ok(bytes)
+    };
+    let bytes = encode().map_err(|e| Error::at(path, format!("cannot encode: {e}")))?;
     files::write_atomic(path, |w| w.write_all(&bytes))
 }
 
-fn encode(out: &mut Vec<u8>, rows: &[Row]) -> parquet::errors::Result<()> {
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let properties = Arc::new(WriterProperties::builder().set_compression(Compression::SNAPPY).build());
-    let mut writer = SerializedFileWriter::new(out, schema, properties)?;
-    let mut group = writer.next_row_group()?;
-    let text = |f: &dyn Fn(&Row) -> &str| rows.iter().map(|r| ByteArray::from(f(r))).collect::<Vec<_>>();
-    let mut index = 0;
-    while let Some(mut column) = group.next_column()? {
-        match index {
-            2 | 4 => {
-                let values: Vec<i32> = rows.iter().map(|r| if index == 2 { r.label } else { r.fold }).collect();
-                column.typed::<Int32Type>().write_batch(&values, None, None)?;
-            }
-            7 => {
-                let values: Vec<f64> = rows.iter().filter_map(|r| r.value).collect();
-                let levels: Vec<i16> = rows.iter().map(|r| i16::from(r.value.is_some())).collect();
-                column.typed::<DoubleType>().write_batch(&values, Some(&levels), None)?;
-            }
-            _ => {
-                let values = match index {
-                    0 => text(&|r| &r.image),
-                    1 => text(&|r| &r.patient),
-                    3 => text(&|r| &r.model),
-                    5 => text(&|r| &r.explainer),
-                    6 => text(&|r| &r.metric),
-                    _ => text(&|r| r.status.name()),
-                };
-                column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
-            }
-        }
-        column.close()?;
-        index += 1;
+/// Writes scores, whole or not at all.
+pub fn write_scores(path: &Path, names: &Names, rows: &[Row]) -> Result<()> {
+    let text = |f: &dyn Fn(&Row) -> u32, nullable| column(names, rows.iter().map(f), nullable);
+    let mut status = Names::default();
+    let numbers: Vec<u32> = rows
+        .iter()
+        .map(|r| status.number(STATUS.iter().find(|(s, _)| *s == r.status).map_or("ok", |(_, n)| n)))
+        .collect();
+    write(
+        path,
+        score_schema(),
+        vec![
+            text(&|r| r.image, true)?,
+            text(&|r| r.model, false)?,
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
+            text(&|r| r.explainer, true)?,
+            text(&|r| r.output, true)?,
+            text(&|r| r.metric, false)?,
+            Arc::new(rows.iter().map(|r| (r.target >= 0).then_some(r.target)).collect::<Int32Array>()),
+            Arc::new(rows.iter().map(|r| r.value).collect::<Float64Array>()),
+            column(&status, numbers.into_iter(), false)?,
+            text(&|r| r.reason, true)?,
+        ],
+    )
+}
+
+/// Writes predictions, whole or not at all.
+pub fn write_predictions(path: &Path, names: &Names, rows: &[Prediction]) -> Result<()> {
+    let text = |f: &dyn Fn(&Prediction) -> u32| column(names, rows.iter().map(f), false);
+    write(
+        path,
+        prediction_schema(),
+        vec![
+            text(&|r| r.image)?,
+            text(&|r| r.model)?,
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
+            text(&|r| r.class)?,
+            Arc::new(BooleanArray::from(rows.iter().map(|r| r.label).collect::<Vec<_>>())),
+            Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.score))),
+            Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.logit))),
+        ],
+    )
+}
+
+/// One batch of a file, its columns by name.
+struct Columns<'a> {
+    path: &'a Path,
+    batch: RecordBatch,
+}
+
+fn broken(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::at(path, format!("the results are broken: {e}")).hint("delete the file; the unit is computed anew")
+}
+
+impl Columns<'_> {
+    fn get<T: 'static>(&self, name: &str) -> Result<&T> {
+        let column = self.batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<T>());
+        column.ok_or_else(|| broken(self.path, &format!("no column {name} of the expected type")))
     }
-    group.close()?;
-    writer.close()?;
+
+    /// The numbers that `names` gives to a text column's values; the empty name's for null.
+    fn text(&self, name: &str, names: &mut Names) -> Result<Vec<u32>> {
+        let column: &DictionaryArray<Int32Type> = self.get(name)?;
+        let values = column.values().as_any().downcast_ref::<StringArray>();
+        let values = values.ok_or_else(|| broken(self.path, &format!("column {name} holds no text")))?;
+        let numbers: Vec<u32> = (0..values.len()).map(|i| names.number(values.value(i))).collect();
+        let none = if column.null_count() > 0 { names.number("") } else { 0 };
+        Ok(column.keys().iter().map(|k| k.map_or(none, |k| numbers[k as usize])).collect())
+    }
+}
+
+fn read(path: &Path, version: &str, see: &mut dyn FnMut(&Columns<'_>) -> Result<()>) -> Result<()> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(path, &e))?;
+    let found = reader.schema().metadata().get("lightbox.schema").cloned().unwrap_or_default();
+    if found != version {
+        return Err(broken(path, &format!("its schema is `{found}`, not `{version}`")));
+    }
+    let reader = reader.with_batch_size(1 << 16).build().map_err(|e| broken(path, &e))?;
+    for batch in reader {
+        see(&Columns { path, batch: batch.map_err(|e| broken(path, &e))? })?;
+    }
     Ok(())
 }
 
-/// Reads what [`write`] wrote.
-pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let broken = |e: &dyn std::fmt::Display| {
-        Error::at(path, format!("the results are broken: {e}")).hint("delete the file; the unit is computed anew")
-    };
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
-    let reader = SerializedFileReader::new(file).map_err(|e| broken(&e))?;
-    let mut rows = Vec::new();
-    for record in reader.get_row_iter(None).map_err(|e| broken(&e))? {
-        let r = record.map_err(|e| broken(&e))?;
-        let text = |i: usize| r.get_string(i).cloned().map_err(|e| broken(&e));
-        let status = text(8)?;
-        let status = Status::ALL.iter().find(|(_, n)| *n == status).map(|(s, _)| *s);
-        rows.push(Row {
-            image: text(0)?,
-            patient: text(1)?,
-            label: r.get_int(2).map_err(|e| broken(&e))?,
-            model: text(3)?,
-            fold: r.get_int(4).map_err(|e| broken(&e))?,
-            explainer: text(5)?,
-            metric: text(6)?,
-            value: r.get_double(7).ok(),
-            status: status.ok_or_else(|| broken(&"unknown status"))?,
-        });
-    }
-    Ok(rows)
+/// Reads what [`write_scores`] wrote, a row at a time.
+pub fn read_scores(path: &Path, names: &mut Names, see: &mut dyn FnMut(Row)) -> Result<()> {
+    read(path, "scores-1", &mut |columns| {
+        let image = columns.text("image", names)?;
+        let model = columns.text("model", names)?;
+        let explainer = columns.text("explainer", names)?;
+        let output = columns.text("output", names)?;
+        let metric = columns.text("metric", names)?;
+        let status = columns.text("status", names)?;
+        let reason = columns.text("reason", names)?;
+        let statuses: Vec<(u32, Status)> = STATUS.iter().map(|(s, n)| (names.number(n), *s)).collect();
+        let (fold, seed): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("seed")?);
+        let (target, value): (&Int32Array, &Float64Array) = (columns.get("target")?, columns.get("value")?);
+        for i in 0..columns.batch.num_rows() {
+            let known = statuses.iter().find(|(n, _)| *n == status[i]).map(|(_, s)| *s);
+            see(Row {
+                image: image[i],
+                model: model[i],
+                fold: fold.value(i),
+                seed: seed.value(i),
+                explainer: explainer[i],
+                output: output[i],
+                metric: metric[i],
+                target: if target.is_null(i) { -1 } else { target.value(i) },
+                value: (!value.is_null(i)).then(|| value.value(i)),
+                status: known.ok_or_else(|| broken(columns.path, &"unknown status"))?,
+                reason: reason[i],
+            });
+        }
+        Ok(())
+    })
+}
+
+/// Reads what [`write_predictions`] wrote, a row at a time.
+pub fn read_predictions(path: &Path, names: &mut Names, see: &mut dyn FnMut(Prediction)) -> Result<()> {
+    read(path, "predictions-1", &mut |columns| {
+        let image = columns.text("image", names)?;
+        let model = columns.text("model", names)?;
+        let class = columns.text("class", names)?;
+        let (fold, seed): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("seed")?);
+        let (score, logit): (&Float64Array, &Float64Array) = (columns.get("score")?, columns.get("logit")?);
+        let label: &BooleanArray = columns.get("label")?;
+        for i in 0..columns.batch.num_rows() {
+            see(Prediction {
+                image: image[i],
+                model: model[i],
+                fold: fold.value(i),
+                seed: seed.value(i),
+                class: class[i],
+                label: label.value(i),
+                score: score.value(i),
+                logit: logit.value(i),
+            });
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -129,24 +321,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_round_trip() {
+    fn rows_round_trip_whatever_their_numbers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("u.parquet");
-        let row = |value: Option<f64>, status| Row {
-            image: "n0001.mha".into(),
-            patient: "p".into(),
-            label: 1,
-            model: "densenet121".into(),
-            fold: 2,
-            explainer: "gradcam".into(),
-            metric: "pixel-auprc".into(),
-            value,
-            status,
+        let mut names = Names::default();
+        names.number("something else");
+        let row = |names: &mut Names, score: Score| {
+            Row {
+                image: names.number("n0001.mha"),
+                model: names.number("densenet121"),
+                fold: 2,
+                seed: 1,
+                explainer: names.number("gradcam"),
+                output: names.number(""),
+                metric: names.number("pixel-auprc"),
+                target: 1,
+                value: None,
+                status: Status::Ok,
+                reason: 0,
+            }
+            .with(score, names)
         };
-        let rows = vec![row(Some(0.25), Status::Ok), row(None, Status::NotApplicable), row(None, Status::Failed)];
-        write(&path, &rows).unwrap();
-        assert_eq!(read(&path).unwrap(), rows);
+        let scores = [Score::ok(0.25), Score::not_applicable("no mask"), Score::failed("the map is not finite")];
+        let mut rows: Vec<Row> = scores.into_iter().map(|s| row(&mut names, s)).collect();
+        rows.push(Row { image: names.number(""), target: -1, ..rows[0] });
+        write_scores(&path, &names, &rows).unwrap();
+        let (mut other, mut found) = (Names::default(), Vec::new());
+        read_scores(&path, &mut other, &mut |r| found.push(r)).unwrap();
+        assert_eq!(found.len(), 4);
+        for (a, b) in found.iter().zip(&rows) {
+            assert_eq!((a.value, a.status, a.fold, a.seed, a.target), (b.value, b.status, b.fold, b.seed, b.target));
+            for (x, y) in [(a.image, b.image), (a.reason, b.reason), (a.output, b.output), (a.metric, b.metric)] {
+                assert_eq!(other.name(x), names.name(y));
+            }
+        }
+        let prediction = Prediction {
+            image: rows[0].image,
+            model: rows[0].model,
+            fold: 0,
+            seed: 0,
+            class: names.number("positive"),
+            label: true,
+            score: 0.75,
+            logit: -1.5,
+        };
+        write_predictions(&path, &names, &[prediction]).unwrap();
+        let mut found = Vec::new();
+        read_predictions(&path, &mut names, &mut |r| found.push(r)).unwrap();
+        assert_eq!(found, [prediction]);
+        assert!(
+            read_scores(&path, &mut names, &mut |_| {})
+                .unwrap_err()
+                .to_string()
+                .contains("its schema is `predictions-1`")
+        );
         std::fs::write(&path, b"PAR1 no").unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("delete the file"));
+        assert!(read_predictions(&path, &mut names, &mut |_| {}).unwrap_err().to_string().contains("delete the file"));
     }
 }

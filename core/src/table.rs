@@ -1,7 +1,11 @@
-//! The table of a run, and its five forms: terminal, JSON, CSV, Markdown, LaTeX.
+//! The tables of a run, and their five forms: terminal, JSON, CSV, Markdown, LaTeX.
 //!
-//! A value over folds is mean and sample standard deviation (divisor k - 1; none for one fold), in percent.
+//! A value is a mean and, over folds or trainings, a sample standard deviation (divisor k - 1; none for one). Shares are
+//! shown in percent. `!` marks a cell of which more than 1 % of the maps failed. Markdown and CSV have the interval over
+//! images too.
 
+use crate::metrics::{Better, Level};
+use crate::summary::{CHANCE, Column, MARKED, ShownMetric, State, Summary};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -9,13 +13,19 @@ use std::fmt::Write;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "cell", rename_all = "kebab-case")]
 pub enum Cell {
-    /// Values of the folds, as fractions.
     Value {
         mean: f64,
+        /// Over folds, else over trainings.
         std: Option<f64>,
+        seed_std: Option<f64>,
+        interval: Option<[f64; 2]>,
+        /// Values of folds and trainings.
         folds: Vec<f64>,
+        maps: usize,
         failed: usize,
-        missing: usize,
+        constant: usize,
+        /// Shown in percent.
+        percent: bool,
     },
     NotApplicable {
         reason: String,
@@ -27,24 +37,136 @@ pub enum Cell {
 }
 
 impl Cell {
-    /// Mean and sample standard deviation of the folds' values. `failed` counts maps that were not finite, `missing`
-    /// images without a mask.
-    pub fn over_folds(folds: Vec<f64>, failed: usize, missing: usize) -> Self {
-        let n = folds.len() as f64;
-        let mean = folds.iter().sum::<f64>() / n;
-        let square = folds.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
-        let std = (folds.len() > 1).then(|| (square / (n - 1.0)).sqrt());
-        Cell::Value { mean, std, folds, failed, missing }
+    fn of(state: &State, percent: bool) -> Self {
+        match state.clone() {
+            State::Value { mean, fold_std, seed_std, interval, folds, maps, failed, constant, .. } => {
+                let std = fold_std.or(seed_std);
+                let folds = folds.iter().map(|f| f.value).collect();
+                Cell::Value { mean, std, seed_std, interval, folds, maps, failed, constant, percent }
+            }
+            State::NotApplicable { reason } => Cell::NotApplicable { reason },
+            State::Failed { reason } => Cell::Failed { reason },
+        }
+    }
+
+    /// True where more maps failed than may pass unmarked.
+    fn is_marked(&self) -> bool {
+        matches!(self, Cell::Value { maps, failed, .. } if *failed as f64 > MARKED * *maps as f64)
     }
 
     fn text(&self, pm: &str) -> String {
+        let mark = if self.is_marked() { "!" } else { "" };
         match self {
-            Cell::Value { mean, std: Some(std), .. } => format!("{:.1}{pm}{:.1}", mean * 100.0, std * 100.0),
-            Cell::Value { mean, .. } => format!("{:.1}", mean * 100.0),
+            Cell::Value { mean, std, percent, .. } => {
+                let (factor, digits) = if *percent { (100.0, 1) } else { (1.0, 3) };
+                match std {
+                    Some(std) => format!("{:.digits$}{pm}{:.digits$}{mark}", mean * factor, std * factor),
+                    None => format!("{:.digits$}{mark}", mean * factor),
+                }
+            }
             Cell::NotApplicable { .. } => "N/A".into(),
             Cell::Failed { .. } => "failed".into(),
         }
     }
+
+    /// The text with the interval over images, where there is one.
+    fn long(&self) -> String {
+        match self {
+            Cell::Value { interval: Some([low, high]), percent, .. } => {
+                let (factor, digits) = if *percent { (100.0, 1) } else { (1.0, 3) };
+                let text = self.text(" ± ");
+                format!("{text} [{:.digits$}, {:.digits$}]", low * factor, high * factor)
+            }
+            _ => self.text(" ± "),
+        }
+    }
+}
+
+/// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
+pub fn tables(summary: &Summary) -> Vec<Table> {
+    let cell = |model: &str, explainer: &str, output: &str, metric: &ShownMetric| {
+        let found = summary
+            .cells
+            .iter()
+            .find(|c| c.model == model && c.explainer == explainer && c.output == output && c.metric == metric.label);
+        let missing = Cell::NotApplicable { reason: "nothing was computed".into() };
+        found.map_or(missing, |c| Cell::of(&c.state, metric.unit == "share"))
+    };
+    let predictions: Vec<&ShownMetric> = summary.metrics.iter().filter(|m| !m.of_maps).collect();
+    let mut maps: Vec<&ShownMetric> = summary.metrics.iter().filter(|m| m.of_maps).collect();
+    if summary.columns.is_empty() {
+        maps.clear();
+    }
+    let mut tables = Vec::new();
+    for at in 0..maps.len().max(1) {
+        let metric = maps.get(at);
+        let with = if at == 0 { predictions.as_slice() } else { &[] };
+        let mut groups = Vec::new();
+        if !with.is_empty() {
+            let columns = with.iter().map(|m| m.short.clone()).collect();
+            groups.push(Group { title: "classification".into(), columns });
+        }
+        if let Some(metric) = metric {
+            let mut columns: Vec<String> = summary.columns.iter().map(Column::title).collect();
+            columns.extend(metric.has_chance.then(|| CHANCE.to_string()));
+            let mean = if metric.level == Level::Image { ", mean over images" } else { "" };
+            groups.push(Group { title: format!("{}{mean}", metric.short), columns });
+        }
+        let row = |model: &String| {
+            let mut cells: Vec<Cell> = with.iter().map(|m| cell(model, "", "", m)).collect();
+            if let Some(metric) = metric {
+                cells.extend(summary.columns.iter().map(|c| cell(model, &c.explainer, &c.output, metric)));
+                cells.extend(metric.has_chance.then(|| cell(model, CHANCE, "", metric)));
+            }
+            Row { title: model.clone(), cells }
+        };
+        let rows = summary.models.iter().map(row).collect();
+        let title = match (at, metric) {
+            (0, _) | (_, None) => summary.title.clone(),
+            (_, Some(metric)) => metric.short.clone(),
+        };
+        let spread = match (summary.folds > 1, summary.seeds > 1) {
+            (true, false) => format!("Mean and standard deviation over {} folds", summary.folds),
+            (true, true) => format!(
+                "Mean over {} folds of {} trainings each, and standard deviation over folds",
+                summary.folds, summary.seeds
+            ),
+            (false, true) => format!("Mean and standard deviation over {} trainings of one fold", summary.seeds),
+            (false, false) => "One fold, one training".into(),
+        };
+        let notes = match at {
+            0 => std::iter::once(format!("{spread}.")).chain(summary.notes.clone()).collect(),
+            _ => vec![format!("{spread}.")],
+        };
+        tables.push(Table { title, groups, rows, notes });
+    }
+    let mut faults = Vec::new();
+    for cell in &summary.cells {
+        let State::Value { maps, failed, constant, .. } = &cell.state else { continue };
+        let Some(metric) = summary.metrics.iter().find(|m| m.label == cell.metric && m.level == Level::Image) else {
+            continue;
+        };
+        let column = Column { explainer: cell.explainer.clone(), output: cell.output.clone() };
+        let place = format!("{} x {}", cell.model, column.title());
+        if *failed > 0 {
+            let worst = if metric.better == Better::Higher { metric.range[0] } else { metric.range[1] };
+            let share = 100.0 * *failed as f64 / *maps as f64;
+            let marked = if *failed as f64 > MARKED * *maps as f64 { ", marked !" } else { "" };
+            faults.push(format!(
+                "{place}: {failed} of {maps} maps were not finite ({share:.1} %) and count as {worst}{marked}."
+            ));
+        }
+        if *constant > 0 && cell.explainer != CHANCE {
+            faults.push(format!("{place}: {constant} of {maps} maps are constant and say nothing of any place."));
+        }
+    }
+    faults.dedup();
+    let mut seen = std::collections::HashSet::new();
+    faults.retain(|f| seen.insert(f.clone()));
+    if let Some(first) = tables.first_mut() {
+        first.notes.extend(faults);
+    }
+    tables
 }
 
 /// A table: a row a model, columns in groups.
@@ -134,7 +256,7 @@ impl Table {
         for row in &self.rows {
             let _ = write!(text, "\n| {} |", escape(&row.title));
             for cell in &row.cells {
-                let _ = write!(text, " {} |", cell.text(" ± "));
+                let _ = write!(text, " {} |", cell.long());
             }
         }
         text.push_str("\n\n");
@@ -190,34 +312,51 @@ impl Table {
 /// `reason`).
 pub fn csv(tables: &[Table]) -> String {
     let mut out = csv::Writer::from_writer(Vec::new());
-    let header =
-        ["table", "model", "group", "column", "status", "mean %", "std %", "folds %", "failed", "missing", "reason"];
-    let percent = |v: &f64| (v * 100.0).to_string();
+    let header = [
+        "table",
+        "model",
+        "group",
+        "column",
+        "status",
+        "unit",
+        "mean",
+        "std",
+        "std over trainings",
+        "low",
+        "high",
+        "folds",
+        "maps",
+        "failed",
+        "constant",
+        "reason",
+    ];
     let mut lines = vec![header.map(str::to_string)];
     for table in tables {
         for row in &table.rows {
             for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
-                let s = String::from;
-                let rest: [String; 7] = match cell {
-                    Cell::Value { mean, std, folds, failed, missing } => [
-                        s("ok"),
-                        percent(mean),
-                        std.as_ref().map(percent).unwrap_or_default(),
-                        folds.iter().map(percent).collect::<Vec<_>>().join(" "),
-                        failed.to_string(),
-                        missing.to_string(),
-                        s(""),
-                    ],
-                    Cell::NotApplicable { reason } => [s("n/a"), s(""), s(""), s(""), s(""), s(""), reason.clone()],
-                    Cell::Failed { reason } => [s("failed"), s(""), s(""), s(""), s(""), s(""), reason.clone()],
-                };
-                let [a, b, c, d, e, f, g] = rest;
-                lines.push([table.title.clone(), row.title.clone(), s(group), s(column), a, b, c, d, e, f, g]);
+                let mut line = <[String; 16]>::default();
+                (line[0], line[1], line[2], line[3]) =
+                    (table.title.clone(), row.title.clone(), group.into(), column.into());
+                match cell {
+                    Cell::Value { mean, std, seed_std, interval, folds, maps, failed, constant, percent } => {
+                        let number = |v: f64| (if *percent { v * 100.0 } else { v }).to_string();
+                        let optional = |v: Option<f64>| v.map(number).unwrap_or_default();
+                        line[4] = "ok".into();
+                        line[5] = if *percent { "%".into() } else { String::new() };
+                        (line[6], line[7], line[8]) = (number(*mean), optional(*std), optional(*seed_std));
+                        (line[9], line[10]) = (optional(interval.map(|i| i[0])), optional(interval.map(|i| i[1])));
+                        line[11] = folds.iter().map(|v| number(*v)).collect::<Vec<_>>().join(" ");
+                        (line[12], line[13], line[14]) = (maps.to_string(), failed.to_string(), constant.to_string());
+                    }
+                    Cell::NotApplicable { reason } => (line[4], line[15]) = ("n/a".into(), reason.clone()),
+                    Cell::Failed { reason } => (line[4], line[15]) = ("failed".into(), reason.clone()),
+                }
+                lines.push(line);
             }
         }
         for note in &table.notes {
-            let mut line = <[String; 11]>::default();
-            (line[0], line[4], line[10]) = (table.title.clone(), "note".into(), note.clone());
+            let mut line = <[String; 16]>::default();
+            (line[0], line[4], line[15]) = (table.title.clone(), "note".into(), note.clone());
             lines.push(line);
         }
     }
@@ -232,6 +371,20 @@ pub fn csv(tables: &[Table]) -> String {
 mod tests {
     use super::*;
 
+    fn value(folds: &[f64], failed: usize) -> Cell {
+        Cell::Value {
+            mean: crate::stats::mean(folds),
+            std: crate::stats::deviation(folds),
+            seed_std: None,
+            interval: (failed == 0).then_some([0.25, 0.5]),
+            folds: folds.to_vec(),
+            maps: 20,
+            failed,
+            constant: 0,
+            percent: true,
+        }
+    }
+
     fn table() -> Table {
         let group = |title: &str, columns: &[&str]| Group {
             title: title.into(),
@@ -243,8 +396,8 @@ mod tests {
             rows: vec![Row {
                 title: "densenet".into(),
                 cells: vec![
-                    Cell::over_folds(vec![0.9, 0.94], 0, 0),
-                    Cell::over_folds(vec![0.31], 1, 2),
+                    value(&[0.9, 0.94], 0),
+                    value(&[0.31], 1),
                     Cell::NotApplicable { reason: "no attention".into() },
                 ],
             }],
@@ -258,15 +411,15 @@ mod tests {
         assert_eq!(
             t.terminal(),
             "Table\n\n          classification  pixel AUPRC       \nmodel              AUPRC  gradcam  attention\n\
-             densenet      92.0 ± 2.8     31.0        N/A\n\nA note.\n"
+             densenet      92.0 ± 2.8    31.0!        N/A\n\nA note.\n"
         );
-        assert!(t.markdown().contains("| densenet | 92.0 ± 2.8 | 31.0 | N/A |"));
-        assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0$ & N/A \\\\"));
+        assert!(t.markdown().contains("| densenet | 92.0 ± 2.8 [25.0, 50.0] | 31.0! | N/A |"));
+        assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0!$ & N/A \\\\"));
         let lines = csv(&[t.clone(), t.clone()]);
         assert_eq!(lines.lines().count(), 1 + 2 * (3 + 1));
-        assert!(lines.contains("Table,densenet,pixel AUPRC,gradcam,ok,31,,31,1,2,\n"), "{lines}");
-        assert!(lines.contains("Table,,,,note,,,,,,A note.\n"), "{lines}");
-        assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,no attention"));
+        assert!(lines.contains("Table,densenet,pixel AUPRC,gradcam,ok,%,31,,,,,31,20,1,0,\n"), "{lines}");
+        assert!(lines.contains("Table,,,,note,,,,,,,,,,,A note.\n"), "{lines}");
+        assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,,,,,,no attention"));
         let mut odd = t.clone();
         odd.rows[0].title = "a_b|{50 %}^~\\$".into();
         odd.notes[0] = "two\nlines".into();

@@ -53,7 +53,12 @@ fn measure(
     let file = |name: &str| -> PathBuf { folder.join(format!("liblightbox_{name}.so")) };
     let name = lightbox::device::name(device);
     let options = ModelOptions { device: name.clone(), ..ModelOptions::default() };
-    let mut engine = Engine::new(registry::open(&file(plugin))?.make_model(model, &options)?, device, 0)?;
+    let mut engine = Engine::new(
+        registry::open(&file(plugin))?.make_model(model, &options)?,
+        device,
+        0,
+        lightbox::engine::terminal(),
+    )?;
     for explainer in explainers {
         let plugin = if *explainer == "gradcam" { "cam" } else { explainer };
         engine.prepare(&file(plugin), &ExplainerChoice::parse(explainer)?)?;
@@ -76,7 +81,7 @@ fn measure(
         let mut times = vec![start.elapsed().as_secs_f64()];
         for i in 0..explainers.len() {
             let start = Instant::now();
-            let result = engine.run(&images, Some(&targets), &ids, &[i], &mut |_| {})?;
+            let result = engine.run(&images, &targets, &ids, &[i], &mut |_| {})?;
             times.push(start.elapsed().as_secs_f64());
             assert!(result.maps[0].1.is_ok());
         }

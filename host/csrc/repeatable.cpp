@@ -1,5 +1,7 @@
 // What tch lacks: the switches that make CUDA give the same numbers every time. False if one of them did not take.
 #include <ATen/Context.h>
+#include <ATen/Version.h>
+#include <cstring>
 
 extern "C" bool lightbox_repeatable() {
   auto &context = at::globalContext();
@@ -10,4 +12,9 @@ extern "C" bool lightbox_repeatable() {
   // Fresh memory need not be filled for that.
   context.setDeterministicFillUninitializedMemory(false);
   return context.deterministicCuDNN() && context.deterministicAlgorithms();
+}
+
+// The instruction set that ATen's kernels were chosen for: DEFAULT, AVX2, AVX512, ...
+extern "C" void lightbox_cpu_capability(char *text, size_t length) {
+  std::strncpy(text, at::get_cpu_capability().c_str(), length - 1);
 }

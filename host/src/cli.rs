@@ -4,7 +4,7 @@ use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::run::spec::RunSpec;
 use crate::run::supervisor::{self, Options};
-use crate::{check, data, explain, list, run, signals};
+use crate::{check, data, explain, list, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,7 +63,7 @@ enum Command {
     /// Run a benchmark, or continue it
     #[command(after_help = "Examples:\n  lightbox run demo\n  lightbox run mine.toml --json > events.jsonl\n  \
         lightbox run study --set data.root=node21 --set models.DenseNet121.weights=densenet121-a639ec97.pth\n  \
-        lightbox run study-quick --output runs/short --set 'models.*.train.epochs=2'")]
+        lightbox run study-quick --workers 2 --output runs/short --set 'models.*.train.epochs=2'")]
     Run {
         /// A TOML file, or the name of a built-in spec
         spec: PathBuf,
@@ -78,6 +78,12 @@ enum Command {
         #[command(flatten)]
         options: RunArgs,
     },
+    /// Write a plugin crate that builds, passes its check and has a unit test
+    #[command(
+        after_help = "Examples:\n  lightbox new explainer my-map\n  lightbox new explainer my-gradient --tch\n  \
+        lightbox new model my-net"
+    )]
+    New(new::NewArgs),
     /// Make phantoms, or look at a data source
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -88,7 +94,14 @@ enum Command {
         run: PathBuf,
         #[arg(long)]
         device: String,
+        #[arg(long)]
+        threads: usize,
+        #[arg(long)]
+        number: usize,
     },
+    /// The child of a scan of plugin folders
+    #[command(hide = true)]
+    Describe { files: Vec<PathBuf> },
     /// The child of `check`
     #[command(hide = true)]
     CheckWorker(check::WorkerArgs),
@@ -105,7 +118,13 @@ struct RunArgs {
     /// Compute failed cells anew
     #[arg(long)]
     retry_failed: bool,
-    /// auto, cpu, cuda or cuda:N [default: the spec's]
+    /// Worker processes at once [default: one a device]. The numbers do not depend on it
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Go on under other threads, CPU kernels or versions than the run began with; it is recorded
+    #[arg(long)]
+    mixed: bool,
+    /// auto, cpu, cuda, cuda:N, or several separated by commas [default: the spec's]
     #[arg(long)]
     device: Option<String>,
     /// The folder for results [default: the spec's, else runs/NAME]
@@ -119,8 +138,11 @@ struct RunArgs {
 /// Parses, runs, prints the error.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::Run { .. } | Command::Train { .. } | Command::Worker { .. }) {
-        // A closed pipe (`lightbox list | head`) ends the process quietly, as other tools do. A run goes on.
+    if !matches!(
+        cli.command,
+        Command::Run { .. } | Command::Train { .. } | Command::Worker { .. } | Command::Describe { .. }
+    ) {
+        // SAFETY: a plain call. A closed pipe (`lightbox list | head`) ends the process quietly, as other tools do. A run goes on.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     match dispatch(cli) {
@@ -137,8 +159,9 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::List { what, json } => {
             let registry = Registry::scan(&cli.plugins)?;
             print!("{}", list::list(&registry, what, json)?);
-            registry.need_unique()?;
-            Ok(Exit::Ok)
+            // The list is whole; a name that nobody can use is said all the same.
+            let all: Vec<String> = registry.duplicates.iter().map(|(_, text)| text.clone()).collect();
+            if all.is_empty() { Ok(Exit::Ok) } else { Err(Error::plugin(all.join("\n"))) }
         }
         Command::Info { name, json } => {
             let registry = Registry::scan(&cli.plugins)?;
@@ -154,11 +177,21 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         }
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
         Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
+        Command::New(args) => {
+            print!("{}", new::new(&args)?);
+            Ok(Exit::Ok)
+        }
         Command::Data(command) => {
             print!("{}", data::data(&command)?);
             Ok(Exit::Ok)
         }
-        Command::Worker { run, device } => run::worker::main(&run, &device).map(|()| Exit::Ok),
+        Command::Worker { run, device, threads, number } => {
+            run::worker::main(&run, &device, threads, number).map(|()| Exit::Ok)
+        }
+        Command::Describe { files } => {
+            crate::registry::describe(&files);
+            Ok(Exit::Ok)
+        }
     }
 }
 
@@ -175,7 +208,17 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
     if train_only && spec.models.iter().all(|m| m.train.is_none()) {
         return Err(Error::input("no model of the spec has a [models.train] section"));
     }
-    let options = Options { restart: args.restart, retry_failed: args.retry_failed, json: args.json, train_only };
+    if args.workers == Some(0) {
+        return Err(Error::input("--workers 0: at least 1 expected"));
+    }
+    let options = Options {
+        restart: args.restart,
+        retry_failed: args.retry_failed,
+        mixed: args.mixed,
+        workers: args.workers.unwrap_or(0),
+        json: args.json,
+        train_only,
+    };
     let outcome = supervisor::run(&spec, &registry, &options)?;
     if !args.json {
         use std::io::Write;

@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::run::spec::RunSpec;
+use crate::run::supervisor::notes;
 use clap::{Args, Subcommand};
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::{self, DataSpec, Truth, image, mha};
 use lightbox_core::files;
+use lightbox_core::task::Task;
 use rayon::prelude::*;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -35,8 +37,8 @@ pub enum DataCommand {
 pub struct MakeArgs {
     /// The new folder
     out: PathBuf,
-    /// Take the [data] section of this run spec; the options below do nothing then
-    #[arg(long)]
+    /// Take the [data] section of this run spec
+    #[arg(long, conflicts_with_all = ["count", "pixels", "nodules", "seed"])]
     spec: Option<PathBuf>,
     #[arg(long, default_value_t = 100)]
     count: usize,
@@ -70,6 +72,7 @@ pub fn data(command: &DataCommand) -> Result<String> {
 fn make(args: &MakeArgs) -> Result<String> {
     let spec = match &args.spec {
         Some(path) => RunSpec::read(path, &[])?.data,
+        // Nothing else is made of other tasks than a binary one.
         None => DataSpec::Phantom(Phantom {
             count: args.count,
             pixels: args.pixels,
@@ -78,7 +81,7 @@ fn make(args: &MakeArgs) -> Result<String> {
             ..Phantom::default()
         }),
     };
-    let source = data::open(&spec)?;
+    let source = data::open(&spec, &Task::default())?;
     if args.out.exists() && std::fs::read_dir(&args.out).is_ok_and(|mut d| d.next().is_some()) {
         return Err(Error::input(format!("{}: the folder is not empty", args.out.display())));
     }
@@ -91,7 +94,7 @@ fn make(args: &MakeArgs) -> Result<String> {
     let n = source.samples().len();
     (0..n).into_par_iter().try_for_each(|i| -> Result<()> {
         let grey = source.image(i)?;
-        let unit = grey.unit()?;
+        let unit = grey.unit_by(source.intensity())?;
         let (w, h) = (grey.width, grey.height);
         if node21 {
             // NODE21's own images hold 12 bits in 16.
@@ -110,7 +113,7 @@ fn make(args: &MakeArgs) -> Result<String> {
     });
     for (i, sample) in source.samples().iter().enumerate() {
         let boxes = if let Truth::Boxes(boxes) = &sample.truth { boxes.as_slice() } else { &[] };
-        let (name, label, patient) = (name(i), sample.label, &sample.patient);
+        let (name, label, patient) = (name(i), sample.stratum(), &sample.patient);
         let mut line = |x: String, y: String, w: String, h: String| {
             let _ = match node21 {
                 true => writeln!(text, "{h},{name},{label},{w},{x},{y}"),
@@ -137,10 +140,10 @@ fn quantiles(mut values: Vec<f64>) -> Option<[f64; 3]> {
 }
 
 fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
-    let source = data::open(&spec.data)?;
+    let source = data::open(&spec.data, &spec.task)?;
     let samples = source.samples();
     let count = |f: &dyn Fn(&data::Sample) -> bool| samples.iter().filter(|s| f(s)).count();
-    let positive = count(&|s| s.label == 1);
+    let positive = count(&|s| s.has(1));
     let unknown = count(&|s| s.truth == Truth::Unknown);
     let patients: std::collections::HashSet<&str> = samples.iter().map(|s| s.patient.as_str()).collect();
     let boxes: Vec<_> = samples
@@ -153,20 +156,23 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let read = some.par_iter().map(|&i| source.image(i)).collect::<Result<Vec<_>, _>>()?;
     let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
     let split = spec.split.split(samples)?;
-    let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| samples[i].label == 1).count());
+    let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| samples[i].has(1)).count());
     if json {
         let folds: Vec<_> = split.folds.iter().map(|f| [share(&f.train), share(&f.validation)]).collect();
         let value = serde_json::json!({
             "images": samples.len(), "positive": positive, "patients": patients.len(), "unknown_masks": unknown,
             "boxes": boxes.len(), "box_side": quantiles(boxes), "sizes": sizes, "test": share(&split.test),
-            "folds": folds, "notes": source.notes(),
+            "folds": folds, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
         });
         return Ok(serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
     }
+    let of = match source.knows_patients() {
+        true => format!("of {} patients", patients.len()),
+        false => "of unknown patients".into(),
+    };
     let mut text = format!(
-        "images    {} ({positive} with the finding) of {} patients\nsizes     {} (of {} read)\n",
+        "images    {} ({positive} with the finding) {of}\nsizes     {} (of {} read)\n",
         samples.len(),
-        patients.len(),
         sizes.into_iter().collect::<Vec<_>>().join(", "),
         read.len()
     );
@@ -185,7 +191,7 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     for (k, fold) in split.folds.iter().enumerate() {
         let _ = writeln!(text, "fold {k}    train {}, validation {}", part(&fold.train), part(&fold.validation));
     }
-    for note in source.notes() {
+    for note in notes(source.as_ref()) {
         let _ = writeln!(text, "note      {note}");
     }
     Ok(text)

@@ -22,11 +22,31 @@ static TROUBLE: OnceLock<String> = OnceLock::new();
 
 unsafe extern "C" {
     fn lightbox_repeatable() -> bool;
+    fn lightbox_cpu_capability(text: *mut std::ffi::c_char, length: usize);
+}
+
+/// What decides which CPU kernels run: the instruction set that ATen chose, the extensions that oneDNN looks for, and the
+/// variables that limit them.
+pub fn kernels() -> String {
+    let mut text = [0 as std::ffi::c_char; 64];
+    // SAFETY: the shim writes at most one byte less than the buffer, which began as zeros.
+    let aten = unsafe {
+        lightbox_cpu_capability(text.as_mut_ptr(), text.len());
+        std::ffi::CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
+    };
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    let known = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile"];
+    let flags: Vec<&str> = flags.split_whitespace().filter(|f| known.contains(f)).collect();
+    let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"];
+    let limits = limits.iter().filter_map(|name| std::env::var(name).ok().map(|v| format!(", {name}={v}")));
+    format!("ATen {aten}; {}{}", flags.join(" "), limits.collect::<String>())
 }
 
 /// Asks libtorch for operations that give the same numbers every time. cuDNN and several CUDA kernels otherwise add in an
 /// order that varies.
 fn repeatable() -> Result<()> {
+    // SAFETY: sets switches of libtorch and reads them back.
     match unsafe { lightbox_repeatable() } {
         true => Ok(()),
         false => Err(Error::input("libtorch did not switch to repeatable operations")),
@@ -36,12 +56,15 @@ fn repeatable() -> Result<()> {
 /// Opens libtorch's CUDA part if there is a driver. Call it first in `main`.
 pub fn open_cuda() {
     if std::env::var_os("CUBLAS_WORKSPACE_CONFIG").is_none() {
-        // Without it cuBLAS may differ from run to run. No other thread is there yet.
+        // Without it cuBLAS may differ from run to run.
+        // SAFETY: no other thread is there yet.
         unsafe { std::env::set_var("CUBLAS_WORKSPACE_CONFIG", ":4096:8") };
     }
+    // SAFETY: NVIDIA's driver library, whose start-up may run.
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_LAZY | RTLD_LOCAL) };
     if let (Ok(driver), Some(folder)) = (driver, libtorch_folder()) {
         std::mem::forget(driver);
+        // SAFETY: libtorch's own library, as above.
         match unsafe { Library::open(Some(folder.join("libtorch.so")), RTLD_LAZY | RTLD_LOCAL) } {
             Ok(torch) => std::mem::forget(torch),
             Err(e) => drop(TROUBLE.set(e.to_string())),
@@ -53,6 +76,7 @@ pub fn open_cuda() {
 /// them in again.
 pub fn keep_memory() {
     #[cfg(target_env = "gnu")]
+    // SAFETY: plain settings of the allocator.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);

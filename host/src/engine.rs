@@ -1,17 +1,29 @@
 //! One model and its explainers, ready to run on batches.
 //!
 //! [`Engine::prepare`] asks every explainer what it needs; [`Engine::run`] merges the answers into one request and serves a
-//! batch with one run of the model, whatever the number of explainers.
+//! batch with one run of the model, whatever the number of explainers. Explainers that want gradients under modified rules
+//! share a run a set of rules.
+//!
+//! Everything that an explainer is given is summed up before its call and after it: one that writes to what it received is
+//! named, and what its neighbours saw is computed anew.
 
 use crate::error::{Error, Result};
+use crate::proxy::{self, Calls, Shared, Watch};
 use crate::registry;
-use lightbox_sdk::abi::HostCalls;
-use lightbox_sdk::spec::{ExplainerSpec, ModelOptions, ModelSpec, Params, Plan};
-use lightbox_sdk::{Array, DType, ExplainInput, ExplainerHandle, ModelHandle, Place, Request};
+use lightbox_core::maps::checksum;
+use lightbox_core::seed;
+use lightbox_sdk::hash::fnv1a;
+use lightbox_sdk::host::Serving;
+use lightbox_sdk::spec::{ExplainerSpec, ModelOptions, ModelSpec, Needs, Params, Plan};
+use lightbox_sdk::{
+    Array, DType, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Place, Request,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// An explainer as a spec or command line names it.
@@ -24,6 +36,12 @@ pub struct ExplainerChoice {
     pub label: String,
     #[serde(default)]
     pub params: BTreeMap<String, Value>,
+    /// The labels of the models that it explains; all where it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Of an explainer with several maps: the names of those that the table shows; all where it is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<String>,
 }
 
 impl ExplainerChoice {
@@ -43,7 +61,7 @@ impl ExplainerChoice {
             return Err(Error::input(format!("explainer `{text}` has no name")));
         }
         let label = if params.is_empty() { String::new() } else { text.to_string() };
-        Ok(ExplainerChoice { name: name.into(), label, params })
+        Ok(ExplainerChoice { name: name.into(), label, params, models: vec![], maps: vec![] })
     }
 
     /// What names this choice in tables, files and events.
@@ -58,34 +76,51 @@ pub struct Prepared {
     pub spec: ExplainerSpec,
     pub file: PathBuf,
     pub plan: Plan,
+    /// Images that it ran the model on beyond the shared run.
+    pub runs: Arc<AtomicU64>,
+    choice: ExplainerChoice,
     handle: ExplainerHandle,
     params: Params,
+    /// What the fit handed back.
+    fitted: BTreeMap<String, Array>,
+    runner: ModelHandle,
+}
+
+impl Prepared {
+    fn needs(&self) -> Option<&Needs> {
+        if let Plan::Run(needs) = &self.plan { Some(needs) } else { None }
+    }
+
+    /// What it wants to see of the training set before it explains.
+    pub fn fit(&self) -> Option<&lightbox_sdk::spec::FitNeeds> {
+        self.needs().and_then(|n| n.fit.as_ref())
+    }
 }
 
 /// A model and its explainers.
 pub struct Engine {
-    pub model: ModelHandle,
+    model: Shared,
     pub spec: ModelSpec,
     pub explainers: Vec<Prepared>,
     device: Device,
     seed: u64,
+    watch: Arc<dyn Watch>,
     mean_mask: Option<Array>,
 }
 
-/// Maps of a batch at the explainer's own resolution.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Maps {
-    pub n: usize,
-    pub height: usize,
-    pub width: usize,
-    /// [n, height, width], row-major.
-    pub values: Vec<f32>,
+/// The maps of one explainer for a batch.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Names of several maps; one empty name for one map.
+    pub names: Vec<String>,
+    /// [n, K, h, w] float32, on the device it was made on, memory of its own.
+    pub maps: Tensor,
 }
 
-impl Maps {
-    pub fn image(&self, i: usize) -> &[f32] {
-        let size = self.height * self.width;
-        &self.values[i * size..][..size]
+impl Outputs {
+    /// One of the K maps, [n, h, w].
+    pub fn output(&self, k: usize) -> Result<Tensor> {
+        Ok(self.maps.f_select(1, k as i64)?)
     }
 }
 
@@ -94,7 +129,11 @@ pub struct Batch {
     /// [B, classes] float32, CPU.
     pub logits: Tensor,
     pub targets: Vec<i64>,
-    pub maps: Vec<(usize, std::result::Result<Maps, lightbox_sdk::Error>)>,
+    pub maps: Vec<(usize, std::result::Result<Outputs, lightbox_sdk::Error>)>,
+    /// Seconds in each explainer's own code.
+    pub seconds: Vec<(usize, f64)>,
+    /// The explainer that wrote to what it was given. What others gave in this batch is worth nothing then.
+    pub tampered: Option<usize>,
 }
 
 /// Builds a model and loads its weights. What the model says of them comes back as sentences.
@@ -125,33 +164,33 @@ pub fn load_model(
 
 /// A stable number of an image by its name, whatever stands beside it.
 pub fn image_id(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+    fnv1a(name.bytes())
 }
 
-fn to_cpu(array: &Array) -> Result<Array, lightbox_sdk::Error> {
-    match array.place() {
-        Place::Cpu => Ok(array.clone()),
-        Place::Cuda(_) => Array::from_tensor(&array.to_tensor()?.f_to_device(Device::Cpu)?.f_contiguous()?),
+/// A number that another value anywhere in the array would change. On CUDA the sum of the bits, by one kernel.
+fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
+    if let (Place::Cpu, DType::F32) = (array.place(), array.dtype()) {
+        let view = array.view::<f32>()?;
+        return Ok(match view.as_slice_memory_order() {
+            Some(values) => checksum(values),
+            None => checksum(&view.iter().copied().collect::<Vec<_>>()),
+        });
     }
+    let bits = array.share_tensor()?;
+    let bits = if array.dtype() == DType::F32 { bits.f_contiguous()?.f_view_dtype(Kind::Int)? } else { bits };
+    Ok(bits.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
 }
 
-extern "C" fn cancelled(_: *const std::ffi::c_void) -> bool {
-    crate::signals::interrupted()
-}
-
-extern "C" fn log(_: *const std::ffi::c_void, line: abi_stable::std_types::RStr<'_>) {
-    eprintln!("{line}");
-}
-
-/// The host as a plugin sees it: cancelled by Ctrl-C, lines go to stderr.
-pub fn host_calls() -> HostCalls {
-    HostCalls { data: std::ptr::null(), cancelled, log }
+/// A host whose calls reach nobody, for tests of plugins: cancelled by Ctrl-C, lines go to stderr.
+pub fn terminal() -> Arc<dyn Watch> {
+    Arc::new(proxy::Terminal)
 }
 
 impl Engine {
-    pub fn new(model: ModelHandle, device: Device, seed: u64) -> Result<Self> {
+    pub fn new(model: ModelHandle, device: Device, seed: u64, watch: Arc<dyn Watch>) -> Result<Self> {
         let spec = model.spec()?;
-        Ok(Engine { model, spec, explainers: vec![], device, seed, mean_mask: None })
+        let model = Arc::new(Mutex::new(model));
+        Ok(Engine { model, spec, explainers: vec![], device, seed, watch, mean_mask: None })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
@@ -160,8 +199,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Opens an explainer and asks for its needs. Wrong parameters, an unknown site and a plugin that cannot be opened are
-    /// errors; "not applicable" is a plan.
+    /// Opens an explainer and asks for its needs. Wrong parameters, an unknown site or rule and a plugin that cannot be
+    /// opened are errors; "not applicable" is a plan.
     pub fn prepare(&mut self, file: &Path, choice: &ExplainerChoice) -> Result<()> {
         let plugin = registry::open(file)?;
         let spec = plugin.manifest.explainers.iter().find(|e| e.name == choice.name).cloned();
@@ -174,21 +213,96 @@ impl Engine {
             plan = Plan::not_applicable("its answer is of a newer SDK than this host's");
         }
         if let Plan::Run(needs) = &plan {
-            for site in needs.values.iter().chain(&needs.gradients) {
-                self.spec.site(site).map_err(|e| Error::from(e.context(format!("explainer {}", choice.name))))?;
+            let place = |e: lightbox_sdk::Error| Error::from(e.context(format!("explainer {}", choice.name)));
+            needs.check_requires().map_err(place)?;
+            let fit = needs.fit.iter().flat_map(|f| &f.values);
+            for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
+                self.spec.site(site).map_err(place)?;
             }
-            if needs.mean_mask && self.mean_mask.is_none() {
+            if let Some(rule) = needs.rules.iter().find(|r| !self.spec.rules.contains(r)) {
+                plan = Plan::not_applicable(format!("{} has no rule {rule}", self.spec.name));
+            } else if needs.mean_mask && self.mean_mask.is_none() {
                 plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");
             }
         }
         let label = choice.label().to_string();
-        self.explainers.push(Prepared { label, spec, file: file.to_path_buf(), plan, handle, params });
+        let runs = Arc::new(AtomicU64::new(0));
+        let foreign = (spec.cpu_only && self.device != Device::Cpu).then_some(self.device);
+        let runner = proxy::handle(&self.model, &self.spec, &self.watch, foreign, &runs);
+        let (file, fitted) = (file.to_path_buf(), BTreeMap::new());
+        let choice = choice.clone();
+        self.explainers.push(Prepared { label, spec, file, plan, runs, choice, handle, params, fitted, runner });
         Ok(())
+    }
+
+    /// Runs an explainer's fit. `batches(rewind)` gives the batches of the training set.
+    pub fn fit(
+        &self,
+        index: usize,
+        target: Option<i64>,
+        fold: u64,
+        training: u64,
+        batches: &dyn Fn(bool) -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error>,
+    ) -> Result<Named> {
+        let explainer = &self.explainers[index];
+        let calls = Calls { watch: self.watch.as_ref(), fit: Some(batches) };
+        let serving = Serving::new(&calls);
+        let needs_model = explainer.needs().is_some_and(|n| n.model);
+        Ok(explainer.handle.fit(FitInput {
+            model: &self.spec,
+            params: &explainer.params,
+            target,
+            seed: seed::derive(self.seed, &format!("fit {}", explainer.spec.name), &[fold, training]),
+            runner: needs_model.then(|| explainer.runner.as_ref()),
+            host: serving.calls(),
+        })?)
+    }
+
+    /// Gives an explainer what its fit handed back.
+    pub fn set_fitted(&mut self, index: usize, fitted: Named) {
+        self.explainers[index].fitted = fitted.into_iter().collect();
+    }
+
+    /// Runs the model.
+    pub fn request(&self, request: &Request) -> Result<lightbox_sdk::Response> {
+        self.watch.alive();
+        Ok(self.model.lock().unwrap_or_else(PoisonError::into_inner).run(request)?)
+    }
+
+    /// The model's parameters.
+    pub fn parameters(&self) -> Result<Named> {
+        Ok(self.model.lock().unwrap_or_else(PoisonError::into_inner).parameters()?)
+    }
+
+    /// A copy of the model with other parameters, without explainers.
+    pub fn fork(&self, edits: &Named) -> Result<Engine> {
+        let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(edits)?;
+        let mut fork = Engine::new(fork, self.device, self.seed, self.watch.clone())?;
+        fork.mean_mask = self.mean_mask.clone();
+        Ok(fork)
+    }
+
+    /// Takes over an explainer of another engine, with what it has learned.
+    pub fn copy_explainer(&mut self, explainer: &Prepared) -> Result<()> {
+        self.prepare(&explainer.file, &explainer.choice)?;
+        if let Some(copy) = self.explainers.last_mut() {
+            copy.fitted = explainer.fitted.clone();
+        }
+        Ok(())
+    }
+
+    /// An error when the user wants to stop; a sign of life.
+    pub fn check(&self) -> std::result::Result<(), lightbox_sdk::Error> {
+        self.watch.alive();
+        match self.watch.cancelled() {
+            true => Err(lightbox_sdk::Error::new(lightbox_sdk::ErrorKind::Cancelled, "cancelled")),
+            false => Ok(()),
+        }
     }
 
     /// Logits [B, classes], CPU, and nothing else.
     pub fn classify(&self, images: &Tensor) -> Result<Tensor> {
-        let response = self.model.run(&Request::forward(Array::from_tensor(images)?))?;
+        let response = self.request(&Request::forward(Array::from_tensor(&images.f_to_device(self.device)?)?))?;
         self.check_logits(&response.logits, images.size()[0] as usize)
     }
 
@@ -199,34 +313,39 @@ impl Engine {
             let (name, shape) = (&self.spec.name, logits.shape());
             return Err(Error::plugin(format!("model {name} gave logits of shape {shape:?}, expected {wanted:?}")));
         }
-        Ok(logits.to_tensor()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
+        Ok(logits.share_tensor()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?)
     }
 
-    /// Runs the model once, for what the explainers of `active` need together (indices of [`Engine::explainers`]), and each
-    /// of them that applies.
-    /// `targets` are classes, `None` for each image's highest logit. `before` is called before each explainer.
+    /// Runs the model for what the explainers of `active` need together (indices of [`Engine::explainers`]; once, and once
+    /// more a set of modified rules), and each of them that applies.
+    /// `targets` are classes, a negative one for the image's highest logit. `before` is called before each explainer.
     pub fn run(
         &self,
         images: &Tensor,
-        targets: Option<&[i64]>,
+        targets: &[i64],
         ids: &[u64],
         active: &[usize],
         before: &mut dyn FnMut(&Prepared),
     ) -> Result<Batch> {
         let n = images.size()[0] as usize;
-        let wanted = targets.map_or_else(|| vec![-1; n], <[i64]>::to_vec);
         let images = Array::from_tensor(&images.f_to_device(self.device)?)?;
-        let (mut values, mut gradients) = (Vec::new(), Vec::new());
-        for &index in active {
-            if let Plan::Run(needs) = &self.explainers[index].plan {
-                merge(&mut values, &needs.values);
-                merge(&mut gradients, &needs.gradients);
-            }
+        let wanted = Array::from_vec(&[n], targets.to_vec())?;
+        // The explainers of each set of rules; the plain set is first and runs in any case.
+        let mut groups: BTreeMap<Vec<String>, (Vec<String>, Vec<String>)> = BTreeMap::from([Default::default()]);
+        for needs in active.iter().filter_map(|&i| self.explainers[i].needs()) {
+            let group = groups.entry(rules(needs)).or_default();
+            merge(&mut group.0, &needs.values);
+            merge(&mut group.1, &needs.gradients);
         }
-        let targets = Array::from_vec(&[n], wanted.clone())?;
-        let request = Request::explain(images.clone(), targets, &values, &gradients);
-        let mut response = self.model.run(&request)?;
-        let logits = self.check_logits(&response.logits, n)?;
+        let mut responses = BTreeMap::new();
+        for (rules, (values, gradients)) in groups {
+            let request = Request::explain(images.clone(), wanted.clone(), &values, &gradients);
+            let mut response = self.request(&Request { rules: rules.clone(), ..request })?;
+            let gradients = response.grads.pop().unwrap_or_default();
+            responses.insert(rules, (response, gradients));
+        }
+        let Some((plain, _)) = responses.get(&Vec::new()) else { return Err(Error::plugin("the model was not run")) };
+        let logits = self.check_logits(&plain.logits, n)?;
         if logits.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::plugin(format!(
                 "model {}: its logits are not finite (hint: are there NaN in the weights?)",
@@ -234,45 +353,139 @@ impl Engine {
             )));
         }
         let first = Vec::<i64>::try_from(logits.f_argmax(1, false)?)?;
-        let targets: Vec<i64> = wanted.iter().zip(first).map(|(&w, f)| if w < 0 { f } else { w }).collect();
-        let gradients = response.grads.pop().unwrap_or_default();
+        let targets: Vec<i64> = targets.iter().zip(first).map(|(&w, f)| if w < 0 { f } else { w }).collect();
 
-        let pick = |all: &BTreeMap<String, Array>, names: &[String], cpu: bool| {
-            let one = |name: &String| -> Result<(String, Array), lightbox_sdk::Error> {
-                let array = all.get(name).ok_or_else(|| {
-                    lightbox_sdk::Error::output(format!("model {} did not hand back site {name}", self.spec.name))
-                })?;
-                Ok((name.clone(), if cpu { to_cpu(array)? } else { array.clone() }))
-            };
-            names.iter().map(one).collect::<Result<BTreeMap<_, _>, _>>()
-        };
-        let mut maps = Vec::new();
+        let mut batch = Batch { logits, targets, maps: vec![], seconds: vec![], tampered: None };
+        let mut given = Given::default();
         for &index in active {
             let explainer = &self.explainers[index];
-            let Plan::Run(needs) = &explainer.plan else { continue };
+            let Some(needs) = explainer.needs() else { continue };
+            let Some((response, gradients)) = responses.get(&rules(needs)) else { continue };
             before(explainer);
-            let cpu = explainer.spec.cpu_only;
-            let map = (|| {
+            let cpu = explainer.spec.cpu_only && self.device != Device::Cpu;
+            let prefix = rules(needs).join("+");
+            let site = |name: &String, from: &BTreeMap<String, Array>| {
+                from.get(name).cloned().ok_or_else(|| {
+                    let model = &self.spec.name;
+                    lightbox_sdk::Error::output(format!("model {model} did not hand back site {name}"))
+                })
+            };
+            let mut seconds = 0.0;
+            let outcome = (|| {
+                let calls = Calls { watch: self.watch.as_ref(), fit: None };
+                let serving = Serving::new(&calls);
+                let (mut values, mut grads) = (BTreeMap::new(), BTreeMap::new());
+                for name in &needs.values {
+                    let array = site(name, &response.values)?;
+                    values.insert(name.clone(), given.give(cpu, format!("{prefix} value {name}"), &array)?);
+                }
+                for name in &needs.gradients {
+                    let array = site(name, gradients)?;
+                    grads.insert(name.clone(), given.give(cpu, format!("{prefix} gradient {name}"), &array)?);
+                }
+                let own_images = given.give(cpu, "images".into(), &images)?;
+                let own_logits = given.give(cpu, "logits".into(), &plain.logits)?;
+                // Small, and of this call alone: who writes to it spoils nobody's.
+                let mean = self.mean_mask.as_ref().filter(|_| needs.mean_mask).map(own).transpose()?;
+                let kept: Vec<&Array> = mean.iter().chain(explainer.fitted.values()).collect();
+                let kept_sums = kept.iter().map(|a| fingerprint(a)).collect::<std::result::Result<Vec<_>, _>>()?;
                 let input = ExplainInput {
-                    images: if cpu { to_cpu(&images)? } else { images.clone() },
-                    targets: Array::from_vec(&[n], targets.clone())?,
-                    logits: if cpu { to_cpu(&response.logits)? } else { response.logits.clone() },
+                    images: own_images.clone(),
+                    targets: Array::from_vec(&[n], batch.targets.clone())?,
+                    logits: own_logits.clone(),
                     ids: ids.to_vec(),
                     model: &self.spec,
                     params: &explainer.params,
                     seed: self.seed,
-                    values: pick(&response.values, &needs.values, cpu)?,
-                    gradients: pick(&gradients, &needs.gradients, cpu)?,
-                    mean_mask: self.mean_mask.clone().filter(|_| needs.mean_mask),
-                    runner: needs.model.then(|| self.model.as_ref()),
-                    host: host_calls(),
+                    values: values.clone(),
+                    gradients: grads.clone(),
+                    mean_mask: mean.clone(),
+                    fitted: explainer.fitted.clone(),
+                    runner: needs.model.then(|| explainer.runner.as_ref()),
+                    host: serving.calls(),
                 };
-                check_map(explainer.handle.explain(input)?, n, &explainer.spec.name)
+                let called = std::time::Instant::now();
+                let maps = explainer.handle.explain(input);
+                seconds = called.elapsed().as_secs_f64();
+                let outputs = maps.and_then(|maps| check_maps(maps, n, &explainer.spec.name));
+                // Whatever it answered: is all as it was?
+                let keyed = values.iter().map(|(name, a)| (format!("{prefix} value {name}"), a));
+                let keyed = keyed.chain(grads.iter().map(|(name, a)| (format!("{prefix} gradient {name}"), a)));
+                for (key, array) in keyed.chain([("images".into(), &own_images), ("logits".into(), &own_logits)]) {
+                    if !given.is_unchanged(cpu, key, array)? {
+                        batch.tampered = Some(index);
+                    }
+                }
+                for (array, before) in kept.iter().zip(kept_sums) {
+                    if fingerprint(array)? != before {
+                        batch.tampered = Some(index);
+                    }
+                }
+                outputs
             })();
-            maps.push((index, map));
+            batch.maps.push((index, outcome));
+            batch.seconds.push((index, seconds));
+            if batch.tampered.is_some() {
+                break;
+            }
         }
-        Ok(Batch { logits, targets, maps })
+        Ok(batch)
     }
+
+    /// Images that explainer `index` has run the model on so far.
+    pub fn runs(&self, index: usize) -> u64 {
+        self.explainers[index].runs.load(Ordering::Relaxed)
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+}
+
+/// What explainers of a batch were given: sums of all arrays before the first call, and CPU copies, each made once.
+#[derive(Default)]
+struct Given {
+    sums: BTreeMap<(bool, String), u64>,
+    copies: BTreeMap<String, Array>,
+}
+
+impl Given {
+    /// An array for an explainer, a copy in CPU memory with `cpu`.
+    fn give(&mut self, cpu: bool, key: String, array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+        let array = match (cpu, self.copies.get(&key)) {
+            (false, _) => array.clone(),
+            (true, Some(copy)) => copy.clone(),
+            (true, None) => {
+                let copy = array.to_cpu()?;
+                self.copies.insert(key.clone(), copy.clone());
+                copy
+            }
+        };
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.sums.entry((cpu, key)) {
+            entry.insert(fingerprint(&array)?);
+        }
+        Ok(array)
+    }
+
+    fn is_unchanged(&self, cpu: bool, key: String, array: &Array) -> std::result::Result<bool, lightbox_sdk::Error> {
+        Ok(self.sums.get(&(cpu, key)) == Some(&fingerprint(array)?))
+    }
+}
+
+/// A copy in memory of its own.
+pub(crate) fn own(array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+    let tensor = array.share_tensor()?;
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(&tensor)?;
+    Array::from_tensor(&copy)
+}
+
+/// What names a set of rules.
+fn rules(needs: &Needs) -> Vec<String> {
+    let mut rules = needs.rules.clone();
+    rules.sort();
+    rules.dedup();
+    rules
 }
 
 fn merge(all: &mut Vec<String>, more: &[String]) {
@@ -283,25 +496,43 @@ fn merge(all: &mut Vec<String>, more: &[String]) {
     }
 }
 
-/// A map must be [n, h, w] float32. Whether its values are finite is each image's own matter.
-fn check_map(map: Array, n: usize, name: &str) -> Result<Maps, lightbox_sdk::Error> {
-    let shape = map.shape();
-    let [b, height, width] = shape.as_slice().try_into().map_err(|_| {
-        lightbox_sdk::Error::output(format!("explainer {name} gave a map of shape {shape:?}, expected [{n}, h, w]"))
-    })?;
-    if b != n || height == 0 || width == 0 {
-        return Err(lightbox_sdk::Error::output(format!(
-            "explainer {name} gave a map of shape {shape:?}, expected [{n}, h, w]"
-        )));
+/// The sentence about an explainer that wrote to its input.
+pub fn tampered(name: &str) -> lightbox_sdk::Error {
+    lightbox_sdk::Error::output(format!(
+        "explainer {name} wrote to what it was given; its neighbours' maps were made anew"
+    ))
+}
+
+/// Maps must be [n, h, w], or [n, K, h, w] with K names, float32. Whether values are finite is each image's own matter.
+fn check_maps(maps: Maps, n: usize, name: &str) -> std::result::Result<Outputs, lightbox_sdk::Error> {
+    let bad = |text: String| lightbox_sdk::Error::output(format!("explainer {name} {text}"));
+    let shape = maps.array.shape();
+    let k = maps.names.len();
+    let fits = match (shape.as_slice(), k) {
+        ([b, h, w], 0) => *b == n && *h > 0 && *w > 0,
+        ([b, c, h, w], _) => *b == n && *c == k && k > 0 && *h > 0 && *w > 0,
+        _ => false,
+    };
+    if !fits {
+        let wanted = if k == 0 { format!("[{n}, h, w]") } else { format!("[{n}, {k}, h, w]") };
+        return Err(bad(format!("gave a map of shape {shape:?}, expected {wanted}")));
     }
-    if map.dtype() != DType::F32 {
-        return Err(lightbox_sdk::Error::output(format!(
-            "explainer {name} gave a map of {:?}, expected F32",
-            map.dtype()
-        )));
+    let mut sorted = maps.names.clone();
+    sorted.sort();
+    let unusable = |s: &String| s.is_empty() || s.chars().any(char::is_control);
+    if sorted.windows(2).any(|w| w[0] == w[1]) || sorted.iter().any(unusable) {
+        return Err(bad(format!("names its maps {:?}: each needs a printable name of its own", maps.names)));
     }
-    let values = to_cpu(&map)?.to_vec::<f32>()?;
-    Ok(Maps { n, height, width, values })
+    if maps.array.dtype() != DType::F32 {
+        return Err(bad(format!("gave a map of {:?}, expected F32", maps.array.dtype())));
+    }
+    let tensor = maps.array.share_tensor()?;
+    let (h, w) = (shape[shape.len() - 2] as i64, shape[shape.len() - 1] as i64);
+    // The plugin may use its memory again.
+    let copy = tensor.f_reshape([n as i64, k.max(1) as i64, h, w])?.f_contiguous()?;
+    let mut own = copy.f_empty_like()?;
+    own.f_copy_(&copy)?;
+    Ok(Outputs { names: if k == 0 { vec![String::new()] } else { maps.names }, maps: own })
 }
 
 #[cfg(test)]

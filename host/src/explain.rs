@@ -1,21 +1,21 @@
 //! `lightbox explain`: overlays of images, or raw maps of a batch.
 
 use crate::device;
-use crate::engine::{Engine, ExplainerChoice, Maps, load_model};
+use crate::engine::{self, Engine, ExplainerChoice, load_model};
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::run::spec::file_name;
 use clap::Args;
 use lightbox_core::data::image;
-use lightbox_core::data::resize::{resize, upsample};
-use lightbox_core::metrics::average_precision::min_max;
+use lightbox_core::data::resize::resize;
+use lightbox_core::maps::{self, Fault};
 use lightbox_core::picture::Picture;
 use lightbox_core::{checkpoint, files, tensors};
 use lightbox_sdk::spec::{InputSpec, ModelOptions, Plan};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 #[derive(Args)]
 pub struct ExplainArgs {
@@ -67,7 +67,7 @@ fn is_batch(path: &Path) -> bool {
 fn read_images(paths: &[PathBuf], input: &InputSpec) -> Result<Input> {
     let (h, w) = (input.height, input.width);
     let read = |path: &PathBuf| -> Result<Vec<f32>> {
-        let grey = image::read(path)?;
+        let grey = image::read(path, false)?;
         let unit = grey.unit().map_err(|e| e.with_path(path))?;
         let pixels = resize(&unit, (grey.width, grey.height), (w, h));
         // As a run stores them: 8 bits stay 8 bits, deeper images keep 16.
@@ -99,7 +99,6 @@ fn head_classes(path: &Path) -> Result<Option<usize>> {
 
 /// Runs the command.
 pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
-    registry.need_unique()?;
     let batched = args.images.iter().any(|p| is_batch(p));
     if batched && args.images.len() > 1 {
         return Err(Error::input("a batch file is explained alone: give one .npy or .safetensors, or only images"));
@@ -136,12 +135,29 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     if args.weights.is_none() {
         eprintln!("note: no --weights: {} has random initial values", args.model);
     }
-    let mut engine = Engine::new(model, device, args.seed)?;
+    let mut engine = Engine::new(model, device, args.seed, engine::terminal())?;
     for choice in &choices {
         engine.prepare(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
             eprintln!("not applicable: {} x {}: {reason}", args.model, choice.label());
         }
+    }
+    let applies = |e: &engine::Prepared| matches!(e.plan, Plan::Run(_));
+    if !engine.explainers.iter().any(applies) {
+        let reason = |e: &engine::Prepared| match &e.plan {
+            Plan::NotApplicable { reason } => format!("{}: {reason}", e.label),
+            _ => e.label.clone(),
+        };
+        let reasons: Vec<String> = engine.explainers.iter().map(reason).collect();
+        return Err(Error::input(format!(
+            "nothing to draw: none of the explainers applies to {model} ({}) (hint: lightbox info {model} lists its sites)",
+            reasons.join("; "),
+            model = args.model
+        )));
+    }
+    if let Some(fits) = engine.explainers.iter().find(|e| e.fit().is_some()) {
+        let label = &fits.label;
+        return Err(Error::input(format!("{label} learns from a training set first: use it in a run (lightbox run)")));
     }
     let classes = engine.spec.classes as i64;
     if let Some(bad) = args.target.filter(|t| !(0..classes).contains(t)) {
@@ -155,7 +171,7 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     let n = input.batch.size()[0] as usize;
     let active: Vec<usize> = (0..engine.explainers.len()).collect();
     let (mut logits, mut targets) = (Vec::new(), Vec::new());
-    let mut maps: BTreeMap<usize, Vec<Maps>> = BTreeMap::new();
+    let mut maps: BTreeMap<usize, (Vec<String>, Vec<Tensor>)> = BTreeMap::new();
     let mut failures: BTreeMap<usize, String> = BTreeMap::new();
     for start in (0..n).step_by(args.batch_size) {
         if crate::signals::interrupted() {
@@ -169,22 +185,38 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
             None => i as u64,
         };
         let ids: Vec<u64> = (start..start + size).map(id).collect();
-        let wanted = args.target.map(|t| vec![t; size]);
-        let batch = engine.run(&images, wanted.as_deref(), &ids, &active, &mut |_| {})?;
+        let wanted = vec![args.target.unwrap_or(-1); size];
+        let batch = engine.run(&images, &wanted, &ids, &active, &mut |_| {})?;
+        if let Some(culprit) = batch.tampered {
+            return Err(engine::tampered(&engine.explainers[culprit].label).into());
+        }
         logits.push(batch.logits);
         targets.extend(batch.targets);
         for (index, outcome) in batch.maps {
             match outcome {
-                Ok(m) => {
-                    if m.values.iter().any(|v| !v.is_finite()) {
+                Ok(outputs) => {
+                    let native = outputs.maps.f_to_device(Device::Cpu)?;
+                    let size = native.size();
+                    let each = native.f_reshape([size[0] * size[1], size[2], size[3]])?;
+                    if maps::faults(&each)?.contains(&Fault::NotFinite) {
                         failures.entry(index).or_insert("a map holds values that are not finite".into());
                     }
-                    maps.entry(index).or_default().push(m);
+                    maps.entry(index).or_insert_with(|| (outputs.names, vec![])).1.push(native);
                 }
+                Err(_) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, "interrupted")),
                 Err(e) => drop(failures.entry(index).or_insert(e.to_string())),
             }
         }
     }
+    if crate::signals::interrupted() {
+        return Err(Error::new(Exit::Interrupted, "interrupted"));
+    }
+    // By explainer: names, and maps [n, K, h, w].
+    let mut whole: BTreeMap<usize, (Vec<String>, Tensor)> = BTreeMap::new();
+    for (index, (names, tensors)) in maps {
+        whole.insert(index, (names, Tensor::f_cat(&tensors, 0)?));
+    }
+    let mut maps = whole;
     for (index, reason) in &failures {
         eprintln!("failed: {}: {reason}", engine.explainers[*index].label);
         maps.remove(index);
@@ -202,14 +234,16 @@ fn write_raw(
     engine: &Engine,
     logits: &Tensor,
     targets: &[i64],
-    maps: &BTreeMap<usize, Vec<Maps>>,
+    maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
 ) -> Result<()> {
     let mut state =
         vec![("logits".to_string(), logits.shallow_clone()), ("target".into(), Tensor::f_from_slice(targets)?)];
-    for (index, batches) in maps {
-        let one = |m: &Maps| Tensor::f_from_slice(&m.values)?.f_reshape([m.n as i64, m.height as i64, m.width as i64]);
-        let tensors = batches.iter().map(one).collect::<Result<Vec<_>, _>>()?;
-        state.push((engine.explainers[*index].label.clone(), Tensor::f_cat(&tensors, 0)?));
+    for (index, (names, all)) in maps {
+        let label = &engine.explainers[*index].label;
+        for (k, name) in names.iter().enumerate() {
+            let key = if name.is_empty() { label.clone() } else { format!("{label}.{name}") };
+            state.push((key, all.f_select(1, k as i64)?));
+        }
     }
     checkpoint::write(path, &state)?;
     println!("{}", path.display());
@@ -222,7 +256,7 @@ fn write_overlays(
     input: &Input,
     logits: &Tensor,
     targets: &[i64],
-    maps: &BTreeMap<usize, Vec<Maps>>,
+    maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
 ) -> Result<()> {
     let (h, w) = (engine.spec.input.height, engine.spec.input.width);
     let probabilities = logits.f_softmax(1, Kind::Float)?;
@@ -236,23 +270,19 @@ fn write_overlays(
         let probability = probabilities.f_double_value(&[at as i64, class])?;
         let logit = logits.f_double_value(&[at as i64, class])?;
         let mut written = BTreeMap::new();
-        for (index, batches) in maps {
-            let explainer = &engine.explainers[*index];
-            let (mut rest, mut batch) = (at, 0);
-            while rest >= batches[batch].n {
-                rest -= batches[batch].n;
-                batch += 1;
+        for (index, (names, all)) in maps {
+            let label = &engine.explainers[*index].label;
+            for (k, name) in names.iter().enumerate() {
+                let native = all.f_narrow(0, at as i64, 1)?.f_select(1, k as i64)?;
+                let map = maps::min_max(&maps::upsample(&native, (h, w))?)?;
+                let mut picture = Picture::grey(grey, w);
+                picture.overlay(&Vec::<f32>::try_from(map.f_flatten(0, -1)?)?);
+                let key = if name.is_empty() { label.clone() } else { format!("{label}.{name}") };
+                let file = args.out.join(format!("{stem}.{}.png", file_name(&key)));
+                picture.write(&file)?;
+                println!("{}", file.display());
+                written.insert(key, file);
             }
-            let m = &batches[batch];
-            let native = m.image(rest);
-            let mut map = upsample(native, 1, (m.height, m.width), (h, w));
-            min_max(&mut map);
-            let mut picture = Picture::grey(grey, w);
-            picture.overlay(&map);
-            let file = args.out.join(format!("{stem}.{}.png", file_name(&explainer.label)));
-            picture.write(&file)?;
-            println!("{}", file.display());
-            written.insert(explainer.label.clone(), file);
         }
         let side = serde_json::json!({
             "image": path, "model": engine.spec.name, "class": class, "logit": logit, "probability": probability,

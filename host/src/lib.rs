@@ -1,6 +1,10 @@
 //! Lightbox, the host: finds plugins, runs them, reports. It holds no method's mathematics and no metric's formula.
 
+// Help texts of the command line have words in brackets, which are no links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 pub mod check;
+pub mod child;
 pub mod cli;
 pub mod data;
 pub mod device;
@@ -9,6 +13,8 @@ pub mod error;
 pub mod explain;
 pub mod list;
 pub mod loader;
+pub mod new;
+mod proxy;
 pub mod registry;
 pub mod run;
 pub mod signals;

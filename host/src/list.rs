@@ -5,7 +5,7 @@ use crate::registry::Registry;
 use crate::run::spec::BUILT_IN;
 use lightbox_core::data::SOURCES;
 use lightbox_core::files;
-use lightbox_core::metrics::METRICS;
+use lightbox_core::metrics::{self, Better, MetricSpec};
 use lightbox_sdk::spec::{ParamSpec, ParamType, Reference};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -43,7 +43,7 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
             all.insert("explainers".into(), encode(&explainers.collect::<Vec<_>>())?);
         }
         if wants(What::Metrics) {
-            all.insert("metrics".into(), encode(&METRICS)?);
+            all.insert("metrics".into(), encode(&metrics::all().map(|m| m.spec()))?);
         }
         if wants(What::Datasets) {
             all.insert("datasets".into(), encode(&SOURCES)?);
@@ -92,9 +92,8 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
         section("explainers", explainers.iter().map(line).collect());
     }
     if wants(What::Metrics) {
-        let line =
-            |m: &lightbox_core::metrics::MetricInfo| (m.name.into(), format!("{} ({} is better)", m.title, m.better));
-        section("metrics", METRICS.iter().map(line).collect());
+        let line = |m: MetricSpec| (m.name.into(), format!("{} ({} is better)", m.title, better(m.better)));
+        section("metrics", metrics::all().iter().map(|m| line(m.spec())).collect());
     }
     if wants(What::Datasets) {
         section("datasets", SOURCES.iter().map(|s| (s.name.into(), s.title.into())).collect());
@@ -124,6 +123,10 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
     Ok(text)
 }
 
+fn better(better: Better) -> &'static str {
+    if better == Better::Higher { "higher" } else { "lower" }
+}
+
 fn parameters(text: &mut String, specs: &[ParamSpec]) {
     if specs.is_empty() {
         return;
@@ -134,6 +137,7 @@ fn parameters(text: &mut String, specs: &[ParamSpec]) {
             ParamType::Integer { min, max } => format!("integer, {min} to {max}"),
             ParamType::Number { min, max } => format!("number, {min} to {max}"),
             ParamType::Text => "text".into(),
+            ParamType::Path => "file or folder".into(),
             ParamType::Choice { choices } => choices.join(" | "),
             ParamType::Flag => "true | false".into(),
             ParamType::Other => "of a newer SDK".into(),
@@ -219,22 +223,34 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         parameters(&mut text, &explainer.parameters);
         return Ok(text);
     }
-    if let Some(m) = METRICS.iter().find(|m| m.name == name) {
+    if let Ok(metric) = metrics::find(name) {
+        let m = metric.spec();
         if json {
-            return pretty(&encode(m)?);
+            return pretty(&encode(&m)?);
         }
-        let pairs = [
+        let pairs: [(&str, String); 10] = [
             ("metric", format!("{}: {}", m.name, m.title)),
             ("family", m.family.into()),
             ("formula", m.formula.into()),
-            ("better", m.better.into()),
-            ("range", m.range.into()),
+            (
+                "level",
+                if m.level == metrics::Level::Image { "an image; the table shows the mean" } else { "a set" }.into(),
+            ),
+            ("better", better(m.better).into()),
+            ("range", format!("[{}, {}]", m.range[0], m.range[1])),
             ("chance", m.chance.into()),
+            ("cost", m.cost.into()),
             ("edge cases", m.edge_cases.into()),
             ("reference", m.reference.into()),
         ];
         for (key, value) in pairs {
             let _ = writeln!(text, "{key:10} {value}");
+        }
+        if !m.parameters.is_empty() {
+            text.push_str("\nparameters\n");
+        }
+        for p in &m.parameters {
+            let _ = writeln!(text, "  {} = {}  (number, {} to {}): {}", p.name, p.default, p.least, p.greatest, p.text);
         }
         return Ok(text);
     }
@@ -245,7 +261,8 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         let _ = writeln!(text, "dataset    {}: {}\nkeys       {}", s.name, s.title, s.keys);
         return Ok(text);
     }
-    let mut known: Vec<&str> = METRICS.iter().map(|m| m.name).chain(SOURCES.iter().map(|s| s.name)).collect();
+    let mut known: Vec<&str> =
+        metrics::all().iter().map(|m| m.spec().name).chain(SOURCES.iter().map(|s| s.name)).collect();
     known.extend(BUILT_IN.iter().map(|(n, _)| *n));
     for found in &registry.found {
         known.extend(found.manifest.models.iter().map(|m| m.name.as_str()));
@@ -280,6 +297,12 @@ fn needs(
             }
             if needs.mean_mask {
                 parts.push("the mean training mask".into());
+            }
+            if !needs.rules.is_empty() {
+                parts.push(format!("rules {}", needs.rules.join(", ")));
+            }
+            if needs.fit.is_some() {
+                parts.push("a fit on the training set".into());
             }
             if needs.model {
                 parts.push("further runs of the model".into());

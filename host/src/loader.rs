@@ -9,7 +9,7 @@
 //! This module uses the SDK alone: the test of ABI evolution compiles it against the next version's ABI.
 
 use abi_stable::StableAbi;
-use abi_stable::abi_stability::abi_checking::{AbiInstabilityErrors, check_layout_compatibility};
+use abi_stable::abi_stability::abi_checking::{AbiInstability, AbiInstabilityErrors, check_layout_compatibility};
 use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use abi_stable::std_types::{RErr, ROk, RResult, RString};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -25,6 +25,10 @@ pub enum LoadError {
     Unreadable(String),
     #[error("not a shared library")]
     NotElf,
+    #[error(
+        "a Rust library for the compiler, not one that can be loaded (hint: the crate needs `[lib] crate-type = [\"cdylib\"]`)"
+    )]
+    Rlib,
     #[error("built for another CPU (ELF machine {found}, this one is {wanted})")]
     OtherCpu { found: u16, wanted: u16 },
     #[error("the file is truncated ({have} bytes, its headers speak of {need})")]
@@ -73,6 +77,9 @@ fn check_elf(bytes: &[u8]) -> Result<(), LoadError> {
         let end = LoadError::Truncated { have: bytes.len() as u64, need: (at + n) as u64 };
         Ok(bytes.get(at..at + n).ok_or(end)?.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b)))
     };
+    if bytes.starts_with(b"!<arch>\n") {
+        return Err(LoadError::Rlib);
+    }
     if !bytes.starts_with(b"\x7fELF\x02\x01") {
         return Err(LoadError::NotElf);
     }
@@ -136,9 +143,11 @@ pub fn load(path: &Path, torch: &str) -> Result<Plugin, LoadError> {
     }
     // The path is made absolute, since dlopen searches its own folders for a plain name.
     let absolute = std::fs::canonicalize(path).map_err(|e| LoadError::Unreadable(e.to_string()))?;
+    // SAFETY: opening runs the library's own start-up code; that is what a plugin is trusted with.
     let library = unsafe { Library::open(Some(&absolute), RTLD_NOW | RTLD_LOCAL) };
     let library = library.map_err(|e| LoadError::Open(e.to_string()))?;
     let library: &'static Library = Box::leak(Box::new(library));
+    // SAFETY: the symbol that every plugin's `export!` makes, of this type.
     let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
     let header = *header.map_err(|_| LoadError::NotAPlugin)?;
     let header = header.upgrade().map_err(|_| LoadError::Layout("another major version of abi_stable".into()))?;
@@ -146,14 +155,22 @@ pub fn load(path: &Path, torch: &str) -> Result<Plugin, LoadError> {
     let theirs = header.layout().ok_or_else(|| LoadError::Layout("it carries no description of them".into()))?;
     // As old as the host or newer; else older.
     if let Err(e) = check_layout_compatibility(ours, theirs)
-        && check_layout_compatibility(theirs, ours).is_err()
+        && !is_of_versions(&e)
+        && check_layout_compatibility(theirs, ours).is_err_and(|e| !is_of_versions(&e))
     {
         return Err(LoadError::Layout(first_difference(&e)));
     }
+    // SAFETY: the layouts have been compared.
     let module = unsafe { header.unchecked_layout::<PluginModRef>() }.map_err(|e| LoadError::Start(e.to_string()))?;
     let manifest = answer(module.manifest()()).map_err(LoadError::Start)?;
     let manifest = serde_json::from_str(&manifest).map_err(|e| LoadError::Start(format!("its manifest: {e}")))?;
     Ok(Plugin { path: path.to_path_buf(), preflight, manifest, module })
+}
+
+/// True for a report that finds nothing but other package versions: the ABI's own version was compared before.
+fn is_of_versions(errors: &AbiInstabilityErrors) -> bool {
+    let mut all = errors.errors.iter().flat_map(|level| level.errs.iter());
+    all.all(|e| matches!(e, AbiInstability::PackageVersion(_)))
 }
 
 /// abi_stable's report is pages long; its first error and where it is say enough.

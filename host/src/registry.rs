@@ -1,17 +1,21 @@
 //! Which plugins there are. Folders in order: `--plugins`, `LIGHTBOX_PLUGIN_PATH`, `plugins/` beside the binary.
 //! Never the current directory.
 //!
-//! Files are first opened in a forked child, so that one whose start-up crashes or hangs is rejected by name and hides
-//! no other. The child is forked before this process has threads.
+//! Files are first opened in a child process, so that one whose start-up crashes or hangs is rejected by name and hides no
+//! other.
 
+use crate::child::{Child, Mouth, Said};
 use crate::error::{Error, Result};
 use crate::loader::{self, Plugin};
 use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 /// How long a plugin may take to open and describe itself.
 const SCAN_LIMIT: Duration = Duration::from_secs(10);
@@ -42,8 +46,8 @@ pub struct Registry {
     pub folders: Vec<PathBuf>,
     pub found: Vec<Found>,
     pub rejected: Vec<Rejected>,
-    /// Names that two files offer: an error for every command.
-    pub duplicates: Vec<String>,
+    /// Kinds and names that two files offer, and the sentence: an error for whoever asks for one.
+    pub duplicates: Vec<((String, String), String)>,
 }
 
 /// The folders to search. A folder of `--plugins` that does not exist is an error; the others may be absent.
@@ -65,7 +69,7 @@ fn folders(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 impl Registry {
-    /// Looks through the folders. Call it before the process has threads.
+    /// Looks through the folders.
     pub fn scan(given: &[PathBuf]) -> Result<Self> {
         let folders = folders(given)?;
         let mut files: Vec<PathBuf> = Vec::new();
@@ -82,19 +86,13 @@ impl Registry {
         }
         let mut registry = Registry { folders, ..Registry::default() };
         let mut rest: &[PathBuf] = &files;
-        while let [first, ..] = rest {
-            let mut answers = describe(rest)?;
-            if answers.len() < rest.len() {
-                let at = answers.len();
-                let reason = answers.crash.take().unwrap_or_else(|| "it ended the process when it was opened".into());
-                registry.take(answers.list);
-                registry.rejected.push(Rejected { file: rest[at].clone(), reason });
-                rest = &rest[at + 1..];
-            } else {
-                registry.take(answers.list);
-                let _ = first;
-                break;
-            }
+        while !rest.is_empty() {
+            let (answers, crash) = ask(rest)?;
+            let at = answers.len();
+            registry.take(answers);
+            let Some(reason) = crash.filter(|_| at < rest.len()) else { break };
+            registry.rejected.push(Rejected { file: rest[at].clone(), reason });
+            rest = &rest[at + 1..];
         }
         registry.find_duplicates();
         Ok(registry)
@@ -122,15 +120,16 @@ impl Registry {
         for ((kind, name), files) in owners.into_iter().filter(|(_, f)| f.len() > 1) {
             let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
             let files = files.join(" and ");
-            self.duplicates.push(format!("two plugins offer the {kind} {name}: {files}; take one away"));
+            let text = format!("two plugins offer the {kind} {name}: {files}; take one away");
+            self.duplicates.push(((kind.to_string(), name.to_string()), text));
         }
     }
 
-    /// Errors when two files offer one name.
-    pub fn need_unique(&self) -> Result<()> {
-        match self.duplicates.as_slice() {
-            [] => Ok(()),
-            all => Err(Error::plugin(all.join("\n"))),
+    /// Errors when two files offer this name. Other names are not concerned.
+    fn need_unique(&self, kind: &str, name: &str) -> Result<()> {
+        match self.duplicates.iter().find(|((k, n), _)| k == kind && n == name) {
+            None => Ok(()),
+            Some((_, text)) => Err(Error::plugin(text.clone())),
         }
     }
 
@@ -155,6 +154,7 @@ impl Registry {
     pub fn model(&self, name: &str) -> Result<(&Found, &ModelSpec)> {
         let all = || self.found.iter().flat_map(|f| f.manifest.models.iter().map(move |m| (f, m)));
         let known = || all().map(|(_, m)| m.name.as_str()).collect();
+        self.need_unique("model", name)?;
         all().find(|(_, m)| m.name == name).ok_or_else(|| self.missing("model", name, known()))
     }
 
@@ -162,31 +162,32 @@ impl Registry {
     pub fn explainer(&self, name: &str) -> Result<(&Found, &ExplainerSpec)> {
         let all = || self.found.iter().flat_map(|f| f.manifest.explainers.iter().map(move |e| (f, e)));
         let known = || all().map(|(_, e)| e.name.as_str()).collect();
+        self.need_unique("explainer", name)?;
         all().find(|(_, e)| e.name == name).ok_or_else(|| self.missing("explainer", name, known()))
     }
 }
 
-/// Opens a plugin in this process.
-pub fn open(file: &Path) -> Result<Plugin> {
-    loader::load(file, lightbox_sdk::BUILT_WITH_TORCH)
-        .map_err(|e| Error::plugin(format!("plugin {}: {e}", file.display())))
+/// The plugins that this process has opened. A library is never unloaded, so each is opened once and kept.
+static OPEN: Mutex<BTreeMap<PathBuf, &'static Plugin>> = Mutex::new(BTreeMap::new());
+
+/// A plugin, opened in this process unless it was before.
+pub fn open(file: &Path) -> Result<&'static Plugin> {
+    let mut all = OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(plugin) = all.get(file) {
+        return Ok(plugin);
+    }
+    let plugin = loader::load(file, lightbox_sdk::BUILT_WITH_TORCH)
+        .map_err(|e| Error::plugin(format!("plugin {}: {e}", file.display())))?;
+    let plugin: &'static Plugin = Box::leak(Box::new(plugin));
+    all.insert(file.to_path_buf(), plugin);
+    Ok(plugin)
 }
 
+/// What a child says of a file.
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Found(Found),
     Rejected(Rejected),
-}
-
-struct Answers {
-    list: Vec<Answer>,
-    crash: Option<String>,
-}
-
-impl Answers {
-    fn len(&self) -> usize {
-        self.list.len()
-    }
 }
 
 fn describe_one(file: &Path) -> Answer {
@@ -211,83 +212,37 @@ fn describe_one(file: &Path) -> Answer {
     }
 }
 
-/// Opens files one after the other in a forked child, which answers with a line each. Fewer answers than files mean that
-/// the next one ended the child.
-fn describe(files: &[PathBuf]) -> Result<Answers> {
-    let mut pipe = [0; 2];
-    if unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    // The child has one thread, as this process has now, and ends by _exit.
-    let child = unsafe { libc::fork() };
-    if child < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    use std::os::fd::FromRawFd;
-    if child == 0 {
-        unsafe {
-            libc::close(pipe[0]);
-            // A plugin's start-up may print; that is not for our user's stdout.
-            libc::dup2(2, 1);
-        }
-        let mut out = unsafe { std::fs::File::from_raw_fd(pipe[1]) };
-        for file in files {
-            let answer = describe_one(file);
-            let mut line = serde_json::to_vec(&answer).unwrap_or_default();
-            line.push(b'\n');
-            if std::io::Write::write_all(&mut out, &line).is_err() {
-                break;
-            }
-        }
-        unsafe { libc::_exit(0) };
-    }
-    unsafe { libc::close(pipe[1]) };
-    let mut input = unsafe { std::fs::File::from_raw_fd(pipe[0]) };
-    let mut text = Vec::new();
-    let mut deadline = Instant::now() + SCAN_LIMIT;
-    let mut crash = None;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
-        let mut poll = libc::pollfd { fd: pipe[0], events: libc::POLLIN, revents: 0 };
-        let ready = unsafe { libc::poll(&mut poll, 1, left) };
-        if ready == 0 {
-            crash = Some(format!("it did not open within {} s", SCAN_LIMIT.as_secs()));
-            unsafe { libc::kill(child, libc::SIGKILL) };
-            break;
-        }
-        let mut buffer = [0; 1 << 16];
-        match input.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                text.extend_from_slice(&buffer[..n]);
-                deadline = Instant::now() + SCAN_LIMIT;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    let mut status = 0;
-    unsafe { libc::waitpid(child, &mut status, 0) };
-    if crash.is_none() && libc::WIFSIGNALED(status) {
-        crash = Some(format!("it crashed when it was opened ({})", signal_name(libc::WTERMSIG(status))));
-    }
-    let complete = text.split_inclusive(|&b| b == b'\n').filter(|l| l.ends_with(b"\n"));
-    let list = complete.map(serde_json::from_slice).collect::<Result<_, _>>();
-    let list = list.map_err(|e| Error::plugin(format!("a plugin's description is malformed: {e}")))?;
-    Ok(Answers { list, crash })
+/// The child of a scan: opens files one after the other and answers with a line each.
+pub fn describe(files: &[PathBuf]) {
+    let mouth = Mouth::open();
+    files.iter().for_each(|file| mouth.say(&describe_one(file)));
 }
 
-/// The usual name of a signal.
-pub fn signal_name(signal: i32) -> String {
-    let names = [
-        (libc::SIGSEGV, "SIGSEGV, segmentation fault"),
-        (libc::SIGABRT, "SIGABRT, abort"),
-        (libc::SIGBUS, "SIGBUS, bus error"),
-        (libc::SIGILL, "SIGILL, illegal instruction"),
-        (libc::SIGFPE, "SIGFPE, arithmetic error"),
-        (libc::SIGKILL, "SIGKILL, killed, perhaps for memory"),
-        (libc::SIGTERM, "SIGTERM, terminated"),
-    ];
-    let name = names.iter().find(|(s, _)| *s == signal).map(|(_, n)| n.to_string());
-    name.unwrap_or_else(|| format!("signal {signal}"))
+/// Has files described by a child. Fewer answers than files mean that the next one ended the child; then the reason.
+fn ask(files: &[PathBuf]) -> Result<(Vec<Answer>, Option<String>)> {
+    let mut arguments: Vec<OsString> = vec!["describe".into(), "--".into()];
+    arguments.extend(files.iter().map(|f| f.clone().into_os_string()));
+    let (send, said) = channel();
+    let mut child = Child::start::<Answer>(&arguments, Stdio::inherit(), move |s| drop(send.send(s)))?;
+    let mut answers = Vec::new();
+    loop {
+        match said.recv_timeout(SCAN_LIMIT) {
+            Ok(Said::Line(answer)) => answers.push(answer),
+            Ok(Said::Malformed(line)) => {
+                return Err(Error::plugin(format!("a plugin's description is malformed: {line}")));
+            }
+            Ok(Said::Ended) | Err(RecvTimeoutError::Disconnected) => {
+                let crash = match child.end() {
+                    how if how.starts_with("it crashed") => how.replace("it crashed", "it crashed when it was opened"),
+                    _ => "it ended the process when it was opened".into(),
+                };
+                let crash = (answers.len() < files.len()).then_some(crash);
+                return Ok((answers, crash));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                child.kill();
+                return Ok((answers, Some(format!("it did not open within {} s", SCAN_LIMIT.as_secs()))));
+            }
+        }
+    }
 }

@@ -1,11 +1,15 @@
 //! Everything that crosses the boundary, and the only module that names abi_stable.
 //!
-//! Two things cross: arrays, as [`WireTensor`], and descriptions, as JSON inside a [`Message`]. Arrays are
-//! `repr(C)` with DLPack's meaning and are never copied. Descriptions are text so that they can grow: a field
-//! that one side does not know is ignored, one that it misses has a default.
+//! Two things cross: arrays, as [`WireTensor`], and descriptions, as a JSON object inside a [`Message`]. Arrays are
+//! `repr(C)` with DLPack's meaning and are never copied.
 //!
-//! Rules of growth inside one ABI version: methods are added after the last prefix field with a default body,
-//! fields of [`PluginMod`] at its end, and nothing else changes. `docs/architecture.md` has the reasons.
+//! Rules of growth inside one ABI version: methods are added after the last prefix field with a default body, fields of
+//! [`PluginMod`] at its end, names to [`HostCalls::call`], and fields to the JSON objects. A field that one side does not
+//! know is ignored in a description; what changes a result is named under `requires` too, and a side that does not know
+//! one of those names refuses the message. `docs/architecture.md` has the reasons.
+//!
+//! Streams: on CUDA both sides work on the current stream of the array's device, which is the default stream; what is
+//! handed over may still be in flight there.
 
 #![allow(non_local_definitions)] // what sabi_trait expands to
 
@@ -20,7 +24,7 @@ use serde::de::DeserializeOwned;
 use std::ffi::c_void;
 
 /// The ABI's version. A plugin of another major version (another minor one while the major is 0) is rejected.
-pub const ABI_VERSION: &str = "0.1";
+pub const ABI_VERSION: &str = "0.2";
 
 /// An element type, as in DLPack: code 0 signed integer, 1 unsigned integer, 2 float, 4 bfloat, 6 bool.
 #[repr(C)]
@@ -48,8 +52,9 @@ pub struct WireTensor {
     pub release: ROption<extern "C" fn(*mut c_void)>,
 }
 
-// A handle owns its memory alone or through an atomic count, and is read only once it has been made.
+// SAFETY: a handle owns its memory alone or through an atomic count, and is read only once it has been made.
 unsafe impl Send for WireTensor {}
+// SAFETY: as above.
 unsafe impl Sync for WireTensor {}
 
 impl Drop for WireTensor {
@@ -69,13 +74,14 @@ pub struct Message {
     pub tensors: RVec<WireTensor>,
 }
 
-/// What a plugin may ask of the host during a call.
+/// What a plugin may ask of the host during a call. Requests go by name, so that they can be added; the names that this
+/// version knows stand in [`crate::host`]. A host answers a name that it does not know with an error.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct HostCalls {
+    /// Valid for the call to which it was given.
     pub data: *const c_void,
-    pub cancelled: extern "C" fn(*const c_void) -> bool,
-    pub log: extern "C" fn(*const c_void, RStr<'_>),
+    pub call: extern "C" fn(*const c_void, RStr<'_>, Message) -> RResult<Message, RString>,
 }
 
 pub type Reply<T> = RResult<T, RString>;
@@ -112,6 +118,7 @@ mod explainer {
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
         fn plan(&self, query: RString) -> RResult<RString, RString>;
+        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
         #[sabi(last_prefix_field)]
         fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
     }
@@ -122,6 +129,7 @@ mod explainer {
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
         fn plan(&self, query: RString) -> RResult<RString, RString>;
+        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
         #[sabi(last_prefix_field)]
         fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
         /// The method of a later version: what an older plugin's default answers.
@@ -156,7 +164,7 @@ impl RootModule for PluginModRef {
     abi_stable::declare_root_module_statics! {PluginModRef}
     const BASE_NAME: &'static str = "lightbox_plugin";
     const NAME: &'static str = "lightbox_plugin";
-    const VERSION_STRINGS: VersionStrings = abi_stable::package_version_strings!();
+    const VERSION_STRINGS: VersionStrings = VersionStrings::new("0.2.0");
 }
 
 /// The size of a [`Preflight`] record's text.

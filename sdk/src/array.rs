@@ -93,16 +93,23 @@ impl std::fmt::Debug for Array {
 }
 
 extern "C" fn release_arc(owner: *mut c_void) {
+    // SAFETY: `owner` came from `Box::into_raw` of this type, and a handle is released once.
     drop(unsafe { Box::from_raw(owner.cast::<Arc<WireTensor>>()) });
 }
 
 extern "C" fn release_box<T>(owner: *mut c_void) {
+    // SAFETY: as above.
     drop(unsafe { Box::from_raw(owner.cast::<T>()) });
 }
 
 impl Array {
     /// Checks a handle from the other side before anything reads through it.
-    pub fn from_wire(wire: WireTensor) -> Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// The handle's memory holds what its shape and strides say, of its element type, is not written to while the array
+    /// or a clone of it lives, and lives until `release`. No check can find that out.
+    pub unsafe fn from_wire(wire: WireTensor) -> Result<Self> {
         let dtype = DType::of(wire.dtype)?;
         let place = match wire.device_type {
             1 => Place::Cpu,
@@ -164,9 +171,8 @@ impl Array {
             strides[d - 1] = strides[d] * shape[d].max(1) as i64;
         }
         let owner = Box::new(values);
-        let data = owner.as_ptr() as *mut c_void;
-        Array::from_wire(WireTensor {
-            data,
+        let wire = WireTensor {
+            data: owner.as_ptr() as *mut c_void,
             device_type: 1,
             device_id: 0,
             dtype: T::DTYPE.wire(),
@@ -174,7 +180,9 @@ impl Array {
             strides: strides.into_iter().collect(),
             owner: Box::into_raw(owner).cast(),
             release: ROption::RSome(release_box::<Vec<T>>),
-        })
+        };
+        // SAFETY: the vector is ours now, has as many elements as the shape, and lives until `release`.
+        unsafe { Array::from_wire(wire) }
     }
 
     /// Takes over an ndarray; one that is not row-major is copied into that order.
@@ -217,7 +225,7 @@ impl Array {
         shape.as_slice().try_into().map_err(|_| message())
     }
 
-    /// A view of CPU memory. Errors for another element type or device.
+    /// A view of CPU memory. Errors for another element type or device, and for a `bool` whose byte is neither 0 nor 1.
     pub fn view<T: Element>(&self) -> Result<ArrayViewD<'_, T>> {
         if self.dtype != T::DTYPE {
             return Err(Error::invalid(format!("an array of {:?} where {:?} was expected", self.dtype, T::DTYPE)));
@@ -230,7 +238,15 @@ impl Array {
             return Ok(ArrayViewD::from_shape(IxDyn(&shape), &[])?);
         }
         let shape = IxDyn(&shape).strides(IxDyn(&self.strides()));
-        // from_wire has checked address, alignment and extent; the memory lives as long as `self`.
+        if self.dtype == DType::Bool {
+            // SAFETY: as below; a byte may hold anything.
+            let bytes = unsafe { ArrayViewD::from_shape_ptr(shape.clone(), self.wire.data as *const u8) };
+            if let Some(bad) = bytes.iter().find(|b| **b > 1) {
+                return Err(Error::invalid(format!("an array of Bool holds the byte {bad}")));
+            }
+        }
+        // SAFETY: from_wire has checked address, alignment and extent; the memory lives as long as `self`; every byte
+        // pattern is a value of the element types, of `bool` those that were just checked.
         Ok(unsafe { ArrayViewD::from_shape_ptr(shape, self.wire.data as *const T) })
     }
 
@@ -282,6 +298,24 @@ pub(crate) mod torch {
         (DType::Bool, Kind::Bool, 11),
     ];
 
+    /// A tensor over memory that belongs to the other side. It can be read as any `&Tensor`; tch's in-place operations
+    /// take `&mut Tensor`, which it never gives. To change values take a copy: `view.f_copy()`, or any operation's result.
+    #[derive(Debug)]
+    pub struct TensorView(Tensor);
+
+    impl std::ops::Deref for TensorView {
+        type Target = Tensor;
+        fn deref(&self) -> &Tensor {
+            &self.0
+        }
+    }
+
+    impl std::borrow::Borrow<Tensor> for TensorView {
+        fn borrow(&self) -> &Tensor {
+            &self.0
+        }
+    }
+
     impl Array {
         /// Shares a tensor's memory. Autograd history does not cross: the array is the tensor's detached value.
         pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
@@ -294,7 +328,7 @@ pub(crate) mod torch {
                 other => return Err(Error::invalid(format!("tensors on {other:?} do not cross"))),
             };
             let owner = Box::new(tensor.f_detach()?);
-            Array::from_wire(WireTensor {
+            let wire = WireTensor {
                 data: owner.data_ptr(),
                 device_type,
                 device_id,
@@ -303,12 +337,19 @@ pub(crate) mod torch {
                 strides: tensor.stride().into_iter().collect(),
                 owner: Box::into_raw(owner).cast(),
                 release: ROption::RSome(release_box::<Tensor>),
-            })
+            };
+            // SAFETY: libtorch's tensor has this shape and keeps its memory until `release` drops it. Whoever goes on
+            // writing to the tensor in place changes the array too; models and explainers do not.
+            unsafe { Array::from_wire(wire) }
         }
 
         /// A tensor over this array's memory, which lives as long as any view of the tensor.
-        /// Do not write to it in place: the memory belongs to the other side.
-        pub fn to_tensor(&self) -> Result<Tensor> {
+        pub fn to_tensor(&self) -> Result<TensorView> {
+            Ok(TensorView(self.share_tensor()?))
+        }
+
+        /// As [`Array::to_tensor`], as a plain tensor: for code that keeps its promise not to write to it.
+        pub fn share_tensor(&self) -> Result<Tensor> {
             let kind = KINDS.iter().find(|(d, ..)| *d == self.dtype).map(|(.., code)| *code);
             let kind = kind.ok_or_else(|| Error::invalid(format!("{:?} has no tensor type", self.dtype)))?;
             let (device_type, index) = match self.place {
@@ -317,6 +358,8 @@ pub(crate) mod torch {
             };
             let owner = Box::into_raw(Box::new(Arc::clone(&self.wire)));
             let mut error = [0 as c_char; 512];
+            // SAFETY: sizes and strides hold `len` elements each; the memory is kept by `owner`, which libtorch releases,
+            // on an error too; `error` is as long as it says.
             let made = unsafe {
                 lightbox_for_blob(
                     self.wire.data,
@@ -333,10 +376,20 @@ pub(crate) mod torch {
                 )
             };
             if made.is_null() {
+                // SAFETY: the shim writes at most one byte less than the buffer, which began as zeros.
                 let message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy();
                 return Err(Error::new(crate::ErrorKind::Torch, message));
             }
+            // SAFETY: a new `at::Tensor` that nobody else owns.
             Ok(unsafe { Tensor::from_ptr(made.cast()) })
+        }
+
+        /// The array in CPU memory, contiguous; itself where it is.
+        pub fn to_cpu(&self) -> Result<Array> {
+            match self.place {
+                Place::Cpu => Ok(self.clone()),
+                Place::Cuda(_) => Array::from_tensor(&self.share_tensor()?.f_to_device(Device::Cpu)?.f_contiguous()?),
+            }
         }
     }
 }
@@ -359,7 +412,8 @@ mod tests {
     }
 
     fn check_rejected(wire: WireTensor, message: &str) {
-        let error = Array::from_wire(wire).unwrap_err().to_string();
+        // SAFETY: it is rejected before anything is read.
+        let error = unsafe { Array::from_wire(wire) }.unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -383,9 +437,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bool_that_is_none_is_an_error() {
+        let good = Array::from_vec(&[3], vec![true, false, true]).unwrap();
+        assert_eq!(good.to_vec::<bool>().unwrap(), [true, false, true]);
+        let bytes = [1u8, 2, 0];
+        let mut odd = wire(&[3], &[1], bytes.as_ptr() as *mut c_void);
+        odd.dtype = DType::Bool.wire();
+        // SAFETY: the bytes outlive the array.
+        let odd = unsafe { Array::from_wire(odd) }.unwrap();
+        assert!(odd.view::<bool>().unwrap_err().to_string().contains("the byte 2"));
+    }
+
+    #[test]
     fn memory_is_shared_and_released_once() {
         let array = Array::from_vec(&[2, 3], (0..6).map(|i| i as f32).collect()).unwrap();
-        let other = Array::from_wire(array.to_wire()).unwrap();
+        // SAFETY: the handle is an array's own.
+        let other = unsafe { Array::from_wire(array.to_wire()) }.unwrap();
         assert_eq!(other.wire.data, array.wire.data);
         drop(array);
         assert_eq!(other.view::<f32>().unwrap()[[1, 2]], 5.0);
@@ -408,7 +475,8 @@ mod tests {
         use tch::{Device, Kind, Tensor};
         let t = Tensor::arange(12, (Kind::Float, Device::Cpu)).reshape([3, 4]).tr();
         let array = Array::from_tensor(&t).unwrap();
-        let back = Array::from_wire(array.to_wire()).unwrap().to_tensor().unwrap();
+        // SAFETY: the handle is an array's own.
+        let back = unsafe { Array::from_wire(array.to_wire()) }.unwrap().to_tensor().unwrap();
         assert_eq!(back.data_ptr(), t.data_ptr());
         assert_eq!(back.stride(), [1, 4]);
         drop((t, array));

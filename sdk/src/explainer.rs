@@ -1,17 +1,14 @@
-//! Explainers: what an author implements, and what the host holds.
+//! Explainers: what an author implements, and what it is given. How they cross is in `explainer_abi.rs`.
 
-use crate::abi::{self, ExplainerAbi, ExplainerAbi_TO, ExplainerBox, HostCalls, Message, ModelBox};
-use crate::model::{Packer, Unpacker, drop_guarded};
-use crate::spec::{ExplainerSpec, ModelSpec, Needs, Params, Plan};
-use crate::{Array, Error, ErrorKind, ModelRef, Result};
-use abi_stable::sabi_trait::TD_Opaque;
-use abi_stable::std_types::{RNone, ROption, RResult, RSome, RStr, RString};
+use crate::host::Caller;
+use crate::spec::{ExplainerSpec, ModelSpec, Params, Plan};
+use crate::{Array, Error, ErrorKind, FitBatch, ModelRef, Named, Result};
 use ndarray::Array3;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::mem::ManuallyDrop;
+
+pub use crate::explainer_abi::{ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
 
 /// An explainer, as its author writes it.
 ///
@@ -26,16 +23,46 @@ pub trait Explainer: Send {
     /// an error means that the parameters are wrong.
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan>;
 
-    /// Called once a batch: maps [B, h, w] float32 of any resolution, one an image, larger where the image
-    /// speaks more for the target. Every value must be finite. An error is recorded for the batch.
-    fn explain(&self, context: &Context<'_>) -> Result<Array>;
+    /// Called once a model, fold and setting, before the first batch, if the plan asked for it
+    /// ([`Needs::fit`](crate::spec::Needs::fit)): goes through batches of the training set and hands back what it has
+    /// learned. That is stored with the run and given to every [`Explainer::explain`] as [`Context::fitted`].
+    fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
+        let _ = context;
+        Err(Error::unsupported("the plan asks for a fit, and there is none"))
+    }
+
+    /// Called once a batch: maps of any resolution, larger where the image speaks more for the target. Every value must
+    /// be finite. An error is recorded for the batch.
+    fn explain(&self, context: &Context<'_>) -> Result<Maps>;
+}
+
+/// What [`Explainer::explain`] hands back: one map an image, or several named ones (one a head, one a class).
+#[derive(Debug, Clone)]
+pub struct Maps {
+    /// [B, h, w] float32, or [B, K, h, w] with K names.
+    pub array: Array,
+    /// Empty for one map an image. The table has a column each.
+    pub names: Vec<String>,
+}
+
+impl From<Array> for Maps {
+    fn from(array: Array) -> Self {
+        Maps { array, names: Vec::new() }
+    }
+}
+
+impl Maps {
+    /// Several maps an image, [B, K, h, w].
+    pub fn named(array: Array, names: Vec<String>) -> Self {
+        Maps { array, names }
+    }
 }
 
 /// A batch and all that is known of it.
 pub struct Context<'a> {
     /// [B, C, H, W] float32, normalised as `model.input` says.
     pub images: Array,
-    /// The class to explain, [B] i64, CPU.
+    /// The class to explain, `[B]` i64, CPU.
     pub targets: Array,
     /// [B, classes] float32.
     pub logits: Array,
@@ -48,8 +75,9 @@ pub struct Context<'a> {
     pub(crate) values: BTreeMap<String, Array>,
     pub(crate) gradients: BTreeMap<String, Array>,
     pub(crate) mean_mask: Option<Array>,
+    pub(crate) fitted: BTreeMap<String, Array>,
     pub(crate) runner: Option<ModelRef<'a>>,
-    pub(crate) host: HostCalls,
+    pub(crate) host: Caller,
 }
 
 impl<'a> Context<'a> {
@@ -79,11 +107,8 @@ impl<'a> Context<'a> {
     /// The generator of image `b` of this batch. It depends on the run's seed, the explainer and the image alone,
     /// so that another batch size draws the same numbers.
     pub fn rng(&self, b: usize) -> ChaCha8Rng {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let id = self.ids.get(b).copied().unwrap_or(b as u64);
-        for byte in self.explainer.bytes().chain(id.to_le_bytes()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        let hash = crate::hash::fnv1a(self.explainer.bytes().chain(id.to_le_bytes()));
         ChaCha8Rng::seed_from_u64(self.seed.rotate_left(32) ^ hash)
     }
 
@@ -107,9 +132,15 @@ impl<'a> Context<'a> {
         Ok(grey / input.mean.len().max(1) as f32)
     }
 
-    /// True when the host wants to stop. Long explainers ask between steps and return [`Context::cancelled`].
+    /// An array that [`Explainer::fit`] handed back.
+    pub fn fitted(&self, name: &str) -> Result<&Array> {
+        self.fitted.get(name).ok_or_else(|| Error::invalid(format!("the fit handed back no {name}")))
+    }
+
+    /// True when the host wants to stop. Long explainers ask between steps and return [`Context::cancelled`]. Like every
+    /// call to the host it is a sign of life.
     pub fn is_cancelled(&self) -> bool {
-        (self.host.cancelled)(self.host.data)
+        self.host.cancelled()
     }
 
     /// The error to return when [`Context::is_cancelled`].
@@ -117,9 +148,68 @@ impl<'a> Context<'a> {
         Error::new(ErrorKind::Cancelled, "cancelled")
     }
 
+    /// An error when the host wants to stop: `context.check_cancelled()?` between steps.
+    pub fn check_cancelled(&self) -> Result<()> {
+        self.host.check_cancelled()
+    }
+
+    /// How far this call has come, `done` of `of` steps.
+    pub fn progress(&self, done: u64, of: u64) {
+        self.host.progress(done, of);
+    }
+
     /// A line for the user; a plugin's own stdout belongs to the host.
     pub fn log(&self, line: &str) {
-        (self.host.log)(self.host.data, line.into());
+        self.host.log(line);
+    }
+}
+
+/// What [`Explainer::fit`] is given: the training set in batches, and the model.
+pub struct FitContext<'a> {
+    pub model: ModelSpec,
+    pub params: Params,
+    /// The class that will be explained; `None` where that differs by image.
+    pub target: Option<i64>,
+    /// Derived from the run's seed, the explainer's name and the fold.
+    pub seed: u64,
+    pub(crate) runner: Option<ModelRef<'a>>,
+    pub(crate) host: Caller,
+}
+
+impl<'a> FitContext<'a> {
+    /// The next batch; `None` after the last. The order is that of the training set, the same in every run.
+    pub fn next_batch(&self) -> Result<Option<FitBatch>> {
+        self.host.fit_batch(false)
+    }
+
+    /// The first batch, again.
+    pub fn first_batch(&self) -> Result<Option<FitBatch>> {
+        self.host.fit_batch(true)
+    }
+
+    /// The model, if the plan asked for it.
+    pub fn run_model(&self) -> Result<ModelRef<'a>> {
+        self.runner.ok_or_else(|| Error::invalid("the plan did not ask for the model"))
+    }
+
+    /// A generator that depends on [`FitContext::seed`] alone.
+    pub fn rng(&self) -> ChaCha8Rng {
+        ChaCha8Rng::seed_from_u64(self.seed)
+    }
+
+    /// See [`Context::check_cancelled`].
+    pub fn check_cancelled(&self) -> Result<()> {
+        self.host.check_cancelled()
+    }
+
+    /// See [`Context::progress`].
+    pub fn progress(&self, done: u64, of: u64) {
+        self.host.progress(done, of);
+    }
+
+    /// See [`Context::log`].
+    pub fn log(&self, line: &str) {
+        self.host.log(line);
     }
 }
 
@@ -128,170 +218,3 @@ pub struct ExplainerEntry {
     pub make: fn() -> Box<dyn Explainer>,
 }
 inventory::collect!(ExplainerEntry);
-
-// ------------------------------------------------------------------------------------------------ messages
-
-#[derive(Serialize, Deserialize)]
-struct Query {
-    model: ModelSpec,
-    params: BTreeMap<String, serde_json::Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ContextWire {
-    images: usize,
-    targets: usize,
-    logits: usize,
-    ids: Vec<u64>,
-    model: ModelSpec,
-    params: BTreeMap<String, serde_json::Value>,
-    seed: u64,
-    #[serde(default)]
-    values: BTreeMap<String, usize>,
-    #[serde(default)]
-    gradients: BTreeMap<String, usize>,
-    #[serde(default)]
-    mean_mask: Option<usize>,
-}
-
-// ------------------------------------------------------------------------------------------ the host's side
-
-/// An explainer in some library. Every failure in it comes back as an [`Error`].
-pub struct ExplainerHandle(ExplainerBox);
-
-/// What the host gives to [`ExplainerHandle::explain`]; see [`Context`] for the fields.
-pub struct ExplainInput<'a> {
-    pub images: Array,
-    pub targets: Array,
-    pub logits: Array,
-    pub ids: Vec<u64>,
-    pub model: &'a ModelSpec,
-    pub params: &'a Params,
-    pub seed: u64,
-    pub values: BTreeMap<String, Array>,
-    pub gradients: BTreeMap<String, Array>,
-    pub mean_mask: Option<Array>,
-    pub runner: Option<ModelRef<'a>>,
-    pub host: HostCalls,
-}
-
-impl ExplainerHandle {
-    #[doc(hidden)]
-    pub fn from_abi(explainer: ExplainerBox) -> Self {
-        ExplainerHandle(explainer)
-    }
-
-    #[cfg(feature = "abi-next")]
-    #[doc(hidden)]
-    pub fn examples(&self) -> String {
-        self.0.examples().into_string()
-    }
-
-    /// See [`Explainer::plan`].
-    pub fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let query = Query { model: model.clone(), params: params.values().clone() };
-        abi::parse(&abi::receive(self.0.plan(abi::print(&query)?))?)
-    }
-
-    /// See [`Explainer::explain`]. The answer is an array; whether it is a proper map is for the host to check.
-    pub fn explain(&self, input: ExplainInput<'_>) -> Result<Array> {
-        let mut packer = Packer::default();
-        let wire = ContextWire {
-            images: packer.add(&input.images),
-            targets: packer.add(&input.targets),
-            logits: packer.add(&input.logits),
-            ids: input.ids,
-            model: input.model.clone(),
-            params: input.params.values().clone(),
-            seed: input.seed,
-            values: packer.add_map(&input.values),
-            gradients: packer.add_map(&input.gradients),
-            mean_mask: input.mean_mask.as_ref().map(|m| packer.add(m)),
-        };
-        let model = input.runner.map_or(RNone, |m| RSome(m.0));
-        let reply = abi::receive(self.0.explain(packer.finish(&wire)?, model, input.host))?;
-        let (index, arrays): (usize, _) = Unpacker::open(reply)?;
-        arrays.get(index)
-    }
-}
-
-// ------------------------------------------------------------------------------------------ the plugin's side
-
-struct Adapter {
-    spec: ExplainerSpec,
-    explainer: ManuallyDrop<Box<dyn Explainer>>,
-}
-
-impl Drop for Adapter {
-    fn drop(&mut self) {
-        let explainer = unsafe { ManuallyDrop::take(&mut self.explainer) };
-        drop_guarded(&format!("explainer {}", self.spec.name), explainer);
-    }
-}
-
-impl ExplainerAbi for Adapter {
-    fn plan(&self, query: RString) -> RResult<RString, RString> {
-        abi::reply(
-            || format!("explainer {}", self.spec.name),
-            || {
-                let query: Query = abi::parse(&query)?;
-                let params = Params::resolve(&self.spec.parameters, &query.params)?;
-                abi::print(&self.explainer.plan(&query.model, &params)?)
-            },
-        )
-    }
-
-    fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString> {
-        abi::reply(
-            || format!("explainer {}", self.spec.name),
-            || {
-                let (wire, arrays): (ContextWire, _) = Unpacker::open(context)?;
-                let context = Context {
-                    images: arrays.get(wire.images)?,
-                    targets: arrays.get(wire.targets)?,
-                    logits: arrays.get(wire.logits)?,
-                    ids: wire.ids,
-                    model: wire.model,
-                    params: Params::resolve(&self.spec.parameters, &wire.params)?,
-                    seed: wire.seed,
-                    explainer: self.spec.name.clone(),
-                    values: arrays.map(wire.values)?,
-                    gradients: arrays.map(wire.gradients)?,
-                    mean_mask: wire.mean_mask.map(|i| arrays.get(i)).transpose()?,
-                    runner: model.into_option().map(ModelRef),
-                    host,
-                };
-                let map = self.explainer.explain(&context)?;
-                let mut packer = Packer::default();
-                let index = packer.add(&map);
-                packer.finish(&index)
-            },
-        )
-    }
-}
-
-pub(crate) fn described(explainer: &dyn Explainer) -> ExplainerSpec {
-    ExplainerSpec { cpu_only: !cfg!(feature = "tch"), ..explainer.spec() }
-}
-
-pub(crate) extern "C" fn make(name: RStr<'_>) -> RResult<ExplainerBox, RString> {
-    let make = || {
-        for entry in inventory::iter::<ExplainerEntry> {
-            let explainer = (entry.make)();
-            let spec = described(explainer.as_ref());
-            if spec.name == name.as_str() {
-                let adapter = Adapter { spec, explainer: ManuallyDrop::new(explainer) };
-                return Ok(ExplainerAbi_TO::from_value(adapter, TD_Opaque));
-            }
-        }
-        Err(Error::invalid(format!("this plugin has no explainer {name}")))
-    };
-    abi::reply(|| format!("explainer {name}"), make)
-}
-
-/// A plan that runs with these needs.
-impl From<Needs> for Plan {
-    fn from(needs: Needs) -> Self {
-        Plan::Run(needs)
-    }
-}

@@ -1,9 +1,10 @@
 //! What `export!` puts into a plugin.
 
 use crate::abi::{self, PluginMod, PluginModRef};
-use crate::explainer::{self, ExplainerEntry};
-use crate::model::{self, ModelEntry};
+use crate::explainer::ExplainerEntry;
+use crate::model::ModelEntry;
 use crate::spec::{Manifest, ModelOptions};
+use crate::{explainer_abi, model_abi};
 use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::std_types::{RResult, RString};
 
@@ -16,7 +17,7 @@ pub fn manifest(plugin: &str, version: &str) -> RResult<RString, RString> {
             manifest.models.push((entry.spec)(&ModelOptions::default())?);
         }
         for entry in inventory::iter::<ExplainerEntry> {
-            manifest.explainers.push(explainer::described((entry.make)().as_ref()));
+            manifest.explainers.push(explainer_abi::described((entry.make)().as_ref()));
         }
         manifest.models.sort_by(|a, b| a.name.cmp(&b.name));
         manifest.explainers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -34,9 +35,9 @@ extern "C" fn self_test() -> RResult<RString, RString> {
 pub fn module(manifest: extern "C" fn() -> RResult<RString, RString>) -> PluginModRef {
     PluginMod {
         manifest,
-        make_model: model::make,
-        model_spec: model::spec,
-        make_explainer: explainer::make,
+        make_model: model_abi::make,
+        model_spec: model_abi::spec,
+        make_explainer: explainer_abi::make,
         #[cfg(feature = "abi-next")]
         self_test,
     }
@@ -101,6 +102,7 @@ macro_rules! export {
             // written by hand so that a plugin needs no dependency of its own on abi_stable.
             #[unsafe(export_name = "_1as_0lib_1header_0root_bmodule_bloader")]
             pub static HEADER: LibHeader =
+                // SAFETY: `root` makes the root module of exactly this type.
                 unsafe { LibHeader::from_constructor::<$crate::abi::PluginModRef>(root, CheckTypeLayout::Yes) };
         };
     };

@@ -58,6 +58,7 @@ struct GradMode(std::ffi::c_int);
 impl GradMode {
     fn now() -> Self {
         // The only reader of the mode that the shim has is its writer.
+        // SAFETY: plain calls that set and return a thread-local flag.
         unsafe {
             let mode = torch_sys::at_grad_set_enabled(1);
             torch_sys::at_grad_set_enabled(mode);
@@ -66,6 +67,7 @@ impl GradMode {
     }
 
     fn restore(self) {
+        // SAFETY: as above.
         unsafe { torch_sys::at_grad_set_enabled(self.0) };
     }
 }

@@ -11,37 +11,47 @@
 //!    ([`Explainer::spec`], the models' specifications).
 //! 3. For every model and setting it calls [`Explainer::plan`], and merges what all explainers need into one
 //!    [`Request`] a batch.
-//! 4. A batch at a time it calls [`Model::run`] once and [`Explainer::explain`] of each explainer.
-//! 5. The library is never unloaded.
+//! 4. It calls [`Explainer::fit`] of those that asked for it, once a model and fold.
+//! 5. A batch at a time it calls [`Model::run`] once and [`Explainer::explain`] of each explainer.
+//! 6. The library is never unloaded.
 //!
-//! All of 3 and 4 happens on one thread, the one that owns the device. Every entry point catches panics and restores
+//! All of 3 to 5 happens on one thread, the one that owns the device. Every entry point catches panics and restores
 //! libtorch's grad mode, so an author may use `?` freely and need not fear an index out of range; what cannot be
 //! caught (a segmentation fault, `exit`) ends the worker process, and the host names the explainer.
 //!
 //! # Features
 //!
 //! Without features the SDK works on `ndarray` and does not need libtorch. With `tch`, arrays become `tch::Tensor`s
-//! and back without a copy, on CPU and CUDA, and [`nn`] and [`tape`] help to write models.
+//! and back without a copy, on CPU and CUDA, and [`tape`] serves requests. With `nn`, [`nn`] has named parameters, what all
+//! models share, and a trainer.
 
 pub mod abi;
 mod array;
 mod error;
 pub mod explainer;
+mod explainer_abi;
 #[doc(hidden)]
 pub mod export;
 mod guard;
+pub mod hash;
+pub mod host;
+mod message;
 pub mod model;
-#[cfg(feature = "tch")]
+mod model_abi;
+#[cfg(feature = "nn")]
 pub mod nn;
 pub mod spec;
 #[cfg(feature = "tch")]
 pub mod tape;
 
+#[cfg(feature = "tch")]
+pub use array::torch::TensorView;
 pub use array::{Array, DType, Element, Place};
 pub use error::{Error, ErrorKind, Result};
-pub use explainer::{Context, ExplainInput, Explainer, ExplainerHandle};
+pub use explainer::{Context, ContextBuilder, ExplainInput, Explainer, ExplainerHandle, FitContext, FitInput, Maps};
 pub use guard::guard;
-pub use model::{Model, ModelHandle, ModelRef, Named, Patch, Request, Response, Seed, Trainer, TrainerHandle};
+pub use host::{FitBatch, Host};
+pub use model::{Model, ModelHandle, ModelRef, Named, Patch, Request, Response, Seed, Start, Trainer, TrainerHandle};
 
 #[doc(hidden)]
 pub use abi_stable;
@@ -61,11 +71,12 @@ pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
 /// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
 pub mod prelude {
     pub use crate::spec::{
-        ExplainerSpec, Family, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs, ParamSpec, Params, Plan,
-        Reference, Site, SiteKind, TrainerOptions,
+        ExplainerSpec, Family, FitNeeds, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs, ParamSpec,
+        Params, Plan, Reference, Site, SiteKind, TrainerOptions,
     };
     pub use crate::{
-        Array, Context, DType, Error, ErrorKind, Explainer, Model, Named, Patch, Request, Response, Result, Seed,
-        Trainer, export, register_explainer, register_model,
+        Array, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
+        ModelHandle, Named, Patch, Request, Response, Result, Seed, Start, Trainer, export, register_explainer,
+        register_model,
     };
 }

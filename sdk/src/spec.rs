@@ -39,6 +39,8 @@ pub enum ParamType {
         max: f64,
     },
     Text,
+    /// A file or folder. In a run's spec it is relative to the spec, and its content belongs to the run's identity.
+    Path,
     Choice {
         choices: Vec<String>,
     },
@@ -76,6 +78,11 @@ impl ParamSpec {
         ParamSpec::new(name, ParamType::Text, default.into(), "", text)
     }
 
+    /// A file or folder; `default` may be empty for none.
+    pub fn path(name: &str, default: &str, text: &str) -> Self {
+        ParamSpec::new(name, ParamType::Path, default.into(), "", text)
+    }
+
     pub fn choice(name: &str, default: &str, choices: &[&str], text: &str) -> Self {
         let choices = choices.iter().map(|c| c.to_string()).collect();
         ParamSpec::new(name, ParamType::Choice { choices }, default.into(), "", text)
@@ -104,7 +111,7 @@ impl ParamSpec {
                 let n = n.filter(|n| (min..=max).contains(&n));
                 n.ok_or_else(|| bad(format!("a number from {min} to {max}")))?.into()
             }
-            ParamType::Text => text.ok_or_else(|| bad("text".into()))?.into(),
+            ParamType::Text | ParamType::Path => text.ok_or_else(|| bad("text".into()))?.into(),
             ParamType::Choice { choices } => {
                 let known = text.filter(|t| choices.iter().any(|c| c == t));
                 known.ok_or_else(|| bad(format!("one of {}", choices.join(", "))))?.into()
@@ -214,6 +221,9 @@ pub struct Site {
     /// `per-class` (one token a class).
     #[serde(default)]
     pub query: String,
+    /// A run may begin here with given values: [`Request::start`](crate::Request::start).
+    #[serde(default)]
+    pub start: bool,
     #[serde(default)]
     pub text: String,
 }
@@ -230,6 +240,7 @@ impl Site {
             prefix: Vec::new(),
             block: None,
             query: String::new(),
+            start: false,
             text: String::new(),
         }
     }
@@ -258,6 +269,12 @@ impl Site {
 
     pub fn text(mut self, text: &str) -> Self {
         self.text = text.into();
+        self
+    }
+
+    /// A run may begin here.
+    pub fn start(mut self) -> Self {
+        self.start = true;
         self
     }
 }
@@ -310,6 +327,25 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// A specification without sites, for tests and as a start: version 0.1.0, no reference.
+    pub fn new(name: &str, input: InputSpec, classes: usize) -> Self {
+        ModelSpec {
+            name: name.into(),
+            title: name.into(),
+            version: "0.1.0".into(),
+            reference: Reference::default(),
+            input,
+            classes,
+            sites: vec![],
+            cam_site: None,
+            attention_site: None,
+            rules: vec![],
+            parameters: vec![],
+            trainable: false,
+            mixed_precision: false,
+        }
+    }
+
     /// The site of this name; otherwise an error that lists the known.
     pub fn site(&self, name: &str) -> Result<&Site> {
         self.sites.iter().find(|s| s.name == name).ok_or_else(|| {
@@ -383,10 +419,40 @@ pub struct ExplainerSpec {
     pub signed: bool,
     #[serde(default)]
     pub parameters: Vec<ParamSpec>,
-    /// Set by the SDK: the explainer reads CPU memory only, and gets copies in a CUDA run.
+    /// The explainer reads CPU memory only, and gets copies in a CUDA run; so does what it runs the model with. The SDK
+    /// sets it in a plugin built without its feature `tch`.
     #[serde(default)]
     pub cpu_only: bool,
 }
+
+impl ExplainerSpec {
+    /// Version 0.1.0, unsigned, without parameters; `citation` and `id` as in [`Reference`].
+    pub fn new(name: &str, title: &str, family: Family, citation: &str, id: &str) -> Self {
+        ExplainerSpec {
+            name: name.into(),
+            title: title.into(),
+            version: "0.1.0".into(),
+            reference: Reference { citation: citation.into(), id: id.into() },
+            family,
+            signed: false,
+            parameters: vec![],
+            cpu_only: false,
+        }
+    }
+}
+
+/// What [`Explainer::fit`](crate::Explainer::fit) is to see.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FitNeeds {
+    /// Values of these sites with each batch.
+    pub values: Vec<String>,
+    /// At most so many images of the training set, from its front; 0 for all.
+    pub images: usize,
+}
+
+/// What an explainer may require of a host.
+pub const KNOWN_NEEDS: [&str; 2] = ["rules", "fit"];
 
 /// What an explainer wants from the run that all explainers of a model share.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -400,6 +466,31 @@ pub struct Needs {
     pub mean_mask: bool,
     /// The explainer will call the model itself.
     pub model: bool,
+    /// The gradients are to be taken under these modified rules; each must be in [`ModelSpec::rules`]. Explainers with the
+    /// same rules share a run.
+    pub rules: Vec<String>,
+    /// Batches of the training set before the first explanation.
+    pub fit: Option<FitNeeds>,
+    /// Set by the SDK: what a host must know to serve these needs. One that does not know a name refuses.
+    pub requires: Vec<String>,
+}
+
+impl Needs {
+    /// Names what is used of [`KNOWN_NEEDS`].
+    pub(crate) fn with_requires(mut self) -> Self {
+        let used = [("rules", !self.rules.is_empty()), ("fit", self.fit.is_some())];
+        for (name, _) in used.iter().filter(|(_, used)| *used) {
+            if !self.requires.iter().any(|r| r == name) {
+                self.requires.push(name.to_string());
+            }
+        }
+        self
+    }
+
+    /// An error when something is required that this side does not know.
+    pub fn check_requires(&self) -> Result<()> {
+        crate::message::check_requires("the explainer", &self.requires, &KNOWN_NEEDS)
+    }
 }
 
 /// An explainer's answer to a model: what it needs, or why it does not apply.
@@ -429,7 +520,9 @@ pub struct TrainerOptions {
     pub optimizer: String,
     pub learning_rate: f64,
     pub weight_decay: f64,
-    /// Weight of each class in the cross-entropy; empty for ones.
+    /// `cross-entropy` (one class an image), or `binary-cross-entropy` (each class by itself; targets [B, classes]).
+    pub loss: String,
+    /// Weight of each class in the loss; empty for ones.
     pub class_weights: Vec<f64>,
     /// `float32`, or `mixed`: forward and backward in float16 where it is safe, on CUDA only.
     pub precision: String,
@@ -441,6 +534,7 @@ impl Default for TrainerOptions {
             optimizer: "adamw".into(),
             learning_rate: 1e-3,
             weight_decay: 1e-2,
+            loss: "cross-entropy".into(),
             class_weights: vec![],
             precision: "float32".into(),
         }

@@ -5,7 +5,8 @@
 
 use crate::model::{Request, Response, Seed};
 use crate::{Array, Error, Place, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, c_char, c_void};
 use tch::{Kind, Tensor};
 
 /// One run's bookkeeping.
@@ -14,6 +15,58 @@ pub struct Tape<'a> {
     values: BTreeMap<String, Array>,
     /// Values of the sites that are differentiated or seeded, on the tape.
     kept: BTreeMap<String, Tensor>,
+    /// Sites that were patched.
+    passed: BTreeSet<String>,
+    /// False until the site is reached at which the request begins.
+    begun: bool,
+}
+
+/// One step of a model that is a column of steps, whose result is the site `name`. A run that begins at a later site does
+/// not call `f`; one that begins here goes on with the given value.
+pub fn step(
+    tape: &mut Option<&mut Tape<'_>>,
+    name: &str,
+    x: Tensor,
+    f: impl FnOnce(Tensor, &mut Option<&mut Tape<'_>>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if let Some(tape) = tape
+        && !tape.begun
+    {
+        let Some(start) = tape.request.start.as_ref().filter(|s| s.site == name) else { return Ok(x) };
+        tape.begun = true;
+        let value = start.value.share_tensor()?;
+        return tape.site(name, value);
+    }
+    let value = f(x, tape)?;
+    site(tape, name, value)
+}
+
+/// The rules that [`relu`] knows: guided backpropagation (Springenberg et al., "Striving for Simplicity", arXiv:1412.6806)
+/// and the deconvolution of Zeiler and Fergus (arXiv:1311.2901).
+pub const RELU_RULES: [&str; 2] = ["relu:guided", "relu:deconv"];
+
+unsafe extern "C" {
+    fn lightbox_relu(x: *const c_void, rule: i64, error: *mut c_char, error_len: usize) -> *mut c_void;
+}
+
+/// A ReLU whose gradient follows the request's rules.
+pub fn relu(tape: &Option<&mut Tape<'_>>, x: &Tensor) -> Result<Tensor> {
+    let asked = |rule: &str| tape.as_ref().is_some_and(|t| t.request.rules.iter().any(|r| r == rule));
+    let mut rules = (0..RELU_RULES.len()).filter(|&i| asked(RELU_RULES[i]));
+    let Some(rule) = rules.next() else { return Ok(x.f_relu()?) };
+    if rules.next().is_some() {
+        return Err(Error::invalid(format!("a ReLU has one rule, and {} are asked for", RELU_RULES.join(" and "))));
+    }
+    let mut error = [0 as c_char; 512];
+    // SAFETY: the tensor lives through the call; `error` is as long as it says.
+    let made = unsafe { lightbox_relu(x.as_ptr() as *const c_void, rule as i64, error.as_mut_ptr(), error.len()) };
+    if made.is_null() {
+        // SAFETY: the shim writes at most one byte less than the buffer, which began as zeros.
+        let message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy();
+        return Err(Error::new(crate::ErrorKind::Torch, message));
+    }
+    // SAFETY: a new `at::Tensor` that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(made.cast()) })
 }
 
 /// [`Tape::site`] where there may be no tape, as in training.
@@ -35,8 +88,9 @@ impl<'a> Tape<'a> {
         request: &'a Request,
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
-        let mut tape = Tape { request, values: BTreeMap::new(), kept: BTreeMap::new() };
-        let images = request.images.to_tensor()?;
+        let begun = request.start.is_none();
+        let mut tape = Tape { request, values: BTreeMap::new(), kept: BTreeMap::new(), passed: BTreeSet::new(), begun };
+        let images = request.images.share_tensor()?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();
             let logits = forward(&mut tape, images)?;
@@ -56,6 +110,21 @@ impl<'a> Tape<'a> {
             || self.is_seeded(name)
     }
 
+    /// False until the run has reached the site at which it begins.
+    pub fn begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Where the run begins, if not with the images.
+    pub fn start(&self) -> Option<&str> {
+        self.request.start.as_ref().map(|s| s.site.as_str())
+    }
+
+    /// True when gradients follow modified rules.
+    pub fn has_rules(&self) -> bool {
+        !self.request.rules.is_empty()
+    }
+
     fn is_seeded(&self, name: &str) -> bool {
         self.request.seeds.iter().flatten().any(|s| matches!(s, Seed::Site(site, _) if site == name))
     }
@@ -63,16 +132,24 @@ impl<'a> Tape<'a> {
     /// Passes a site's value through its patches; what is returned is what the model goes on with.
     /// The model must not write to it in place.
     pub fn site(&mut self, name: &str, value: Tensor) -> Result<Tensor> {
-        if !self.wants(name) {
+        if !self.begun || !self.wants(name) {
             return Ok(value);
         }
         let mut value = value;
+        let shape = value.size();
+        self.passed.insert(name.into());
         for patch in self.request.patches.iter().filter(|p| p.site == name) {
             if let Some(scale) = &patch.scale {
-                value = value.f_mul(&scale.to_tensor()?)?;
+                value = value.f_mul(&scale.share_tensor()?)?;
             }
             if let Some(shift) = &patch.shift {
-                value = value.f_add(&shift.to_tensor()?)?;
+                value = value.f_add(&shift.share_tensor()?)?;
+            }
+            if value.size() != shape {
+                return Err(Error::invalid(format!(
+                    "a patch makes the value of {name}, of shape {shape:?}, one of shape {:?}",
+                    value.size()
+                )));
             }
         }
         if self.request.grads.iter().any(|s| s == name) {
@@ -100,7 +177,7 @@ impl<'a> Tape<'a> {
                             return Err(Error::invalid(format!("target class {bad} of {classes} classes")));
                         }
                     }
-                    let targets = targets.to_tensor()?.f_to_device(logits.device())?;
+                    let targets = targets.share_tensor()?.f_to_device(logits.device())?;
                     let first = logits.f_argmax(1, false)?;
                     let index = first.f_where_self(&targets.f_lt(0)?, &targets)?.f_unsqueeze(1)?;
                     logits.f_gather(1, &index, false)?.f_sum(Kind::Float)?
@@ -108,7 +185,7 @@ impl<'a> Tape<'a> {
                 Seed::Site(site, tensor) => {
                     let value = self.kept.get(site);
                     let value = value.ok_or_else(|| Error::invalid(format!("the model did not pass site {site}")))?;
-                    let tensor = tensor.to_tensor()?;
+                    let tensor = tensor.share_tensor()?;
                     if tensor.size() != value.size() {
                         return Err(Error::invalid(format!(
                             "seed of shape {:?} for site {site} of shape {:?}",
@@ -128,6 +205,17 @@ impl<'a> Tape<'a> {
     }
 
     fn finish(self, logits: Tensor) -> Result<Response> {
+        let passed = self.begun || self.request.start.is_none();
+        if let Some(site) = self.request.start.as_ref().filter(|_| !passed) {
+            return Err(Error::unsupported(format!("the model cannot begin at {}", site.site)));
+        }
+        let mut patched = self.request.patches.iter().map(|p| &p.site);
+        if let Some(site) = patched.find(|s| !self.passed.contains(*s)) {
+            return Err(Error::invalid(match self.start() {
+                Some(start) => format!("a patch of {site} in a run that begins after it, at {start}"),
+                None => format!("a patch of {site}, which the model did not pass"),
+            }));
+        }
         if let Some(site) = self.request.values.iter().find(|s| !self.values.contains_key(*s)) {
             return Err(Error::invalid(format!("the model did not pass site {site}")));
         }

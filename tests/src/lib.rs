@@ -1,6 +1,6 @@
 //! What the end-to-end tests share: where things are, how the program is called, the goldens' weights.
 
-use lightbox_core::results;
+use lightbox_core::results::{self, Names};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -48,14 +48,34 @@ pub fn fail(arguments: &[&str], code: i32, message: &str) {
     assert!(!err.contains("panicked at"), "a panic reached the user: {err}");
 }
 
-/// All values of all units of a run's folder, by model, fold, image, explainer and metric. None stands there twice.
+/// All values of all units of a run's folder, by model, fold, image, explainer (with its map's name) and metric; predictions
+/// under the metric `score`, for the last class. None stands there twice.
 pub fn values(folder: &Path) -> BTreeMap<(String, i32, String, String, String), Option<f64>> {
     let mut all = BTreeMap::new();
+    let mut put = |key: (String, i32, String, String, String), value| {
+        let old = all.insert(key.clone(), value);
+        assert!(old.is_none(), "{key:?} was computed twice");
+    };
+    let mut names = Names::default();
     for entry in std::fs::read_dir(folder.join("units")).expect("a run has units").flatten() {
-        if entry.path().extension().is_some_and(|e| e == "parquet") {
-            for row in results::read(&entry.path()).expect("a unit's file can be read") {
-                let old = all.insert((row.model, row.fold, row.image, row.explainer, row.metric), row.value);
-                assert!(old.is_none(), "a value was computed twice");
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if name.ends_with(".scores.parquet") {
+            let mut rows = Vec::new();
+            results::read_scores(&path, &mut names, &mut |r| rows.push(r)).expect("a unit's file can be read");
+            for r in rows {
+                let name = |n: u32| names.name(n).to_string();
+                let output = if name(r.output).is_empty() { String::new() } else { format!(".{}", name(r.output)) };
+                let explainer = name(r.explainer) + &output;
+                put((name(r.model), r.fold + 100 * r.seed, name(r.image), explainer, name(r.metric)), r.value);
+            }
+        } else if name.ends_with(".predictions.parquet") {
+            let mut rows = Vec::new();
+            results::read_predictions(&path, &mut names, &mut |r| rows.push(r)).expect("a unit's file can be read");
+            let last = rows.last().map(|r| r.class);
+            for r in rows.into_iter().filter(|r| Some(r.class) == last) {
+                let name = |n: u32| names.name(n).to_string();
+                let key = (name(r.model), r.fold + 100 * r.seed, name(r.image), String::new(), "score".into());
+                put(key, Some(r.score));
             }
         }
     }
@@ -71,6 +91,7 @@ pub fn interrupt(arguments: &[&str], text: &str, signal: i32) -> i32 {
     let mut acted = false;
     for line in lines.map_while(Result::ok) {
         if !acted && line.contains(text) {
+            // SAFETY: a signal to a process that is ours and has not been waited for.
             unsafe { libc::kill(child.id() as i32, signal) };
             acted = true;
         }

@@ -87,7 +87,7 @@ fn check_attention(model: &str, golden: &str) {
         let images = lightbox_sdk::Array::from_tensor(&input()).unwrap();
         let request =
             lightbox_sdk::Request { values: vec!["blocks.11.attn".into()], ..lightbox_sdk::Request::forward(images) };
-        let all = model.run(&request).unwrap().values["blocks.11.attn"].to_tensor().unwrap();
+        let all = model.run(&request).unwrap().values["blocks.11.attn"].share_tensor().unwrap();
         let row = |token: i64| all.select(2, token).narrow(2, 2, 196).reshape([2, heads, 14, 14]);
         let dist = row(1).amax([1i64].as_slice(), false);
         let both = ((row(0) + row(1)) / 2.0).mean_dim([1i64].as_slice(), false, tch::Kind::Float);

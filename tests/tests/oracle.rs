@@ -200,7 +200,7 @@ fn patchconvnets_files_load_and_take_other_classes() {
         let images = Array::from_tensor(&Tensor::ones([1, 3, 128, 128], (Kind::Float, tch::Device::Cpu))).unwrap();
         let request = Request { values: vec!["blocks.5".into()], ..Request::forward(images) };
         let response = model.run(&request).unwrap();
-        (response.logits.shape().to_vec(), response.values["blocks.5"].to_tensor().unwrap(), notes)
+        (response.logits.shape().to_vec(), response.values["blocks.5"].share_tensor().unwrap(), notes)
     };
     let (own, other) = (trunk(5), trunk(3));
     assert_eq!((own.0, own.2), (vec![1, 5], vec![]));
@@ -213,31 +213,59 @@ fn patchconvnets_files_load_and_take_other_classes() {
 fn medical_files_hold_their_picture() {
     let wanted = floats(&get(&state("medical.safetensors"), "image"));
     let values = |name: &str| -> Vec<f64> {
-        let grey = image::read(&oracle(name)).unwrap();
+        let grey = image::read(&oracle(name), false).unwrap();
         assert_eq!((grey.width, grey.height), (20, 24), "{name}");
         match grey.pixels {
             Pixels::U8(v) => v.into_iter().map(f64::from).collect(),
             Pixels::U16(v) => v.into_iter().map(f64::from).collect(),
-            Pixels::F32(v) => v.into_iter().map(f64::from).collect(),
+            Pixels::F32(v) | Pixels::Unit(v) => v.into_iter().map(f64::from).collect(),
         }
     };
-    for name in ["u16.mha", "u16-zlib.mha", "f32.mhd", "i16-slice.mha", "mono2.dcm", "u16.png"] {
+    for name in ["u16.mha", "u16-zlib.mha", "f32.mhd", "i16-slice.mha", "u16.png"] {
         assert_eq!(values(name), wanted, "{name}");
     }
-    // White is zero, twice as steep: bright must be bright again.
-    let found = values("mono1.dcm");
-    let unit = image::read(&oracle("mono1.dcm")).unwrap().unit().unwrap();
-    assert!(
-        found
-            .iter()
-            .zip(&wanted)
-            .all(|(f, w)| (f - 2.0 * (w - wanted.iter().copied().fold(f64::MAX, f64::min))).abs() < 1e-3)
-    );
-    assert!(unit.iter().all(|v| (0.0..=1.0).contains(v)));
+    // Without a window: from the least to the greatest. MONOCHROME1: white is zero, bright must be bright again.
+    let (low, high) = wanted.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    for name in ["mono2.dcm", "mono1.dcm"] {
+        let found = values(name);
+        assert!(found.iter().zip(&wanted).all(|(f, w)| (f - (w - low) / (high - low)).abs() < 1e-6), "{name}");
+    }
     let cut = std::fs::read(oracle("mono2.dcm")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.dcm");
     std::fs::write(&path, &cut[..cut.len() - 300]).unwrap();
-    let error = image::read(&path).unwrap_err().to_string();
+    let error = image::read(&path, false).unwrap_err().to_string();
     assert!(error.contains("cut.dcm: "), "{error}");
+}
+
+#[test]
+fn dicom_files_look_as_pydicom_shows_them() {
+    let golden = state("dicom.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for (key, bytes) in golden.iter().filter(|(name, _)| name.ends_with(".file")) {
+        let name = key.trim_end_matches(".file");
+        let path = folder.path().join(format!("{name}.dcm"));
+        std::fs::write(&path, Vec::<u8>::try_from(bytes).unwrap()).unwrap();
+        let image = image::read(&path, false).unwrap();
+        assert_eq!(image.is_8_bit(), ["eight-bits", "eight-bits-monochrome1", "rle-8"].contains(&name), "{name}");
+        let wanted = floats(&get(&golden, &format!("{name}.unit")));
+        let found = image.unit().unwrap();
+        let worst = found.iter().zip(&wanted).map(|(f, w)| (f64::from(*f) - w).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-5, "{name}: {worst}");
+        count += 1;
+    }
+    assert_eq!(count, 19);
+}
+
+#[test]
+fn the_choice_of_range_is_what_it_says() {
+    use lightbox_core::data::image::{Image, Intensity};
+    let deep = Image::grey(1000, 1, Pixels::U16((0..1000).chain([60000]).skip(1).collect())).unwrap();
+    let at = |i: Intensity, p: usize| deep.unit_by(i).unwrap()[p];
+    // One hot pixel leaves little of the full range; the percentiles pass it over.
+    assert!(at(Intensity::Full, 500) < 0.01 && at(Intensity::Auto, 500) < 0.01);
+    assert!((at(Intensity::Percentile, 500) - 0.5).abs() < 0.01 && at(Intensity::Percentile, 999) == 1.0);
+    let eight = Image::grey(2, 1, Pixels::U8(vec![10, 20])).unwrap();
+    assert_eq!(eight.unit_by(Intensity::Full).unwrap(), [0.0, 1.0]);
 }

@@ -48,20 +48,20 @@ fn a_run_leaves_a_whole_folder() {
         "summary.tex",
         "sheet.png",
         "events.jsonl",
-        "units/densenet-small-fold0-block0002.parquet",
     ] {
         assert!(out.join(file).is_file(), "{file}");
     }
     let sheet = image::open(out.join("sheet.png")).unwrap();
     assert!(sheet.width() > 4 * 192 && sheet.height() > 2 * 192);
     let values = values(&folder.path().join("out"));
-    // 12 test images have a score; 6 of them have a map of each of 3 explainers.
-    assert_eq!(values.len(), 12 + 6 * 3);
+    // 12 test images have a score; 6 of them have a map of each of 3 explainers and of chance. Of the set there are two
+    // metrics of predictions, and one of each explainer's and chance's pooled pixels.
+    assert_eq!(values.len(), 12 + 6 * 4 + 2 + 4);
     assert!(values.values().all(Option::is_some));
     // The same command again computes nothing and prints the same.
     let (again, err, code) = run(&["run", &spec]);
     assert_eq!((again, code), (table, 0));
-    assert!(err.contains("4 of them done before") && !err.contains("block0000 ..."), "{err}");
+    assert!(err.contains("5 units, 5 of them done before") && !err.contains("block0000 ..."), "{err}");
 }
 
 #[test]
@@ -91,7 +91,10 @@ fn json_gives_one_event_a_line() {
     let events: Vec<Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let kinds: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
     assert_eq!((kinds[0], *kinds.last().unwrap()), ("run-started", "run-finished"));
-    assert_eq!(kinds.iter().filter(|k| **k == "unit-finished").count(), 4);
+    // A survey, the images, three blocks, and what they reduce to.
+    assert_eq!(kinds.iter().filter(|k| **k == "unit-finished").count(), 6);
+    assert!(events.iter().all(|e| e["time"].as_f64().is_some_and(|t| t > 1.7e9)));
+    assert!(events.iter().all(|e| e["worker"] == 0 || e["event"].as_str().unwrap().starts_with("run-")), "{out}");
 }
 
 #[test]
@@ -165,6 +168,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
         "exit",
         "hang",
         "prints",
+        "writes",
         "site",
         "not-applicable",
         "plan",
@@ -187,6 +191,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     check("torch", "failed", "mat1 and mat2 shapes cannot be multiplied");
     check("error", "failed", "I would rather not");
     check("nan", "failed", "6 maps were not finite");
+    check("writes", "failed", "explainer hostile-writes wrote to what it was given");
     check("shape", "failed", "gave a map of shape [2, 7], expected [2, h, w]");
     check("type", "failed", "gave a map of I64, expected F32");
     check("crash", "failed", "it crashed (SIGSEGV, segmentation fault)");
@@ -318,9 +323,14 @@ fn mistakes_are_clear_errors() {
     let spec = write("good.toml", &good);
     succeed(&["run", &spec]);
     let before = std::fs::read(folder.path().join("out/summary.json")).unwrap();
-    check("block = 4", "block = 5", 3, "holds a run of another spec (hint: give another `output`, or --restart");
+    check(
+        "block = 4",
+        "block = 4\nseed = 5",
+        3,
+        "holds a run of another seed (hint: give another `output`, or --restart",
+    );
     assert_eq!(std::fs::read(folder.path().join("out/summary.json")).unwrap(), before);
-    let other = write("bad.toml", &good.replace("block = 4", "block = 5"));
+    let other = write("bad.toml", &good.replace("block = 4", "block = 4\nseed = 5"));
     succeed(&["run", &other, "--restart"]);
 }
 

@@ -17,7 +17,7 @@ fn quick(output: &str) -> Vec<String> {
 }
 
 #[test]
-fn study_quick_gives_the_same_numbers_again_and_after_kill_minus_nine() {
+fn study_quick_with_two_workers_killed_ten_times_gives_the_numbers_of_one() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let (whole, cut) = (at("whole"), at("cut"));
@@ -27,15 +27,16 @@ fn study_quick_gives_the_same_numbers_again_and_after_kill_minus_nine() {
         text.split("Pictures").next().unwrap().to_string()
     };
     let wanted = table(&whole);
-    let arguments = quick(&cut);
+    let mut arguments = quick(&cut);
+    arguments.extend(["--workers".to_string(), "2".to_string()]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    // While each model trains, and while maps are made.
-    for event in [
-        "\"event\":\"epoch\",\"unit\":\"densenet-small-fold1-train\"",
-        "\"event\":\"epoch\",\"unit\":\"deit-mini-fold2-train\"",
-        "\"event\":\"cell-started\",\"unit\":\"patchconvnet-mini-fold3-block0000\"",
-    ] {
-        assert_eq!(interrupt(&arguments, event, libc::SIGKILL), -1);
+    // While each model trains, and while maps are made; the other worker is at a neighbouring fold.
+    for place in [1, 4, 7, 10, 13] {
+        let (model, fold) = (["densenet-small", "deit-mini", "patchconvnet-mini"][place / 5], place % 5);
+        for (event, part) in [("epoch", "train"), ("cell-started", "block0000")] {
+            let event = format!("\"event\":\"{event}\",\"unit\":\"{model}-fold{fold}-{part}\"");
+            assert_eq!(interrupt(&arguments, &event, libc::SIGKILL), -1, "{event}");
+        }
     }
     assert_eq!(table(&cut), wanted);
     assert_eq!(values(Path::new(&cut)), values(Path::new(&whole)));
@@ -77,14 +78,14 @@ fn the_study_runs_on_a_folder_of_node21s_shape_from_checkpoint_files() {
     };
     let (out, err) = start("out", &[]);
     assert!(err.contains("DeiT, fold 1: no weights: training begins with seeded random values"), "{err}");
-    assert!(out.contains("PatchConvNet: trained for 1 epochs from seeded random values."), "{out}");
+    assert!(out.contains("PatchConvNet: trained for 1 epochs from seeded random values; one draw a fold."), "{out}");
     assert!(out.contains("DenseNet121 x attention: not applicable"), "{out}");
 
     let trained = folder.path().join("out/checkpoints/DeiT-fold0/best.safetensors");
     let weights = folder.path().join("imagenet.safetensors");
     std::fs::copy(&trained, &weights).unwrap();
     let (out, err) = start("from", &[format!("models.DeiT.weights={}", weights.display())]);
-    assert!(out.contains("DeiT: trained for 1 epochs from imagenet.safetensors."), "{out}");
+    assert!(out.contains("DeiT: trained for 1 epochs from imagenet.safetensors; one draw a fold."), "{out}");
     assert!(!err.contains("DeiT, fold 0: no weights"), "{err}");
     // Another file under the same name is another run.
     let other = checkpoint::read(&trained.with_file_name("../DeiT-fold1/best.safetensors")).unwrap();

@@ -56,7 +56,8 @@ fn build_test_plugins() -> Result<(), String> {
     let test = folder.join("test-plugins");
     copy(&folder.join("liblightbox_abi_next.so"), &test.join("next/liblightbox_abi_next.so"))?;
     copy(&folder.join("abi-next-host"), &test.join("abi-next-host"))?;
-    run(cargo().args(["build", "-p", "lightbox-hostile"]))?;
+    run(cargo().args(["build", "-p", "lightbox-hostile", "-p", "lightbox-hard"]))?;
+    copy(&folder.join("liblightbox_hard.so"), &test.join("hard/liblightbox_hard.so"))?;
     copy(&folder.join("liblightbox_hostile.so"), &test.join("hostile/liblightbox_hostile.so"))
 }
 
@@ -79,13 +80,13 @@ pub fn test(args: &[String]) -> Result<(), String> {
             "-p",
             "lightbox-tests",
         ])
-        .args(["--features", "lightbox-sdk/tch"])
+        .args(["--features", "lightbox-sdk/nn"])
         .args(packages(&TORCH))
         .arg("--")
         .args(args))
 }
 
-/// Format and clippy.
+/// Format, clippy and rustdoc, with warnings denied; licences and sources where cargo-deny is installed.
 pub fn lint() -> Result<(), String> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     let deny = ["--all-targets", "--", "-D", "warnings"];
@@ -93,8 +94,21 @@ pub fn lint() -> Result<(), String> {
     run(cargo().args(["clippy", "-p", "lightbox-abi-next"]).args(deny))?;
     run(cargo()
         .args(["clippy", "-p", "lightbox-core", "-p", "lightbox", "-p", "lightbox-tests", "-p", "lightbox-hostile"])
+        .args(["-p", "lightbox-hard"])
         .args(packages(&TORCH))
-        .args(deny))
+        .args(deny))?;
+    run(cargo()
+        .args(["doc", "--no-deps", "-p", "lightbox-sdk", "-p", "lightbox-core", "-p", "lightbox"])
+        .args(["--features", "lightbox-sdk/nn"])
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    let installed = cargo().args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
+    if !installed {
+        eprintln!(
+            "note: cargo-deny is not installed, so licences and sources are not checked (cargo install cargo-deny)"
+        );
+        return Ok(());
+    }
+    run(cargo().args(["deny", "check", "licenses", "bans", "sources"]))
 }
 
 /// The benchmarks, with optimisation.

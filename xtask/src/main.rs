@@ -78,7 +78,10 @@ fn main() -> ExitCode {
             println!("{}", binary.display());
         }),
         Task::Demo => demo(),
-        Task::Test { args } => setup::setup(false).and_then(|()| build::test(&args)),
+        Task::Test { args } => setup::setup(false).and_then(|()| {
+            setup::recompute();
+            build::test(&args)
+        }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
         Task::Bench => setup::setup(false).and_then(|()| build::bench()),
     };

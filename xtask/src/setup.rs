@@ -199,6 +199,34 @@ fn install(machine: &Machine, home: &Path, cuda: bool) -> Result<PathBuf, String
     }
 }
 
+/// NumPy and scikit-learn for the test that recomputes a run, in an environment of their own. Without a network the test says
+/// that it is skipped.
+pub fn recompute() {
+    let home = root().join(".lightbox");
+    let wanted = root().join("tests/oracle/recompute-requirements.txt");
+    let (environment, done) = (home.join("recompute"), home.join("recompute/requirements.txt"));
+    if std::fs::read(&wanted).ok() == std::fs::read(&done).ok() && done.is_file() {
+        return;
+    }
+    let python = Machine::here(&home).python;
+    let _ = std::fs::remove_dir_all(&environment);
+    let made = Command::new(&python).args(["-m", "venv"]).arg(&environment).status();
+    let pip = |arguments: &[&str]| {
+        let mut command = Command::new(environment.join("bin/python"));
+        command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(arguments).status()
+    };
+    eprintln!("installing NumPy and scikit-learn for the tests (0.4 GB) ...");
+    let installed = made.is_ok_and(|s| s.success())
+        && pip(&["--only-binary", ":all:", "-r", &wanted.to_string_lossy()]).is_ok_and(|s| s.success());
+    match installed {
+        true => drop(std::fs::copy(&wanted, &done)),
+        false => {
+            eprintln!("note: pip could not install them, so a run will not be recomputed");
+            let _ = std::fs::remove_dir_all(&environment);
+        }
+    }
+}
+
 /// `13.0` of the wheel's requirement `cuda-toolkit[...]==13.0.2`; `None` for a wheel that needs none.
 fn toolkit(torch: &Path) -> Option<String> {
     let packages = std::fs::read_dir(torch.parent()?).ok()?;

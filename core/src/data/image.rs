@@ -1,7 +1,8 @@
-//! Grey images of any depth, and the files they come from.
+//! Images of any depth, and the files they come from.
 
 use super::{dicom, mha};
 use crate::{Error, Result, files};
+use serde::{Deserialize, Serialize};
 use std::io::Cursor;
 use std::path::Path;
 
@@ -14,66 +15,115 @@ pub enum Pixels {
     U8(Vec<u8>),
     U16(Vec<u16>),
     F32(Vec<f32>),
+    /// Already in [0, 1].
+    Unit(Vec<f32>),
 }
 
-/// A grey image.
+/// How the values of an image become [0, 1].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Intensity {
+    /// 8-bit values are divided by 255. DICOM is shown as its file says (VOI LUT or first window); what says nothing, and
+    /// any other deeper image, goes from its own least to its own greatest value.
+    #[default]
+    Auto,
+    /// From the least to the greatest value, 8-bit images too; a DICOM file's window is not looked at.
+    Full,
+    /// From the 0.5th to the 99.5th percentile of the values (nearest rank), 8-bit images too.
+    Percentile,
+}
+
+/// An image of one channel (grey) or three (RGB, interleaved).
 #[derive(Debug, Clone, PartialEq)]
-pub struct Grey {
+pub struct Image {
     pub width: usize,
     pub height: usize,
+    pub channels: usize,
     pub pixels: Pixels,
 }
 
-impl Grey {
+impl Image {
+    /// A grey image. Errors when it is empty or `pixels` has another number of values.
+    pub fn grey(width: usize, height: usize, pixels: Pixels) -> Result<Self> {
+        Self::new(width, height, 1, pixels)
+    }
+
     /// Errors when an image is empty or `pixels` has another number of values.
-    pub fn new(width: usize, height: usize, pixels: Pixels) -> Result<Self> {
+    pub fn new(width: usize, height: usize, channels: usize, pixels: Pixels) -> Result<Self> {
         let count = match &pixels {
             Pixels::U8(v) => v.len(),
             Pixels::U16(v) => v.len(),
-            Pixels::F32(v) => v.len(),
+            Pixels::F32(v) | Pixels::Unit(v) => v.len(),
         };
         if width == 0 || height == 0 {
             return Err(Error::new(format!("the image is empty ({width} x {height} pixels)")));
         }
-        if width * height != count {
-            return Err(Error::new(format!("{count} pixel values for {width} x {height} pixels")));
+        if width * height * channels != count {
+            return Err(Error::new(format!("{count} values for {width} x {height} pixels of {channels} channels")));
         }
-        Ok(Grey { width, height, pixels })
+        Ok(Image { width, height, channels, pixels })
     }
 
-    /// True for 8-bit images, whose range is fixed.
+    /// True where 8 bits hold all that the image says.
     pub fn is_8_bit(&self) -> bool {
         matches!(self.pixels, Pixels::U8(_))
     }
 
-    /// Values in [0, 1]: 8-bit images divided by 255; deeper ones from their own least to their own greatest value,
-    /// since their range is a matter of the scanner (a constant image becomes 0). A value that is not finite is an
-    /// error.
+    /// Values in [0, 1], as [`Intensity::Auto`] says.
     pub fn unit(&self) -> Result<Vec<f32>> {
-        let stretch = |values: Vec<f32>| -> Result<Vec<f32>> {
-            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                let (x, y) = (i % self.width, i / self.width);
-                return Err(Error::new(format!("pixel ({x}, {y}) is {}", values[i])));
-            }
-            let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-            let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let scale = if high > low { 1.0 / (f64::from(high) - f64::from(low)) } else { 0.0 };
-            Ok(values.into_iter().map(|v| ((f64::from(v) - f64::from(low)) * scale) as f32).collect())
-        };
-        match &self.pixels {
-            Pixels::U8(v) => Ok(v.iter().map(|&v| f32::from(v) / 255.0).collect()),
-            Pixels::U16(v) => stretch(v.iter().map(|&v| f32::from(v)).collect()),
-            Pixels::F32(v) => stretch(v.clone()),
-        }
+        self.unit_by(Intensity::Auto)
     }
+
+    /// Values in [0, 1]. A constant image becomes 0; a value that is not finite is an error.
+    pub fn unit_by(&self, intensity: Intensity) -> Result<Vec<f32>> {
+        let values: Vec<f32> = match &self.pixels {
+            Pixels::U8(v) if intensity == Intensity::Auto => {
+                return Ok(v.iter().map(|&v| f32::from(v) / 255.0).collect());
+            }
+            Pixels::Unit(v) => return Ok(v.clone()),
+            Pixels::U8(v) => v.iter().map(|&v| f32::from(v)).collect(),
+            Pixels::U16(v) => v.iter().map(|&v| f32::from(v)).collect(),
+            Pixels::F32(v) => v.clone(),
+        };
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let (x, y) = (i / self.channels % self.width, i / self.channels / self.width);
+            return Err(Error::new(format!("pixel ({x}, {y}) is {}", values[i])));
+        }
+        Ok(stretch(&values, range(&values, intensity)))
+    }
+}
+
+/// The values that become 0 and 1. All values must be finite.
+pub(super) fn range(values: &[f32], intensity: Intensity) -> (f32, f32) {
+    if intensity == Intensity::Percentile && !values.is_empty() {
+        let mut sorted = values.to_vec();
+        sorted.sort_unstable_by(f32::total_cmp);
+        let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share).round() as usize];
+        return (at(0.005), at(0.995));
+    }
+    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+    (low, values.iter().copied().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// `low` to 0, `high` to 1, what lies outside to the nearer of them.
+pub(super) fn stretch(values: &[f32], (low, high): (f32, f32)) -> Vec<f32> {
+    let scale = if high > low { 1.0 / (f64::from(high) - f64::from(low)) } else { 0.0 };
+    values.iter().map(|&v| ((f64::from(v) - f64::from(low)) * scale).clamp(0.0, 1.0) as f32).collect()
 }
 
 /// File name endings that [`read`] knows.
 pub const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "mha", "mhd", "dcm", "dicom", "dic"];
 
 /// Reads PNG (8 and 16 bits), JPEG, MetaImage (.mha, .mhd) or DICOM. The content decides, not the name, except for
-/// MetaImage, which has no signature.
-pub fn read(path: &Path) -> Result<Grey> {
+/// MetaImage, which has no signature. With `colour` a colour image keeps three channels and a grey one gets them;
+/// otherwise colour becomes luminance (Rec. 709: 0.2126 R + 0.7152 G + 0.0722 B; Pillow takes Rec. 601's 0.299, 0.587,
+/// 0.114). An alpha channel is dropped. A JPEG or PNG is turned as its EXIF orientation says.
+pub fn read(path: &Path, colour: bool) -> Result<Image> {
+    read_by(path, colour, Intensity::Auto)
+}
+
+/// [`read`] for an image that will be shown by this rule: a DICOM file's own window is used for [`Intensity::Auto`] only.
+pub fn read_by(path: &Path, colour: bool, intensity: Intensity) -> Result<Image> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     let image = match ending.as_str() {
         "mha" | "mhd" => mha::read(path),
@@ -82,20 +132,35 @@ pub fn read(path: &Path) -> Result<Grey> {
             if bytes.is_empty() {
                 Err(Error::new("the file is empty"))
             } else if bytes.starts_with(b"\x89PNG") || bytes.starts_with(b"\xff\xd8\xff") {
-                decode(&bytes)
-            } else if bytes.get(128..132) == Some(b"DICM") {
-                dicom::decode(&bytes)
+                decode(&bytes, colour)
+            } else if dicom::is_dicom(&bytes) || ["dcm", "dicom", "dic"].contains(&ending.as_str()) {
+                dicom::decode(&bytes, intensity)
             } else {
                 let known = EXTENSIONS.join(", ");
                 Err(Error::new(format!("not an image that Lightbox reads (known: {known})")))
             }
         }
     };
-    image.map_err(|e| e.with_path(path))
+    let image = image.map_err(|e| e.with_path(path))?;
+    Ok(if colour && image.channels == 1 { tripled(image) } else { image })
 }
 
-/// PNG or JPEG. Colour becomes luminance; an alpha channel is dropped.
-fn decode(bytes: &[u8]) -> Result<Grey> {
+fn tripled(image: Image) -> Image {
+    fn three<T: Copy>(v: &[T]) -> Vec<T> {
+        v.iter().flat_map(|&v| [v; 3]).collect()
+    }
+    let pixels = match &image.pixels {
+        Pixels::U8(v) => Pixels::U8(three(v)),
+        Pixels::U16(v) => Pixels::U16(three(v)),
+        Pixels::F32(v) => Pixels::F32(three(v)),
+        Pixels::Unit(v) => Pixels::Unit(three(v)),
+    };
+    Image { channels: 3, pixels, ..image }
+}
+
+/// PNG or JPEG.
+fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
+    use image::ImageDecoder;
     let broken = |e: &dyn std::fmt::Display| Error::new(format!("the image is broken: {e}"));
     let mut reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| broken(&e))?;
     let mut limits = image::Limits::no_limits();
@@ -103,15 +168,20 @@ fn decode(bytes: &[u8]) -> Result<Grey> {
     limits.max_image_width = Some(1 << 20);
     limits.max_image_height = Some(1 << 20);
     reader.limits(limits);
-    let decoded = reader.decode().map_err(|e| broken(&e))?;
+    let mut decoder = reader.into_decoder().map_err(|e| broken(&e))?;
+    let orientation = decoder.orientation().map_err(|e| broken(&e))?;
+    let mut decoded = image::DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?;
+    decoded.apply_orientation(orientation);
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    use image::ColorType::{L8, L16, La8, La16, Rgb8, Rgba8};
-    let pixels = match decoded.color() {
-        L8 | La8 | Rgb8 | Rgba8 => Pixels::U8(decoded.into_luma8().into_raw()),
-        L16 | La16 => Pixels::U16(decoded.into_luma16().into_raw()),
-        _ => Pixels::U16(decoded.into_luma16().into_raw()),
+    use image::ColorType::{L8, La8, Rgb8, Rgba8};
+    let deep = !matches!(decoded.color(), L8 | La8 | Rgb8 | Rgba8);
+    let (channels, pixels) = match (colour && decoded.color().has_color(), deep) {
+        (true, false) => (3, Pixels::U8(decoded.into_rgb8().into_raw())),
+        (true, true) => (3, Pixels::U16(decoded.into_rgb16().into_raw())),
+        (false, false) => (1, Pixels::U8(decoded.into_luma8().into_raw())),
+        (false, true) => (1, Pixels::U16(decoded.into_luma16().into_raw())),
     };
-    Grey::new(width, height, pixels)
+    Image::new(width, height, channels, pixels)
 }
 
 /// Writes an 8-bit grey PNG.
@@ -149,7 +219,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        let error = read(&path, false).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(message), "{error}");
     }
 
@@ -177,7 +247,7 @@ mod tests {
         let crc = crc32(&zero[12..29]);
         zero[29..33].copy_from_slice(&crc.to_be_bytes());
         check_error("zero.png", &zero, "the image is broken");
-        let error = read(Path::new("/nowhere/x.png")).unwrap_err().to_string();
+        let error = read(Path::new("/nowhere/x.png"), false).unwrap_err().to_string();
         assert_eq!(error, "/nowhere/x.png: no such file or folder");
     }
 
@@ -189,14 +259,14 @@ mod tests {
 
     #[test]
     fn deep_images_are_stretched_and_8_bit_ones_are_not() {
-        let deep = Grey::new(2, 1, Pixels::U16(vec![1000, 3000])).unwrap();
+        let deep = Image::grey(2, 1, Pixels::U16(vec![1000, 3000])).unwrap();
         assert_eq!(deep.unit().unwrap(), [0.0, 1.0]);
-        let plain = Grey::new(2, 1, Pixels::U8(vec![0, 51])).unwrap();
+        let plain = Image::grey(2, 1, Pixels::U8(vec![0, 51])).unwrap();
         assert_eq!(plain.unit().unwrap(), [0.0, 0.2]);
-        let flat = Grey::new(2, 1, Pixels::F32(vec![5.0, 5.0])).unwrap();
+        let flat = Image::grey(2, 1, Pixels::F32(vec![5.0, 5.0])).unwrap();
         assert_eq!(flat.unit().unwrap(), [0.0, 0.0]);
-        let nan = Grey::new(2, 1, Pixels::F32(vec![5.0, f32::NAN])).unwrap();
+        let nan = Image::grey(2, 1, Pixels::F32(vec![5.0, f32::NAN])).unwrap();
         assert_eq!(nan.unit().unwrap_err().to_string(), "pixel (1, 0) is NaN");
-        assert!(Grey::new(0, 4, Pixels::U8(vec![])).is_err());
+        assert!(Image::grey(0, 4, Pixels::U8(vec![])).is_err());
     }
 }

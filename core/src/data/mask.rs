@@ -7,12 +7,24 @@ pub struct BBox {
     pub y: f64,
     pub width: f64,
     pub height: f64,
+    /// What it marks; 1 in a binary task.
+    pub class: usize,
 }
 
 impl BBox {
+    /// A box of a binary task's finding.
+    pub fn new(x: f64, y: f64, width: f64, height: f64) -> Self {
+        BBox { x, y, width, height, class: 1 }
+    }
+
+    /// The same box of another class.
+    pub fn of(self, class: usize) -> Self {
+        BBox { class, ..self }
+    }
+
     /// Why the box cannot be one of an image of this size; `None` for a good one.
     pub fn fault(&self, width: usize, height: usize) -> Option<String> {
-        let BBox { x, y, width: w, height: h } = *self;
+        let BBox { x, y, width: w, height: h, .. } = *self;
         if ![x, y, w, h].iter().all(|v| v.is_finite()) {
             return Some(format!("box ({x}, {y}, {w}, {h}) is not finite"));
         }
@@ -30,8 +42,9 @@ impl BBox {
 
 /// Marks in `mask` (row-major, `size` = width and height, an image scaled from `original`) the ellipse inscribed in the
 /// scaled box: pixels whose centre lies inside. The paper fits a circle into NODE21's boxes; in a square box the ellipse
-/// is that circle. A box too small for any centre marks the pixel of its own centre.
-pub fn draw_ellipse(mask: &mut [u8], size: (usize, usize), original: (usize, usize), b: &BBox) {
+/// is that circle. A box whose ellipse holds no centre marks the pixel of the ellipse's own centre, or, where that lies
+/// outside the image, none. Marked pixels get the bits of `value`.
+pub fn draw_ellipse(mask: &mut [u8], size: (usize, usize), original: (usize, usize), b: &BBox, value: u8) {
     let (sx, sy) = (size.0 as f64 / original.0 as f64, size.1 as f64 / original.1 as f64);
     let (rx, ry) = (b.width * sx / 2.0, b.height * sy / 2.0);
     let (cx, cy) = (b.x * sx + rx, b.y * sy + ry);
@@ -41,13 +54,14 @@ pub fn draw_ellipse(mask: &mut [u8], size: (usize, usize), original: (usize, usi
         for x in clamp(cx - rx, size.0)..=clamp(cx + rx, size.0) {
             let (dx, dy) = ((x as f64 + 0.5 - cx) / rx, (y as f64 + 0.5 - cy) / ry);
             if dx * dx + dy * dy <= 1.0 {
-                mask[y * size.0 + x] = 1;
+                mask[y * size.0 + x] |= value;
                 marked = true;
             }
         }
     }
-    if !marked {
-        mask[clamp(cy, size.1) * size.0 + clamp(cx, size.0)] = 1;
+    let inside = cx >= 0.0 && cy >= 0.0 && cx < size.0 as f64 && cy < size.1 as f64;
+    if !marked && inside {
+        mask[clamp(cy, size.1) * size.0 + clamp(cx, size.0)] |= value;
     }
 }
 
@@ -58,7 +72,7 @@ mod tests {
     #[test]
     fn a_circle_has_a_circles_area_and_place() {
         let mut mask = vec![0; 200 * 200];
-        draw_ellipse(&mut mask, (200, 200), (400, 400), &BBox { x: 100.0, y: 200.0, width: 80.0, height: 80.0 });
+        draw_ellipse(&mut mask, (200, 200), (400, 400), &BBox::new(100.0, 200.0, 80.0, 80.0), 1);
         let area = mask.iter().map(|&m| f64::from(m)).sum::<f64>();
         assert!((area / (std::f64::consts::PI * 400.0) - 1.0).abs() < 0.02, "{area}");
         assert_eq!((mask[120 * 200 + 70], mask[120 * 200 + 91], mask[101 * 200 + 51]), (1, 0, 0));
@@ -67,20 +81,27 @@ mod tests {
     #[test]
     fn a_tiny_box_marks_one_pixel_and_a_border_box_stays_inside() {
         let mut mask = vec![0; 100];
-        draw_ellipse(&mut mask, (10, 10), (1000, 1000), &BBox { x: 300.0, y: 500.0, width: 2.0, height: 2.0 });
+        draw_ellipse(&mut mask, (10, 10), (1000, 1000), &BBox::new(300.0, 500.0, 2.0, 2.0), 1);
         assert_eq!((mask.iter().filter(|&&m| m == 1).count(), mask[53]), (1, 1));
-        draw_ellipse(&mut mask, (10, 10), (10, 10), &BBox { x: 8.0, y: -3.0, width: 6.0, height: 6.0 });
+        draw_ellipse(&mut mask, (10, 10), (10, 10), &BBox::new(8.0, -3.0, 6.0, 6.0), 1);
+    }
+
+    #[test]
+    fn a_box_that_touches_a_corner_marks_nothing_outside_its_ellipse() {
+        let mut mask = vec![0; 100];
+        draw_ellipse(&mut mask, (10, 10), (10, 10), &BBox::new(-3.9, -3.9, 4.0, 4.0), 1);
+        assert!(mask.iter().all(|&m| m == 0), "{mask:?}");
     }
 
     #[test]
     fn faults_are_named() {
         let check = |x, y, width, height, message: &str| {
-            let fault = BBox { x, y, width, height }.fault(100, 100).unwrap();
+            let fault = BBox::new(x, y, width, height).fault(100, 100).unwrap();
             assert!(fault.contains(message), "{fault}");
         };
         check(f64::NAN, 0.0, 1.0, 1.0, "not finite");
         check(5.0, 5.0, 0.0, 4.0, "has size 0 x 4");
         check(120.0, 5.0, 10.0, 4.0, "lies outside the image of 100 x 100 pixels");
-        assert_eq!(BBox { x: 95.0, y: 95.0, width: 10.0, height: 10.0 }.fault(100, 100), None);
+        assert_eq!(BBox::new(95.0, 95.0, 10.0, 10.0).fault(100, 100), None);
     }
 }

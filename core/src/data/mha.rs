@@ -1,7 +1,7 @@
 //! MetaImage: `.mha` (header and data in one file) and `.mhd` with a raw file, uncompressed or zlib, 8-, 16- and 32-bit
-//! integers, 32- and 64-bit floats, both byte orders. Format: https://itk.org/Wiki/ITK/MetaIO/Documentation
+//! integers, 32- and 64-bit floats, both byte orders. Format: <https://itk.org/Wiki/ITK/MetaIO/Documentation>
 
-use super::image::{Grey, MAX_PIXELS, Pixels};
+use super::image::{Image, MAX_PIXELS, Pixels};
 use crate::{Error, Result, files};
 use std::collections::HashMap;
 use std::io::Read;
@@ -11,7 +11,7 @@ use std::path::Path;
 const MAX_HEADER: usize = 1 << 16;
 
 /// Reads a 2-D image, or a 3-D one of a single slice.
-pub fn read(path: &Path) -> Result<Grey> {
+pub fn read(path: &Path) -> Result<Image> {
     let bytes = files::read(path)?;
     let (header, start) = header(&bytes)?;
     let field = |key: &str| header.get(key).map(String::as_str);
@@ -99,7 +99,7 @@ pub fn read(path: &Path) -> Result<Grey> {
         "MET_FLOAT" => Pixels::F32(values(raw, msb, f32::from_le_bytes)),
         _ => Pixels::F32(values(raw, msb, |b| f64::from_le_bytes(b) as f32)),
     };
-    Grey::new(width as usize, height as usize, pixels)
+    Image::grey(width as usize, height as usize, pixels)
 }
 
 /// `Key = Value` lines up to ElementDataFile, and where the data begin.
@@ -149,7 +149,7 @@ mod tests {
         [head.as_bytes(), data].concat()
     }
 
-    fn parse(bytes: &[u8]) -> Result<Grey> {
+    fn parse(bytes: &[u8]) -> Result<Image> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.mha");
         std::fs::write(&path, bytes).unwrap();
@@ -157,7 +157,11 @@ mod tests {
     }
 
     fn check(kind: &str, extra: &str, data: &[u8], pixels: Pixels) {
-        assert_eq!(parse(&file(kind, extra, "2 1", data)).unwrap(), Grey::new(2, 1, pixels).unwrap(), "{kind} {extra}");
+        assert_eq!(
+            parse(&file(kind, extra, "2 1", data)).unwrap(),
+            Image::grey(2, 1, pixels).unwrap(),
+            "{kind} {extra}"
+        );
     }
 
     #[test]

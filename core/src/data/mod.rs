@@ -1,6 +1,8 @@
 //! Sources of images with labels and masks. Each source is one file; [`open`] is where they are registered.
 
+mod csv;
 mod dicom;
+mod files;
 pub mod image;
 pub mod mask;
 pub mod mha;
@@ -12,8 +14,9 @@ pub mod split;
 pub mod store;
 pub mod table;
 
-use self::image::Grey;
+use self::image::Image;
 use self::mask::BBox;
+use crate::task::{Kind, Task};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -25,9 +28,31 @@ pub struct Sample {
     pub id: String,
     /// Images of one patient stay together in splits.
     pub patient: String,
-    /// 1 with the finding (a nodule), 0 without.
-    pub label: u8,
+    /// The classes that it has, ascending: `[1]` with the finding (a nodule) and `[0]` without in a binary task, one in a
+    /// multi-class task, any number in a multi-label one.
+    pub classes: Vec<usize>,
     pub truth: Truth,
+}
+
+impl Sample {
+    /// A sample of a binary task: `label` 1 with the finding, 0 without.
+    pub fn binary(id: impl Into<String>, patient: impl Into<String>, label: u8, truth: Truth) -> Self {
+        Sample { id: id.into(), patient: patient.into(), classes: vec![usize::from(label)], truth }
+    }
+
+    pub fn has(&self, class: usize) -> bool {
+        self.classes.contains(&class)
+    }
+
+    /// The class by which splits are stratified: its last; 0 where it has none.
+    pub fn stratum(&self) -> usize {
+        self.classes.last().copied().unwrap_or(0)
+    }
+
+    /// Which bit of its stored mask marks a class; `None` for a class that the image does not have.
+    pub fn mask_bit(&self, class: usize) -> Option<usize> {
+        self.classes.iter().position(|c| *c == class)
+    }
 }
 
 /// Where the finding is.
@@ -37,7 +62,7 @@ pub enum Truth {
     Unknown,
     /// Boxes in pixels of the original image; none for an image without the finding.
     Boxes(Vec<BBox>),
-    /// A mask image of any size; non-zero is finding.
+    /// A mask image of the image's size; non-zero marks all of its classes.
     MaskFile(PathBuf),
 }
 
@@ -46,7 +71,33 @@ pub trait Source: Send + Sync {
     fn samples(&self) -> &[Sample];
 
     /// Reads image `i`.
-    fn image(&self, i: usize) -> Result<Grey>;
+    fn image(&self, i: usize) -> Result<Image>;
+
+    /// The files that image `i` and its mask are read from; none where it is made.
+    fn files(&self, i: usize) -> Vec<PathBuf> {
+        let _ = i;
+        Vec::new()
+    }
+
+    /// Names of the classes, where the source has them.
+    fn classes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// False where the source has no patient numbers, so that images of one patient may lie on both sides of a split.
+    fn knows_patients(&self) -> bool {
+        true
+    }
+
+    /// How the images' values become [0, 1].
+    fn intensity(&self) -> image::Intensity {
+        image::Intensity::Auto
+    }
+
+    /// True for images of three channels.
+    fn is_colour(&self) -> bool {
+        false
+    }
 
     /// Sentences for the user about what was left out or looks odd.
     fn notes(&self) -> Vec<String> {
@@ -75,13 +126,19 @@ pub enum DataSpec {
     Table(table::Table),
 }
 
-/// Opens a source: reads its tables, checks that its files are there, reads no image.
-pub fn open(spec: &DataSpec) -> Result<Box<dyn Source>> {
+/// Opens a source: reads its tables, checks that its files are there, reads no image. Only `table` knows other tasks than
+/// a binary one.
+pub fn open(spec: &DataSpec, task: &Task) -> Result<Box<dyn Source>> {
+    if task.kind != Kind::Binary && !matches!(spec, DataSpec::Table(_)) {
+        return Err(
+            Error::new("this data source has two classes").hint("task.kind = \"binary\", or source = \"table\"")
+        );
+    }
     let source = match spec {
         DataSpec::Nih(s) => s.open()?,
         DataSpec::Node21(s) => s.open()?,
         DataSpec::Phantom(s) => s.open()?,
-        DataSpec::Table(s) => s.open()?,
+        DataSpec::Table(s) => s.open(task)?,
     };
     if source.samples().is_empty() {
         return Err(Error::new("the data source holds no images"));

@@ -2,7 +2,9 @@
 //! box files in the release's own form (`Data_Entry_2017.csv`, `BBox_List_2017.csv`) or with plain lower-case columns
 //! (image, findings, patient_id; image, finding, x, y, width, height).
 
-use super::table::{Files, Rows, need_files};
+use super::csv::Rows;
+use super::files::{Files, need_files};
+use super::image::Intensity;
 use super::{Sample, Source, SourceInfo, Truth, sorted};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -27,12 +29,14 @@ pub struct Nih {
     pub finding: String,
     /// `no-finding`: images labelled so; `all`: every image without the finding.
     pub negatives: String,
+    /// `auto`, `full` or `percentile`.
+    pub intensity: Intensity,
 }
 
 impl Default for Nih {
     fn default() -> Self {
-        let (labels, images) = Default::default();
-        Nih { labels, images, boxes: None, finding: "Nodule".into(), negatives: "all".into() }
+        let (labels, images, intensity) = Default::default();
+        Nih { labels, images, boxes: None, finding: "Nodule".into(), negatives: "all".into(), intensity }
     }
 }
 
@@ -62,7 +66,7 @@ impl Nih {
             }
             let (id, patient) = (row.text(image).to_string(), row.text(patient).to_string());
             let truth = if label == 0 { Truth::Boxes(vec![]) } else { Truth::Unknown };
-            samples.insert(id.clone(), Sample { id, patient, label, truth });
+            samples.insert(id.clone(), Sample::binary(id, patient, label, truth));
         }
         if !seen.contains(&self.finding) {
             let known: Vec<String> = seen.into_iter().collect();
@@ -85,7 +89,7 @@ impl Nih {
             // The release itself spells one finding in two ways.
             let alias = if self.finding == "Infiltration" { "Infiltrate" } else { self.finding.as_str() };
             for row in rows.iter().filter(|r| [self.finding.as_str(), alias].contains(&r.text(finding))) {
-                let Some(sample) = samples.get_mut(row.text(image)).filter(|s| s.label == 1) else { continue };
+                let Some(sample) = samples.get_mut(row.text(image)).filter(|s| s.has(1)) else { continue };
                 let b = row.bbox(columns)?;
                 match &mut sample.truth {
                     Truth::Boxes(boxes) => boxes.push(b),
@@ -100,7 +104,16 @@ impl Nih {
             _ => vec![],
         };
         need_files(&self.labels, &self.images, samples.iter().map(|s| self.images.join(&s.id)))?;
-        Ok(Box::new(Files { samples, folder: self.images.clone(), notes }))
+        let folder = self.images.clone();
+        Ok(Box::new(Files {
+            samples,
+            folder,
+            notes,
+            classes: vec![],
+            patients: true,
+            colour: false,
+            intensity: self.intensity,
+        }))
     }
 }
 
@@ -123,7 +136,7 @@ mod tests {
         let spec =
             Nih { labels: at("l.csv"), images: folder.path().into(), boxes: Some(at("b.csv")), ..Nih::default() };
         let source = spec.open().unwrap();
-        assert_eq!(source.samples().iter().map(|s| s.label).collect::<Vec<_>>(), [1, 0, 0]);
+        assert_eq!(source.samples().iter().map(Sample::stratum).collect::<Vec<_>>(), [1, 0, 0]);
         assert!(matches!(&source.samples()[0].truth, Truth::Boxes(b) if b.len() == 1 && b[0].width == 2.0));
         let fewer = Nih { negatives: "no-finding".into(), ..spec.clone() }.open().unwrap();
         assert_eq!(fewer.samples().len(), 2);

@@ -2,8 +2,9 @@
 //! Zenodo record 4725881): a folder with `metadata.csv` and `images/`. A row a nodule, in pixels of the image; an image
 //! without nodules has one row of zeros. Images are .mha; PNG or DICOM of the same name are taken too.
 
+use super::csv::Rows;
+use super::files::{Files, need_files, unnamed};
 use super::mask::BBox;
-use super::table::{Files, Rows, need_files, unnamed};
 use super::{Sample, Source, SourceInfo, Truth, image, sorted};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Node21 {
     pub metadata: Option<PathBuf>,
     /// The images elsewhere.
     pub images: Option<PathBuf>,
+    /// `auto`, `full` or `percentile`.
+    pub intensity: image::Intensity,
 }
 
 impl Node21 {
@@ -38,7 +41,7 @@ impl Node21 {
                  4725881, on request",
             ));
         }
-        let mut samples = annotations(&metadata)?;
+        let (mut samples, odd) = annotations(&metadata)?;
         // The images may have been converted: same name, another ending.
         for sample in &mut samples {
             if folder.join(&sample.id).is_file() {
@@ -52,13 +55,26 @@ impl Node21 {
         }
         let samples = sorted(samples);
         need_files(&metadata, &folder, samples.iter().map(|s| folder.join(&s.id)))?;
-        let notes = unnamed(&folder, &samples);
-        Ok(Box::new(Files { samples, folder, notes }))
+        let mut notes = unnamed(&folder, &samples);
+        if odd > 0 {
+            notes.push(format!("{odd} boxes stand beside images with label 0 and are not used"));
+        }
+        Ok(Box::new(Files {
+            samples,
+            folder,
+            notes,
+            classes: vec![],
+            patients: false,
+            colour: false,
+            intensity: self.intensity,
+        }))
     }
 }
 
-/// Reads one table, or all tables of a folder; a row that stands in several is taken once.
-pub fn annotations(path: &std::path::Path) -> Result<Vec<Sample>> {
+/// Reads one table, or all tables of a folder; a row that stands in several is taken once. The number says how many boxes
+/// stand beside images with label 0.
+pub fn annotations(path: &std::path::Path) -> Result<(Vec<Sample>, usize)> {
+    let mut odd = 0;
     let mut files = vec![path.to_path_buf()];
     if path.is_dir() {
         let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, &e))?;
@@ -75,11 +91,14 @@ pub fn annotations(path: &std::path::Path) -> Result<Vec<Sample>> {
                 return Err(row.error("img_name is empty"));
             }
             let label = row.label("label")?;
+            let empty =
+                ["x", "y", "width", "height"].iter().all(|c| row.text(c).is_empty() || row.text(c).parse() == Ok(0.0));
+            odd += usize::from(label == 0 && !empty);
             let b: Option<BBox> = (label == 1).then(|| row.bbox(["x", "y", "width", "height"])).transpose()?;
-            let new = || Sample { patient: id.clone(), id: id.clone(), label, truth: Truth::Boxes(vec![]) };
+            let new = || Sample::binary(id.clone(), id.clone(), label, Truth::Boxes(vec![]));
             let sample = samples.entry(id.clone()).or_insert_with(new);
-            if sample.label != label {
-                return Err(row.error(format!("image {id} has label {label} here and {} elsewhere", sample.label)));
+            if sample.classes != [usize::from(label)] {
+                return Err(row.error(format!("image {id} has label {label} here and {} elsewhere", 1 - label)));
             }
             if let (Some(b), Truth::Boxes(boxes)) = (b, &mut sample.truth)
                 && !boxes.contains(&b)
@@ -88,7 +107,7 @@ pub fn annotations(path: &std::path::Path) -> Result<Vec<Sample>> {
             }
         }
     }
-    Ok(samples.into_values().collect())
+    Ok((samples.into_values().collect(), odd))
 }
 
 #[cfg(test)]
@@ -138,10 +157,10 @@ mod tests {
             );
             return;
         }
-        let samples = annotations(&splits).unwrap();
+        let (samples, _) = annotations(&splits).unwrap();
         let boxes = |s: &Sample| if let Truth::Boxes(b) = &s.truth { b.len() } else { 0 };
         assert_eq!(samples.len(), 4882);
-        assert_eq!(samples.iter().filter(|s| s.label == 1).count(), 1134);
+        assert_eq!(samples.iter().filter(|s| s.has(1)).count(), 1134);
         assert!(samples.iter().map(boxes).sum::<usize>() >= 1420);
     }
 }

@@ -9,15 +9,17 @@
 //! softened at the rim, and up to 15 % irregularity. A phantom has body, lungs, heart, spine, ribs, vessels and noise of two
 //! scales, all varied by image. Every image depends on the seed and its own number alone.
 
-use super::image::{Grey, Pixels};
+use super::image::{Image, Pixels};
 use super::mask::BBox;
 use super::{DataSpec, Sample, Source, SourceInfo, Truth};
+use crate::task::Task;
 use crate::{Error, Result};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::{PI, TAU};
+use std::path::PathBuf;
 
 pub const INFO: SourceInfo = SourceInfo {
     name: "phantom",
@@ -153,12 +155,8 @@ impl Nodule {
 
     fn bbox(&self, (w, h): (usize, usize)) -> BBox {
         let (w, h) = (w as f64, h as f64);
-        BBox {
-            x: (self.cx - self.width / 2.0) * w,
-            y: (self.cy - self.height / 2.0) * h,
-            width: self.width * w,
-            height: self.height * h,
-        }
+        let (left, top) = (self.cx - self.width / 2.0, self.cy - self.height / 2.0);
+        BBox::new(left * w, top * h, self.width * w, self.height * h)
     }
 }
 
@@ -292,9 +290,8 @@ impl Phantom {
         let backgrounds = match &self.backgrounds {
             None => None,
             Some(spec) => {
-                let source = super::open(spec)?;
-                let free: Vec<usize> =
-                    (0..source.samples().len()).filter(|&i| source.samples()[i].label == 0).collect();
+                let source = super::open(spec, &Task::default())?;
+                let free: Vec<usize> = (0..source.samples().len()).filter(|&i| !source.samples()[i].has(1)).collect();
                 if free.is_empty() {
                     return Err(Error::new("the backgrounds hold no image with label 0"));
                 }
@@ -326,7 +323,7 @@ impl Phantom {
             let size = (self.pixels, self.pixels);
             let size = if backgrounds.is_some() { (1, 1) } else { size };
             let truth = Truth::Boxes(mine.iter().map(|n| n.bbox(size)).collect());
-            samples.push(Sample { id: format!("phantom-{i:07}.png"), patient, label: label.into(), truth });
+            samples.push(Sample::binary(format!("phantom-{i:07}.png"), patient, label.into(), truth));
             nodules.push(mine);
         }
         let mut open = Open { spec: self.clone(), samples, nodules, marked, backgrounds };
@@ -365,11 +362,11 @@ impl Source for Open {
         &self.samples
     }
 
-    fn image(&self, i: usize) -> Result<Grey> {
+    fn image(&self, i: usize) -> Result<Image> {
         let (mut image, size) = match &self.backgrounds {
             Some((source, each)) => {
                 let grey = source.image(each[i])?;
-                (grey.unit()?, (grey.width, grey.height))
+                (grey.unit_by(source.intensity())?, (grey.width, grey.height))
             }
             None => (chest(&mut self.spec.rng(i, 1), self.spec.pixels), (self.spec.pixels, self.spec.pixels)),
         };
@@ -380,7 +377,15 @@ impl Source for Open {
             mark(&mut image, size);
         }
         let bytes = image.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
-        Grey::new(size.0, size.1, Pixels::U8(bytes))
+        Image::grey(size.0, size.1, Pixels::U8(bytes))
+    }
+
+    fn files(&self, i: usize) -> Vec<PathBuf> {
+        self.backgrounds.as_ref().map_or(vec![], |(source, each)| source.files(each[i]))
+    }
+
+    fn knows_patients(&self) -> bool {
+        self.backgrounds.as_ref().is_none_or(|(source, _)| source.knows_patients())
     }
 }
 
@@ -426,7 +431,7 @@ mod tests {
         let source = spec.open().unwrap();
         for (i, sample) in source.samples().iter().enumerate() {
             let image = source.image(i).unwrap().unit().unwrap();
-            assert_eq!(image[2 * 64 + 2] == 1.0, sample.label == 1, "image {i}");
+            assert_eq!(image[2 * 64 + 2] == 1.0, sample.has(1), "image {i}");
         }
     }
 
@@ -447,7 +452,7 @@ mod tests {
             return;
         }
         let (mut sizes, mut aspects, mut centres, mut many) = (vec![], vec![], [[0u32; CELLS]; CELLS], [0u32; 3]);
-        for sample in node21::annotations(&splits).unwrap() {
+        for sample in node21::annotations(&splits).unwrap().0 {
             let Truth::Boxes(boxes) = sample.truth else { continue };
             if !boxes.is_empty() {
                 many[boxes.len() - 1] += 1;

@@ -41,29 +41,35 @@ pub fn resize(image: &[f32], (width, height): (usize, usize), (to_width, to_heig
     result
 }
 
+/// For each position of an upsampled axis, its two neighbours and how far it is from the first towards the second.
+pub(crate) fn axis(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+    let scale = from as f32 / to as f32;
+    let one = |i: usize| {
+        let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
+        let low = (at as usize).min(from - 1);
+        (low, (low + 1).min(from - 1), at - low as f32)
+    };
+    (0..to).map(one).collect()
+}
+
 /// Bilinear upsampling of a batch of maps without antialiasing, `align_corners = false`: what every CAM library does to
 /// bring a map to the image's size. `maps` is [n, h, w]; the result [n, to_h, to_w].
+///
+/// Written as `a + (b - a) f`, so that equal neighbours give exactly their value: `a (1 - f) + b f` in float32 splits a
+/// plateau into values that differ in the last bit, which a rank metric takes for an order.
 pub fn upsample(maps: &[f32], n: usize, (h, w): (usize, usize), (to_h, to_w): (usize, usize)) -> Vec<f32> {
     if (h, w) == (to_h, to_w) {
         return maps.to_vec();
     }
-    let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {
-        let scale = from as f32 / to as f32;
-        let one = |i: usize| {
-            let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
-            let low = (at as usize).min(from - 1);
-            (low, (low + 1).min(from - 1), at - low as f32)
-        };
-        (0..to).map(one).collect()
-    };
     let (rows, columns) = (axis(h, to_h), axis(w, to_w));
     let mut result = vec![0f32; n * to_h * to_w];
     result.par_chunks_exact_mut(to_h * to_w).zip(maps.par_chunks_exact(h * w)).for_each(|(out, map)| {
         for (line, &(y0, y1, fy)) in out.chunks_exact_mut(to_w).zip(&rows) {
             for (value, &(x0, x1, fx)) in line.iter_mut().zip(&columns) {
-                let top = map[y0 * w + x0] * (1.0 - fx) + map[y0 * w + x1] * fx;
-                let bottom = map[y1 * w + x0] * (1.0 - fx) + map[y1 * w + x1] * fx;
-                *value = top * (1.0 - fy) + bottom * fy;
+                let (a, b) = (map[y0 * w + x0], map[y0 * w + x1]);
+                let (c, d) = (map[y1 * w + x0], map[y1 * w + x1]);
+                let (top, bottom) = (a + (b - a) * fx, c + (d - c) * fx);
+                *value = top + (bottom - top) * fy;
             }
         }
     });
@@ -92,6 +98,25 @@ mod tests {
         {
             check(from, to);
         }
+    }
+
+    #[test]
+    fn a_plateau_stays_one_value() {
+        // 7 x 7 with large equal regions, as a ReLU leaves them.
+        let map: Vec<f32> = (0..49).map(|i| if i % 7 < 4 { 0.1 } else { [0.7, 0.3][i / 28] }).collect();
+        let large = upsample(&map, 1, (7, 7), (224, 224));
+        let taps = axis(7, 224);
+        let mut plateau = 0;
+        for (y, (y0, y1, _)) in taps.iter().enumerate() {
+            for (x, (x0, x1, _)) in taps.iter().enumerate() {
+                let four = [map[y0 * 7 + x0], map[y0 * 7 + x1], map[y1 * 7 + x0], map[y1 * 7 + x1]];
+                if four.iter().all(|v| *v == four[0]) {
+                    assert_eq!(large[y * 224 + x], four[0], "({x}, {y})");
+                    plateau += 1;
+                }
+            }
+        }
+        assert!(plateau > 224 * 150, "{plateau}");
     }
 
     #[test]

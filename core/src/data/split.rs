@@ -1,6 +1,6 @@
 //! Who is trained on, who validates, who is tested: by patient, stratified by label, seeded, or read from files.
 
-use super::{Sample, table::Rows};
+use super::{Sample, csv::Rows};
 use crate::{Error, Result, files};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct SplitSpec {
     /// Images held out for the test: a number, or a share under 1.
     pub test: f64,
-    /// Half of the test images with the finding; otherwise the set's own share.
+    /// As many test images of each class (half of them with the finding); otherwise the set's own shares.
     pub balanced: bool,
     /// Folds of the rest. With 1, a share `validation` of the rest validates.
     pub folds: usize,
@@ -51,13 +51,20 @@ impl SplitSpec {
             Some(folder) => read(folder, samples)?,
             None => self.draw(samples)?,
         };
+        let classes = samples.iter().map(Sample::stratum).max().unwrap_or(0) + 1;
         let check = |part: &str, indices: &[usize]| {
-            let positive = indices.iter().filter(|&&i| samples[i].label == 1).count();
-            if positive == 0 || positive == indices.len() {
-                let n = indices.len();
-                return Err(Error::new(format!(
-                    "{part} has {n} images of which {positive} are positive; both classes are needed"
-                ))
+            let n = indices.len();
+            // Of two classes both are needed; of several a small part may lack one.
+            let count = |class: usize| indices.iter().filter(|&&i| samples[i].stratum() == class).count();
+            let present = (0..classes).filter(|c| count(*c) > 0).count();
+            if present < 2 {
+                return Err(Error::new(match classes {
+                    0..=2 => format!(
+                        "{part} has {n} images of which {} are positive; both classes are needed",
+                        indices.iter().filter(|&&i| samples[i].has(1)).count()
+                    ),
+                    _ => format!("{part} has {n} images of {present} classes; at least two are needed"),
+                })
                 .hint("use more images, fewer folds or another share of test images"));
             }
             Ok(())
@@ -87,27 +94,32 @@ impl SplitSpec {
         groups.shuffle(&mut rng);
 
         let count = if self.test < 1.0 { (self.test * n as f64).round() as usize } else { self.test as usize };
-        let positives = samples.iter().filter(|s| s.label == 1).count();
-        let share = if self.balanced { 0.5 } else { positives as f64 / n as f64 };
-        let want = [count - (count as f64 * share).round() as usize, (count as f64 * share).round() as usize];
-        let (mut have, mut test, mut rest) = ([0, 0], vec![], vec![]);
+        let classes = (samples.iter().map(Sample::stratum).max().unwrap_or(0) + 1).max(2);
+        let stratum = |class: usize| samples.iter().filter(|s| s.stratum() == class).count() as f64;
+        let share = |class: usize| if self.balanced { 1.0 / classes as f64 } else { stratum(class) / n as f64 };
+        let mut want: Vec<usize> = (0..classes).map(|c| (count as f64 * share(c)).round() as usize).collect();
+        want[0] = count.saturating_sub(want[1..].iter().sum());
+        let (mut have, mut test, mut rest) = (vec![0; classes], vec![], vec![]);
         let largest = groups.iter().map(Vec::len).max().unwrap_or(1);
         for group in groups {
-            let of = |label: u8| group.iter().filter(|&&i| samples[i].label == label).count();
-            let add = [of(0), of(1)];
-            if (0..2).all(|l| have[l] + add[l] <= want[l]) {
-                (0..2).for_each(|l| have[l] += add[l]);
+            let of = |class: usize| group.iter().filter(|&&i| samples[i].stratum() == class).count();
+            let add: Vec<usize> = (0..classes).map(of).collect();
+            if (0..classes).all(|l| have[l] + add[l] <= want[l]) {
+                (0..classes).for_each(|l| have[l] += add[l]);
                 test.extend(group);
             } else {
                 rest.push(group);
             }
         }
         // Patients are not divided, so a set may fall short by less than one patient's images.
-        if (0..2).any(|l| want[l] - have[l] >= largest) {
-            return Err(Error::new(format!(
-                "a test set of {} images without and {} with the finding was asked for; whole patients give {} and {}",
-                want[0], want[1], have[0], have[1]
-            ))
+        if (0..classes).any(|l| want[l] - have[l] >= largest) {
+            return Err(Error::new(match classes {
+                2 => format!(
+                    "a test set of {} images without and {} with the finding was asked for; whole patients give {} and {}",
+                    want[0], want[1], have[0], have[1]
+                ),
+                _ => format!("a test set of {want:?} images a class was asked for; whole patients give {have:?}"),
+            })
             .hint("ask for fewer test images, or set balanced = false"));
         }
 
@@ -117,9 +129,10 @@ impl SplitSpec {
             k => vec![1.0 / k as f64; k],
         };
         let mut parts: Vec<Vec<usize>> = vec![vec![]; shares.len()];
-        for label in [1, 0] {
+        let last = |group: &[usize]| group.iter().map(|&i| samples[i].stratum()).max().unwrap_or(0);
+        for class in (0..classes).rev() {
             let mut dealt = vec![0.0; shares.len()];
-            for group in rest.iter().filter(|g| u8::from(g.iter().any(|&i| samples[i].label == 1)) == label) {
+            for group in rest.iter().filter(|g| last(g) == class) {
                 let next = (0..shares.len()).min_by(|&a, &b| (dealt[a] / shares[a]).total_cmp(&(dealt[b] / shares[b])));
                 let next = next.unwrap_or(0);
                 dealt[next] += group.len() as f64;
@@ -200,7 +213,12 @@ impl Split {
             out.write_record(["img_name", "label", "patient"]).map_err(bad)?;
             for &i in indices {
                 let s = &samples[i];
-                out.write_record([s.id.as_str(), if s.label == 1 { "1" } else { "0" }, &s.patient]).map_err(bad)?;
+                out.write_record([
+                    s.id.as_str(),
+                    &s.classes.iter().map(usize::to_string).collect::<Vec<_>>().join("|"),
+                    &s.patient,
+                ])
+                .map_err(bad)?;
             }
             let bytes = out.into_inner().map_err(|e| Error::at(&path, e.to_string()))?;
             files::write_atomic(&path, |w| w.write_all(&bytes))
@@ -224,7 +242,7 @@ mod tests {
         let one = |i: usize| Sample {
             id: format!("i{i:04}.png"),
             patient: format!("p{}", i / 2),
-            label: u8::from((i / 2).is_multiple_of(5)),
+            classes: vec![usize::from((i / 2).is_multiple_of(5))],
             truth: Truth::Unknown,
         };
         (0..n).map(one).collect()
@@ -249,7 +267,7 @@ mod tests {
         let samples = samples(1000);
         let spec = SplitSpec { test: 100.0, folds: 5, ..SplitSpec::default() };
         let split = check(&spec, &samples);
-        let positive = |p: &[usize]| p.iter().filter(|&&i| samples[i].label == 1).count();
+        let positive = |p: &[usize]| p.iter().filter(|&&i| samples[i].has(1)).count();
         assert_eq!((split.test.len(), positive(&split.test)), (100, 50));
         for fold in &split.folds {
             assert_eq!((fold.validation.len(), positive(&fold.validation)), (180, 30));
@@ -268,7 +286,7 @@ mod tests {
     #[test]
     fn one_class_and_too_many_are_errors() {
         let mut one = samples(40);
-        one.iter_mut().for_each(|s| s.label = 0);
+        one.iter_mut().for_each(|s| s.classes = vec![0]);
         let spec = SplitSpec { balanced: false, ..SplitSpec::default() };
         let error = spec.split(&one).unwrap_err().to_string();
         assert!(
@@ -307,11 +325,11 @@ mod tests {
             );
             return;
         }
-        let samples = crate::data::node21::annotations(&folder).unwrap();
+        let samples = crate::data::node21::annotations(&folder).unwrap().0;
         let split = check(&SplitSpec { files: Some(folder), ..SplitSpec::default() }, &samples);
         assert_eq!(split.folds.len(), 5);
         // The same shape drawn by ourselves: 400 held out, half with nodules, five folds of the rest.
         let own = check(&SplitSpec { test: 400.0, folds: 5, ..SplitSpec::default() }, &samples);
-        assert_eq!(own.test.iter().filter(|&&i| samples[i].label == 1).count(), 200);
+        assert_eq!(own.test.iter().filter(|&&i| samples[i].has(1)).count(), 200);
     }
 }

@@ -1,11 +1,12 @@
 //! The images of a run: decoded and resized once, then given out as normalised batches on the device.
 //!
-//! Preparing writes one file, `images.safetensors`, with `images` [N, H, W] (U8, or I16 with 32768 subtracted for deeper
-//! sources), `masks` [N, H, W] U8 and `known` [N] U8 (whether the mask is known). The file is mapped, not read: when the
+//! Preparing writes one file with `images` [N, C, H, W] (C 1 or 3; U8, or I16 with 32768 subtracted where any image is
+//! deeper), `masks` [N, H, W] U8 (bit k: the k-th class of the image, see [`Sample::mask_bit`](super::Sample::mask_bit)) and
+//! `known` `[N]` U8 (whether the mask is known). The file is mapped, not read: when the
 //! set fits the memory budget its images are put on the device whole and batches are gathered there; otherwise a thread
 //! gathers batches from the map ahead of their use, and the operating system decides which pages stay in memory.
 
-use super::image::Grey;
+use super::image::Image;
 use super::mask::draw_ellipse;
 use super::resize::resize;
 use super::{Source, Truth, image};
@@ -27,32 +28,39 @@ struct Mapped {
     start: usize,
     n: usize,
     pixels: usize,
-    /// Bytes a pixel of an image: 1 or 2.
+    channels: usize,
+    /// Bytes a value of an image: 1 or 2.
     depth: usize,
 }
 
 impl Mapped {
     fn image(&self, i: usize) -> &[u8] {
-        let size = self.pixels * self.depth;
+        let size = self.pixels * self.channels * self.depth;
         &self.map[self.start + i * size..][..size]
     }
 
+    /// Where the masks begin.
+    fn masks(&self) -> usize {
+        self.start + self.n * self.pixels * self.channels * self.depth
+    }
+
     fn mask(&self, i: usize) -> &[u8] {
-        &self.map[self.start + self.n * self.pixels * self.depth + i * self.pixels..][..self.pixels]
+        &self.map[self.masks() + i * self.pixels..][..self.pixels]
     }
 
     fn known(&self, i: usize) -> bool {
-        self.map[self.start + self.n * self.pixels * (self.depth + 1) + i] != 0
+        self.map[self.masks() + self.n * self.pixels + i] != 0
     }
 
     /// Raw values of some images, CPU.
     fn gather(&self, indices: &[usize]) -> Result<Tensor> {
-        let mut bytes = Vec::with_capacity(indices.len() * self.pixels * self.depth);
+        let values = self.pixels * self.channels;
+        let mut bytes = Vec::with_capacity(indices.len() * values * self.depth);
         for &i in indices {
             bytes.extend_from_slice(self.image(i));
         }
         let kind = if self.depth == 1 { Kind::Uint8 } else { Kind::Int16 };
-        Ok(Tensor::f_from_data_size(&bytes, &[indices.len() as i64, self.pixels as i64], kind)?)
+        Ok(Tensor::f_from_data_size(&bytes, &[indices.len() as i64, values as i64], kind)?)
     }
 }
 
@@ -78,31 +86,41 @@ pub struct Layout {
     pub resident: bool,
 }
 
-/// One image as it is stored: resized, and its mask if that is known.
-fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, Option<Vec<u8>>)> {
+/// One image as it is stored: resized, channels first, and its mask if that is known.
+fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, Option<Vec<u8>>, bool)> {
     let sample = &source.samples()[i];
     let name = |e: Error| match e.path {
         Some(_) => e,
         None => Error { what: format!("image {}: {}", sample.id, e.what), ..e },
     };
-    let grey: Grey = source.image(i).map_err(name)?;
-    let pixels = resize(&grey.unit().map_err(name)?, (grey.width, grey.height), (size, size));
+    let image: Image = source.image(i).map_err(name)?;
+    let unit = image.unit_by(source.intensity()).map_err(name)?;
+    let mut pixels = Vec::with_capacity(image.channels * size * size);
+    for c in 0..image.channels {
+        let channel: Vec<f32> = unit.iter().skip(c).step_by(image.channels).copied().collect();
+        pixels.extend(resize(&channel, (image.width, image.height), (size, size)));
+    }
+    if sample.classes.len() > 8 {
+        return Err(Error::new(format!("image {}: {} classes; masks are kept for 8", sample.id, sample.classes.len())));
+    }
     let mask = match &sample.truth {
         Truth::Unknown => None,
         Truth::Boxes(boxes) => {
             let mut mask = vec![0; size * size];
             for b in boxes {
-                if let Some(fault) = b.fault(grey.width, grey.height) {
+                if let Some(fault) = b.fault(image.width, image.height) {
                     return Err(Error::new(format!("image {}: {fault}", sample.id)));
                 }
-                draw_ellipse(&mut mask, (size, size), (grey.width, grey.height), b);
+                if let Some(bit) = sample.mask_bit(b.class) {
+                    draw_ellipse(&mut mask, (size, size), (image.width, image.height), b, 1 << bit);
+                }
             }
             Some(mask)
         }
         Truth::MaskFile(path) => {
-            let file = image::read(path)?;
-            if (file.width, file.height) != (grey.width, grey.height) {
-                let (mw, mh, w, h) = (file.width, file.height, grey.width, grey.height);
+            let file = image::read(path, false)?;
+            if (file.width, file.height) != (image.width, image.height) {
+                let (mw, mh, w, h) = (file.width, file.height, image.width, image.height);
                 return Err(Error::at(path, format!("the mask has {mw} x {mh} pixels, its image {w} x {h}")));
             }
             let binary: Vec<f32> = file.unit()?.into_iter().map(|v| f32::from(u8::from(v > 0.0))).collect();
@@ -110,25 +128,44 @@ fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, 
             let scaled = resize(&binary, (file.width, file.height), (size, size));
             let most = scaled.iter().copied().fold(0.0, f32::max);
             let least = if most > 0.0 { most.min(0.5) } else { 1.0 };
-            Some(scaled.into_iter().map(|v| u8::from(v >= least)).collect())
+            let all = ((1u16 << sample.classes.len()) - 1) as u8;
+            Some(scaled.into_iter().map(|v| if v >= least { all } else { 0 }).collect())
         }
     };
-    Ok((pixels, mask))
+    Ok((pixels, mask, image.is_8_bit()))
 }
 
 /// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread.
 /// A broken image or a box outside its image is an error that names it; nothing is left half written.
+///
+/// The depth is the deepest image's: the set is read anew, once, if an image is deeper than all before it.
 pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
     if file.is_file() {
         return Ok(());
     }
+    let deep = source.image(0)?.is_8_bit() && write(source, size, file, 1, progress)?;
+    if !deep && file.is_file() {
+        return Ok(());
+    }
+    write(source, size, file, 2, progress).map(drop)
+}
+
+/// Writes the file with this depth; true, and nothing is written, if an image is deeper.
+fn write(
+    source: &dyn Source,
+    size: usize,
+    file: &Path,
+    depth: usize,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<bool> {
     let n = source.samples().len();
     let pixels = size * size;
-    let depth = if source.image(0)?.is_8_bit() { 1 } else { 2 };
+    let channels = if source.is_colour() { 3 } else { 1 };
     let dtype = if depth == 1 { "U8" } else { "I16" };
-    let (a, b) = (n * pixels * depth, n * pixels);
+    let values = pixels * channels;
+    let (a, b) = (n * values * depth, n * pixels);
     let mut header = serde_json::json!({
-        "images": {"dtype": dtype, "shape": [n, size, size], "data_offsets": [0, a]},
+        "images": {"dtype": dtype, "shape": [n, channels, size, size], "data_offsets": [0, a]},
         "masks": {"dtype": "U8", "shape": [n, size, size], "data_offsets": [a, a + b]},
         "known": {"dtype": "U8", "shape": [n], "data_offsets": [a + b, a + b + n]},
     })
@@ -146,10 +183,20 @@ pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn
     let start = 8 + header.len();
     for first in (0..n).step_by(CHUNK) {
         let range = first..(first + CHUNK).min(n);
-        let done: Vec<(Vec<f32>, Option<Vec<u8>>)> =
+        let done: Vec<_> =
             range.clone().into_par_iter().map(|i| prepare_one(source, i, size)).collect::<Result<_>>()?;
+        if depth == 1 && done.iter().any(|(.., eight)| !eight) {
+            return Ok(true);
+        }
         let (mut images, mut masks, mut known) = (vec![], vec![], vec![]);
-        for (image, mask) in done {
+        for (i, (image, mask, _)) in range.clone().zip(done) {
+            if image.len() != values {
+                let id = &source.samples()[i].id;
+                return Err(Error::new(format!(
+                    "image {id} has {} channels, the source {channels}",
+                    image.len() / pixels
+                )));
+            }
             if depth == 1 {
                 images.extend(image.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8));
             } else {
@@ -159,37 +206,37 @@ pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn
             known.push(u8::from(mask.is_some()));
             masks.extend(mask.unwrap_or_else(|| vec![0; pixels]));
         }
-        out.write_all_at(&images, (start + first * pixels * depth) as u64).map_err(at)?;
+        out.write_all_at(&images, (start + first * values * depth) as u64).map_err(at)?;
         out.write_all_at(&masks, (start + a + first * pixels) as u64).map_err(at)?;
         out.write_all_at(&known, (start + a + b + first) as u64).map_err(at)?;
         progress(range.end, n);
     }
     out.sync_all().map_err(at)?;
     temporary.persist(file).map_err(|e| Error::io(file, &e.error))?;
-    Ok(())
+    Ok(false)
 }
 
 impl Store {
     /// Opens a prepared file. `mean` and `std` are the model's, a channel; `budget` is in bytes of device memory.
     pub fn open(file: &Path, mean: &[f64], std: &[f64], device: Device, budget: usize) -> Result<Self> {
         let opened = File::open(file).map_err(|e| Error::io(file, &e))?;
-        // The file is ours and complete: it took its name after its last byte was written.
+        // SAFETY: the file is ours and complete: it took its name after its last byte was written, and nobody changes it.
         let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(|e| Error::io(file, &e))?;
         let broken = |e: &dyn std::fmt::Display| {
             Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
         };
-        let (start, n, size, depth) = {
+        let (start, n, channels, size, depth) = {
             let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
             let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
             let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
-            let [n, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, H, W]"))?;
-            let end = 8 + length + n * size * size * (depth + 1) + n;
+            let [n, channels, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
+            let end = 8 + length + n * size * size * (channels * depth + 1) + n;
             if map.len() < end {
                 return Err(broken(&"truncated"));
             }
-            (8 + length, n, size, depth)
+            (8 + length, n, channels, size, depth)
         };
-        let mapped = Mapped { map: Arc::new(map), start, n, pixels: size * size, depth };
+        let mapped = Mapped { map: Arc::new(map), start, n, pixels: size * size, channels, depth };
         // raw * unit_scale + unit_shift is in [0, 1].
         let (unit_scale, unit_shift) = if depth == 1 { (1.0 / 255.0, 0.0) } else { (1.0 / 65535.0, 32768.0 / 65535.0) };
         let channel = |f: &dyn Fn(f64, f64) -> f64| -> Result<Tensor> {
@@ -198,7 +245,7 @@ impl Store {
         };
         let scale = channel(&|_, s| unit_scale / s)?;
         let shift = channel(&|m, s| (unit_shift - m) / s)?;
-        let bytes = n * size * size * depth;
+        let bytes = n * size * size * channels * depth;
         let resident = (bytes <= budget)
             .then(|| -> Result<Tensor> {
                 let all: Vec<usize> = (0..n).collect();
@@ -213,14 +260,15 @@ impl Store {
             images: self.mapped.n,
             size: self.size,
             bits: self.mapped.depth * 8,
-            bytes: self.mapped.n * self.mapped.pixels * self.mapped.depth,
+            bytes: self.mapped.n * self.mapped.pixels * self.mapped.channels * self.mapped.depth,
             resident: self.resident.is_some(),
         }
     }
 
     fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
         let (n, side) = (raw.size()[0], self.size as i64);
-        let raw = raw.f_reshape([n, 1, side, side])?.f_to_kind(Kind::Float)?;
+        // One channel is spread over all of the model's.
+        let raw = raw.f_reshape([n, self.mapped.channels as i64, side, side])?.f_to_kind(Kind::Float)?;
         Ok(raw.f_mul(&self.scale)?.f_add(&self.shift)?)
     }
 
@@ -256,27 +304,40 @@ impl Store {
         Batches { store: self, batches: batches.into_iter(), ahead }
     }
 
-    /// The mask of image `i`, row-major, 0 and 1; `None` where it is unknown.
-    pub fn mask(&self, i: usize) -> Option<&[u8]> {
-        self.mapped.known(i).then(|| self.mapped.mask(i))
+    /// Whether the mask of image `i` is known.
+    pub fn known(&self, i: usize) -> bool {
+        self.mapped.known(i)
     }
 
-    /// The image's grey values as stored, scaled to 8 bits.
+    /// The mask of image `i` for the class of this bit ([`Sample::mask_bit`](super::Sample::mask_bit)), row-major, 0 and 1;
+    /// all 0 for a class that the image does not have. `None` where it is unknown.
+    pub fn mask(&self, i: usize, bit: Option<usize>) -> Option<Vec<u8>> {
+        let bits = self.mapped.known(i).then(|| self.mapped.mask(i))?;
+        Some(match bit {
+            Some(bit) => bits.iter().map(|b| b >> bit & 1).collect(),
+            None => vec![0; bits.len()],
+        })
+    }
+
+    /// The image's grey values as stored (the mean of its channels), scaled to 8 bits.
     pub fn grey(&self, i: usize) -> Vec<u8> {
         let raw = self.mapped.image(i);
-        match self.mapped.depth {
+        let bytes: Vec<u8> = match self.mapped.depth {
             1 => raw.to_vec(),
             // The upper byte of value - 32768, back to unsigned.
             _ => raw.chunks_exact(2).map(|b| b[1].wrapping_add(128)).collect(),
-        }
+        };
+        let (n, channels) = (self.mapped.pixels, self.mapped.channels);
+        let mean = |p: usize| (0..channels).map(|c| u32::from(bytes[c * n + p])).sum::<u32>() / channels as u32;
+        if channels == 1 { bytes } else { (0..n).map(|p| mean(p) as u8).collect() }
     }
 
-    /// The mean of the known masks of these images, in [0, 1]; `None` when nothing is marked in any of them.
-    pub fn mean_mask(&self, indices: &[usize]) -> Option<Vec<f32>> {
+    /// The mean of the known masks of these images and bits, in [0, 1]; `None` when nothing is marked in any of them.
+    pub fn mean_mask(&self, images: impl Iterator<Item = (usize, Option<usize>)>) -> Option<Vec<f32>> {
         let mut sum = vec![0f32; self.mapped.pixels];
         let mut count = 0f32;
-        for mask in indices.iter().filter_map(|&i| self.mask(i)) {
-            sum.iter_mut().zip(mask).for_each(|(s, &m)| *s += f32::from(m));
+        for mask in images.filter_map(|(i, bit)| self.mask(i, bit)) {
+            sum.iter_mut().zip(mask).for_each(|(s, m)| *s += f32::from(m));
             count += 1.0;
         }
         sum.iter_mut().for_each(|s| *s /= count.max(1.0));
@@ -312,9 +373,10 @@ impl Iterator for Batches<'_> {
 mod tests {
     use super::*;
     use crate::data::{DataSpec, open, phantom::Phantom};
+    use crate::task::Task;
 
     fn phantoms(n: usize) -> Box<dyn Source> {
-        open(&DataSpec::Phantom(Phantom { count: n, pixels: 48, ..Phantom::default() })).unwrap()
+        open(&DataSpec::Phantom(Phantom { count: n, pixels: 48, ..Phantom::default() }), &Task::default()).unwrap()
     }
 
     #[test]
@@ -348,11 +410,11 @@ mod tests {
             fn samples(&self) -> &[crate::data::Sample] {
                 &self.0
             }
-            fn image(&self, _: usize) -> Result<Grey> {
-                Grey::new(2, 2, image::Pixels::U16(vec![0, 1000, 2000, 4000]))
+            fn image(&self, _: usize) -> Result<Image> {
+                Image::grey(2, 2, image::Pixels::U16(vec![0, 1000, 2000, 4000]))
             }
         }
-        let sample = crate::data::Sample { id: "d".into(), patient: "d".into(), label: 1, truth: Truth::Unknown };
+        let sample = crate::data::Sample::binary("d", "d", 1, Truth::Unknown);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
         prepare(&Deep(vec![sample]), 2, &file, &mut |_, _| {}).unwrap();
@@ -362,7 +424,7 @@ mod tests {
             assert!((value - wanted).abs() < 1e-5, "{values:?}");
         }
         assert_eq!(store.grey(0), [0, 64, 128, 255]);
-        assert!(store.mask(0).is_none());
+        assert!(store.mask(0, Some(0)).is_none());
     }
 
     #[test]
@@ -372,17 +434,43 @@ mod tests {
             fn samples(&self) -> &[crate::data::Sample] {
                 &self.0
             }
-            fn image(&self, _: usize) -> Result<Grey> {
-                Grey::new(8, 8, image::Pixels::U8(vec![0; 64]))
+            fn image(&self, _: usize) -> Result<Image> {
+                Image::grey(8, 8, image::Pixels::U8(vec![0; 64]))
             }
         }
-        let b = crate::data::mask::BBox { x: 30.0, y: 0.0, width: 2.0, height: 2.0 };
+        let b = crate::data::mask::BBox::new(30.0, 0.0, 2.0, 2.0);
         let truth = Truth::Boxes(vec![b]);
-        let sample = crate::data::Sample { id: "n1.mha".into(), patient: "p".into(), label: 1, truth };
+        let sample = crate::data::Sample::binary("n1.mha", "p", 1, truth);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
         let error = prepare(&Off(vec![sample]), 8, &file, &mut |_, _| {}).unwrap_err().to_string();
         assert_eq!(error, "image n1.mha: box (30, 0, 2 x 2) lies outside the image of 8 x 8 pixels");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing half written");
+    }
+
+    #[test]
+    fn the_depth_is_that_of_the_deepest_image() {
+        struct Mixed(Vec<crate::data::Sample>);
+        impl Source for Mixed {
+            fn samples(&self) -> &[crate::data::Sample] {
+                &self.0
+            }
+            fn image(&self, i: usize) -> Result<Image> {
+                match i {
+                    0 => Image::grey(2, 2, image::Pixels::U8(vec![0, 51, 102, 255])),
+                    _ => Image::grey(2, 2, image::Pixels::U16(vec![0, 1001, 2002, 4095])),
+                }
+            }
+        }
+        let sample = |id: &str| crate::data::Sample::binary(id, id, 1, Truth::Unknown);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("images.safetensors");
+        prepare(&Mixed(vec![sample("a"), sample("b")]), 2, &file, &mut |_, _| {}).unwrap();
+        let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
+        assert_eq!(store.layout().bits, 16);
+        let values = Vec::<f32>::try_from(store.batch(&[0, 1]).unwrap().flatten(0, -1)).unwrap();
+        for (value, wanted) in values.iter().zip([0.0, 0.2, 0.4, 1.0, 0.0, 1001.0 / 4095.0, 2002.0 / 4095.0, 1.0]) {
+            assert!((value - wanted).abs() < 1e-5, "{values:?}");
+        }
     }
 }

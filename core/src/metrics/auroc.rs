@@ -1,19 +1,46 @@
 //! Area under the receiver operating characteristic, as the Mann-Whitney statistic with midranks for ties.
 //! Hanley and McNeil, Radiology 143 (1982). Oracle: scikit-learn `roc_auc_score`.
 
-use super::MetricInfo;
+use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score, over_classes};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
 
-pub const IMAGE: MetricInfo = MetricInfo {
-    name: "auroc",
-    title: "AUROC of the classification",
-    family: "classification",
-    formula: "P(score of a positive > score of a negative) + P(equal) / 2",
-    better: "higher",
-    range: "[0, 1]",
-    chance: "0.5",
-    edge_cases: "N/A when one class is absent or a score is NaN; a constant score gives 0.5",
-    reference: "Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 1982",
-};
+pub struct Auroc;
+
+impl Metric for Auroc {
+    fn spec(&self) -> MetricSpec {
+        MetricSpec {
+            name: "auroc",
+            short: "AUROC",
+            title: "AUROC of the classification",
+            family: "classification",
+            level: Level::Set,
+            formula: "P(score of a positive > score of a negative) + P(equal) / 2; the mean over classes where there are \
+                      several",
+            better: Better::Higher,
+            range: [0.0, 1.0],
+            chance: "0.5",
+            chance_is_constant: false,
+            unit: "share",
+            cost: "0",
+            edge_cases: "N/A when one class is absent or a score is NaN; a constant score gives 0.5",
+            reference: "Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 1982",
+            parameters: vec![],
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::PREDICTIONS
+    }
+
+    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+        Err(Error::new("auroc is a metric of predictions"))
+    }
+
+    fn predictions(&self, predictions: &Predictions<'_>) -> Result<Score> {
+        Ok(over_classes(predictions, "a class is absent", auroc))
+    }
+}
 
 /// `scores` and `labels` (0 or 1), one an image. `None` when a class is absent or a score is NaN.
 ///

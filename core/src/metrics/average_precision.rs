@@ -7,45 +7,48 @@
 //! `(positives equal to s) / P * (positives >= s) / (pixels >= s)`. Only the positives are sorted; every pixel is counted
 //! into the interval between two of them by a branch-free binary search, 16 at a time where the CPU has AVX-512.
 
-use super::MetricInfo;
+use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score as Answer, over_classes};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
 
-pub const IMAGE: MetricInfo = MetricInfo {
-    name: "auprc",
-    title: "AUPRC (average precision) of the classification",
-    family: "classification",
-    formula: "sum over distinct scores, high to low, of (recall gained) * precision",
-    better: "higher",
-    range: "[0, 1]",
-    chance: "share of positive images",
-    edge_cases: "N/A when no image is positive or a score is NaN; ties are one step",
-    reference: "scikit-learn average_precision_score",
-};
+/// The average precision of the classification; that of maps is in `pixel_auprc.rs`.
+pub struct Auprc;
 
-pub const PIXEL: MetricInfo = MetricInfo {
-    name: "pixel-auprc",
-    title: "Pixel-wise AUPRC of a map, mean over images",
-    family: "localisation",
-    formula: "average precision of the map's pixels against the mask, an image; then the mean",
-    better: "higher",
-    range: "[0, 1]",
-    chance: "share of mask pixels",
-    edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a counted failure; a constant map gives \
-                 the share of mask pixels",
-    reference: "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule \
-                segmentation",
-};
+impl Metric for Auprc {
+    fn spec(&self) -> MetricSpec {
+        MetricSpec {
+            name: "auprc",
+            short: "AUPRC",
+            title: "AUPRC (average precision) of the classification",
+            family: "classification",
+            level: Level::Set,
+            formula: "sum over distinct scores, high to low, of (recall gained) * precision; the mean over classes where \
+                      there are several",
+            better: Better::Higher,
+            range: [0.0, 1.0],
+            chance: "share of positive images",
+            chance_is_constant: false,
+            unit: "share",
+            cost: "0",
+            edge_cases: "N/A when no image is positive or a score is NaN; ties are one step",
+            reference: "scikit-learn average_precision_score",
+            parameters: vec![],
+        }
+    }
 
-pub const PIXEL_POOLED: MetricInfo = MetricInfo {
-    name: "pixel-auprc-pooled",
-    title: "Pixel-wise AUPRC of all maps' pixels together",
-    family: "localisation",
-    formula: "average precision over the pixels of all images with a mask, each map scaled to [0, 1] by its own range",
-    better: "higher",
-    range: "[0, 1]",
-    chance: "share of mask pixels",
-    edge_cases: "as pixel-auprc; a constant map becomes 0",
-    reference: PIXEL.reference,
-};
+    fn needs(&self) -> Needs {
+        Needs::PREDICTIONS
+    }
+
+    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+        Err(Error::new("auprc is a metric of predictions"))
+    }
+
+    fn predictions(&self, predictions: &Predictions<'_>) -> Result<Answer> {
+        Ok(over_classes(predictions, "no image has a class", average_precision))
+    }
+}
 
 /// `scores` and `labels` (0 or 1), one an image. `None` when there is no positive or a score is NaN.
 ///
@@ -126,11 +129,12 @@ impl Pixels {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                // The features were just detected.
+                // SAFETY: the features were just detected.
                 unsafe { count_avx512(&self.thresholds, scores, &mut self.counts) };
                 return true;
             }
             if is_x86_feature_detected!("avx2") {
+                // SAFETY: as above.
                 unsafe { count_avx2(&self.thresholds, scores, &mut self.counts) };
                 return true;
             }
@@ -173,7 +177,7 @@ fn count(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
         for step in (0..steps).rev() {
             let half = 1u32 << step;
             for lane in 0..LANES {
-                // at + half - 1 < 2^steps = thresholds.len(): at is a sum of distinct powers above `half`.
+                // SAFETY: at + half - 1 < 2^steps = thresholds.len(): at is a sum of distinct powers above `half`.
                 let threshold = unsafe { *thresholds.get_unchecked((at[lane] + half - 1) as usize) };
                 at[lane] += if threshold <= keys[lane] { half } else { 0 };
             }
@@ -233,13 +237,28 @@ pub fn pixel_average_precision(map: &[f32], mask: &[u8]) -> Score {
     if map.iter().all(|v| v.is_finite()) { Score::NotApplicable } else { Score::Failed }
 }
 
-/// Scales a map to [0, 1] by its own range; a constant map becomes 0.
-pub fn min_max(map: &mut [f32]) {
-    let low = map.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let range = high - low;
-    let one = |v: f32| if range > 0.0 { (v - low) / range } else { 0.0 };
-    map.iter_mut().for_each(|v| *v = one(*v));
+/// [`pixel_average_precision`] of maps [n, h, w] against masks [n, h, w] (uint8) in libtorch's operations, on any device: the
+/// pixels are sorted, and the sum runs over the last of each group of equal ones. Every map must be finite; a mask without
+/// pixels gives NaN. Float64.
+pub fn average_precision_by_libtorch(maps: &Tensor, masks: &Tensor) -> Result<Vec<f64>> {
+    let n = maps.size()[0];
+    // -0 is 0.
+    let (sorted, order) = maps.f_reshape([n, -1])?.f_add_scalar(0.0)?.f_sort(1, true)?;
+    let pixels = sorted.size()[1];
+    let hits =
+        masks.f_reshape([n, -1])?.f_gather(1, &order, false)?.f_to_kind(Kind::Double)?.f_cumsum(1, Kind::Double)?;
+    let rest = sorted.f_narrow(1, 1, pixels - 1)?.f_ne_tensor(&sorted.f_narrow(1, 0, pixels - 1)?)?;
+    let last = Tensor::f_cat(&[rest, sorted.f_narrow(1, 0, 1)?.f_isfinite()?], 1)?;
+    // Hits at the ends of groups; between them the greatest so far, since hits only grow.
+    let at_ends = hits.f_where_self(&last, &hits.f_zeros_like()?)?;
+    let so_far = at_ends.f_cummax(1)?.0;
+    let before = Tensor::f_cat(&[&hits.f_zeros_like()?.f_narrow(1, 0, 1)?, &so_far.f_narrow(1, 0, pixels - 1)?], 1)?;
+    let rank = Tensor::f_arange_start(1, pixels + 1, (Kind::Double, maps.device()))?;
+    let gained = at_ends.f_sub(&before)?.f_mul(&at_ends)?.f_div(&rank)?;
+    let gained = gained.f_where_self(&last, &gained.f_zeros_like()?)?;
+    let positives = hits.f_narrow(1, pixels - 1, 1)?.f_squeeze_dim(1)?;
+    let ap = gained.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?.f_div(&positives)?;
+    Ok(Vec::<f64>::try_from(ap.f_to_device(tch::Device::Cpu)?)?)
 }
 
 #[cfg(test)]
@@ -294,12 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn min_max_of_a_constant_is_zero() {
-        let mut map = [3.0, 3.0];
-        min_max(&mut map);
-        assert_eq!(map, [0.0, 0.0]);
-        let mut map = [-1.0, 3.0, 1.0];
-        min_max(&mut map);
-        assert_eq!(map, [0.0, 1.0, 0.5]);
+    fn libtorchs_way_is_ours() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        for round in [1.0, 5.0, 1e6] {
+            let n = 40 * 40;
+            let maps: Vec<f32> = (0..3 * n).map(|_| ((rng.random::<f32>() - 0.5) * round).round() * 0.5).collect();
+            let masks: Vec<u8> = (0..3 * n).map(|_| u8::from(rng.random::<f64>() < 0.05)).collect();
+            let tensor = Tensor::from_slice(&maps).reshape([3, 40, 40]);
+            let found =
+                average_precision_by_libtorch(&tensor, &Tensor::from_slice(&masks).reshape([3, 40, 40])).unwrap();
+            for i in 0..3 {
+                let Score::Value(ours) = pixel_average_precision(&maps[i * n..][..n], &masks[i * n..][..n]) else {
+                    panic!()
+                };
+                assert!((found[i] - ours).abs() < 1e-12, "{} {ours}", found[i]);
+            }
+        }
     }
 }

@@ -1,25 +1,353 @@
-//! Metrics. Each is one file; [`METRICS`] is where they are registered.
+//! Metrics. Each is one file; [`all`] is where they are registered.
+//!
+//! A metric says what it needs ([`Needs`]) and makes an [`Evaluation`], which sees one batch after the other. What an
+//! evaluation has summed up can be saved, and merged with what another one summed up over other images, on another worker,
+//! so that a metric over a whole set needs no second look at any map. A metric that must ask the model or the explainer does
+//! so through a [`Bench`]; this crate loads no plugin.
 
 pub mod auroc;
 pub mod average_precision;
+pub mod deletion;
+pub mod pixel_auprc;
+pub mod pixel_auprc_pooled;
 
-use serde::Serialize;
+use crate::maps::Fault;
+use crate::task::Task;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// Whether a metric gives a value an image (of which the table shows the mean) or one of a whole set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    Image,
+    Set,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Better {
+    Higher,
+    Lower,
+}
+
+/// A number that a spec may set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Parameter {
+    pub name: &'static str,
+    pub default: f64,
+    pub least: f64,
+    pub greatest: f64,
+    pub text: &'static str,
+}
 
 /// What `lightbox list metrics` and `lightbox info` say of a metric.
-#[derive(Debug, Clone, Serialize)]
-pub struct MetricInfo {
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MetricSpec {
+    /// Permanent: `pixel-auprc`.
     pub name: &'static str,
+    /// A column's or table's heading.
+    pub short: &'static str,
     pub title: &'static str,
+    /// classification, localisation, faithfulness, ...
     pub family: &'static str,
+    pub level: Level,
     pub formula: &'static str,
-    /// `higher` or `lower` is better.
-    pub better: &'static str,
-    pub range: &'static str,
+    pub better: Better,
+    /// Least and greatest value. A failed map counts as the worse of them.
+    pub range: [f64; 2],
+    /// What a map that knows nothing scores.
     pub chance: &'static str,
+    /// A constant map scores what chance does, so the table's column of chance is that map's score on the same images.
+    pub chance_is_constant: bool,
+    /// `share` (shown in percent) or a unit.
+    pub unit: &'static str,
+    /// Passes of the model an image.
+    pub cost: &'static str,
     pub edge_cases: &'static str,
     pub reference: &'static str,
+    pub parameters: Vec<Parameter>,
+}
+
+impl MetricSpec {
+    /// What a failed map counts as.
+    pub fn worst(&self) -> f64 {
+        match self.better {
+            Better::Higher => self.range[0],
+            Better::Lower => self.range[1],
+        }
+    }
+
+    /// Values for all parameters. An unknown name or a value outside its range is an error.
+    pub fn resolve(&self, given: &BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>> {
+        if let Some(name) = given.keys().find(|n| self.parameters.iter().all(|p| p.name != n.as_str())) {
+            let known: Vec<&str> = self.parameters.iter().map(|p| p.name).collect();
+            let known = if known.is_empty() { "it has none".into() } else { format!("known: {}", known.join(", ")) };
+            return Err(Error::new(format!("unknown parameter {name} ({known})")));
+        }
+        let read = |p: &Parameter| {
+            let value = given.get(p.name).copied().unwrap_or(p.default);
+            match (p.least..=p.greatest).contains(&value) {
+                true => Ok((p.name.to_string(), value)),
+                false => {
+                    let (name, least, most) = (p.name, p.least, p.greatest);
+                    Err(Error::new(format!("parameter {name}: {value} is not a number from {least} to {most}")))
+                }
+            }
+        };
+        self.parameters.iter().map(read).collect()
+    }
+}
+
+/// At which size a metric wants maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// The masks' and the model's input.
+    Mask,
+    /// The explainer's own.
+    Native,
+}
+
+/// In which form a metric wants a map's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Raw,
+    /// [0, 1] by the map's own range.
+    MinMax,
+}
+
+/// What a metric needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The maps, at a size and in a form. Without them the metric is about the model's predictions.
+    pub maps: Option<(Size, Form)>,
+    pub masks: bool,
+    /// The model: [`Bench::run`].
+    pub model: bool,
+    /// The explainer: [`Bench::explain`].
+    pub explainer: bool,
+    /// Copies of the model with other parameters: [`Bench::fork`].
+    pub fork: bool,
+}
+
+impl Needs {
+    /// Of a metric of predictions.
+    pub const PREDICTIONS: Needs = Needs { maps: None, masks: false, model: false, explainer: false, fork: false };
+
+    /// Of a metric that compares maps with masks.
+    pub const fn masked(size: Size, form: Form) -> Needs {
+        Needs { maps: Some((size, form)), masks: true, ..Needs::PREDICTIONS }
+    }
+}
+
+/// How a value came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    Ok,
+    /// The metric does not apply to the image: no mask, or an empty one.
+    NotApplicable,
+    /// The map is not finite.
+    Failed,
+}
+
+/// A metric's answer for an image or a set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// Present when the status is ok.
+    pub value: Option<f64>,
+    pub status: Status,
+    /// Why there is no value, or what is odd about it; empty for nothing.
+    pub reason: &'static str,
+}
+
+impl Score {
+    pub const CONSTANT: &'static str = "constant map";
+
+    pub fn ok(value: f64) -> Self {
+        Score { value: Some(value), status: Status::Ok, reason: "" }
+    }
+
+    pub fn not_applicable(reason: &'static str) -> Self {
+        Score { value: None, status: Status::NotApplicable, reason }
+    }
+
+    pub fn failed(reason: &'static str) -> Self {
+        Score { value: None, status: Status::Failed, reason }
+    }
+
+    /// The value of a map with this fault.
+    pub fn of(value: f64, fault: Fault) -> Self {
+        Score { reason: if fault == Fault::Constant { Score::CONSTANT } else { "" }, ..Score::ok(value) }
+    }
+}
+
+/// What an evaluation sees of some images. Of maps and masks there is what the metric asked for.
+pub struct Batch<'a> {
+    /// [n, C, H, W] float32, normalised, on the model's device.
+    pub images: &'a Tensor,
+    /// The class that was explained, an image.
+    pub targets: &'a [i64],
+    /// Stable numbers of the images.
+    pub ids: &'a [u64],
+    /// [n, h, w] float32, on the device they were made on.
+    pub maps: Option<&'a Tensor>,
+    /// What is wrong with each map.
+    pub faults: &'a [Fault],
+    /// [n, H, W] uint8, 0 and 1, on the maps' device; all 0 where unknown.
+    pub masks: Option<&'a Tensor>,
+    /// Whether the mask is known, an image.
+    pub known: &'a [bool],
+}
+
+/// The model and the explainer of a cell, as far as a metric may use them.
+pub trait Bench {
+    /// The scores [n, classes] float64, CPU, of normalised images [n, C, H, W].
+    fn run(&mut self, images: &Tensor) -> Result<Tensor>;
+
+    /// The explainer's maps [n, h, w] of other images, explained for `targets`.
+    fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> Result<Tensor>;
+
+    /// Names of the model's parameters, in their order.
+    fn parameters(&mut self) -> Result<Vec<(String, Tensor)>>;
+
+    /// Calls `f` with a bench of a copy of the model in which these parameters are replaced.
+    fn fork(&mut self, edits: Vec<(String, Tensor)>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()>;
+
+    /// Images that the model takes at once.
+    fn batch_size(&self) -> usize;
+
+    /// An error when the user wants to stop; also a sign of life.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A bench for metrics that ask nothing.
+pub struct NoBench;
+
+impl Bench for NoBench {
+    fn run(&mut self, _: &Tensor) -> Result<Tensor> {
+        Err(Error::new("this metric did not ask for the model"))
+    }
+    fn explain(&mut self, _: &Tensor, _: &[i64], _: &[u64]) -> Result<Tensor> {
+        Err(Error::new("this metric did not ask for the explainer"))
+    }
+    fn parameters(&mut self) -> Result<Vec<(String, Tensor)>> {
+        Err(Error::new("this metric did not ask for the model"))
+    }
+    fn fork(&mut self, _: Vec<(String, Tensor)>, _: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
+        Err(Error::new("this metric did not ask for copies of the model"))
+    }
+    fn batch_size(&self) -> usize {
+        1
+    }
+}
+
+/// What an evaluation has summed up: named tensors, CPU.
+pub type State = Vec<(String, Tensor)>;
+
+/// A metric at work on the maps of one cell (a model, fold and explainer).
+pub trait Evaluation: Send {
+    /// Takes a batch. A metric of [`Level::Image`] answers for each image, one of [`Level::Set`] not at all.
+    fn update(&mut self, batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Vec<Score>>;
+
+    /// What was summed up so far; empty for a metric of [`Level::Image`].
+    fn state(&self) -> Result<State> {
+        Ok(Vec::new())
+    }
+
+    /// Adds what another evaluation summed up over other images. The order does not matter.
+    fn merge(&mut self, state: &State) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+
+    /// The value of the set; `None` for a metric of [`Level::Image`].
+    fn finish(&self) -> Result<Option<Score>> {
+        Ok(None)
+    }
+}
+
+/// What predictions are scored with: a test set's scores and labels.
+pub struct Predictions<'a> {
+    pub task: &'a Task,
+    /// By class, then by image: the score in [0, 1].
+    pub scores: &'a [Vec<f64>],
+    /// By class, then by image: 1 where the class holds.
+    pub labels: &'a [Vec<u8>],
+}
+
+/// A metric. One file, one line in [`all`].
+pub trait Metric: Send + Sync {
+    fn spec(&self) -> MetricSpec;
+
+    fn needs(&self) -> Needs;
+
+    /// Begins with resolved parameters. `seed` is the run's; random draws depend on it and the image's id alone.
+    fn start(&self, parameters: &BTreeMap<String, f64>, seed: u64) -> Result<Box<dyn Evaluation>>;
+
+    /// The value of predictions, for a metric of them.
+    fn predictions(&self, predictions: &Predictions<'_>) -> Result<Score> {
+        let _ = predictions;
+        Err(Error::new(format!("{} is a metric of maps", self.spec().name)))
+    }
+}
+
+/// The mean over a task's scored classes of a value a class; not applicable when one class has none.
+fn over_classes(p: &Predictions<'_>, reason: &'static str, f: impl Fn(&[f64], &[u8]) -> Option<f64>) -> Score {
+    let classes = p.task.scored();
+    let values: Vec<f64> = classes.iter().filter_map(|&c| f(&p.scores[c], &p.labels[c])).collect();
+    match values.len() == classes.len() {
+        true => Score::ok(values.iter().sum::<f64>() / values.len() as f64),
+        false => Score::not_applicable(reason),
+    }
 }
 
 /// All metrics, in the names' order.
-pub const METRICS: [MetricInfo; 4] =
-    [average_precision::IMAGE, auroc::IMAGE, average_precision::PIXEL, average_precision::PIXEL_POOLED];
+pub fn all() -> [&'static dyn Metric; 5] {
+    [
+        &average_precision::Auprc,
+        &auroc::Auroc,
+        &deletion::Deletion,
+        &pixel_auprc::PixelAuprc,
+        &pixel_auprc_pooled::PixelAuprcPooled,
+    ]
+}
+
+/// The metric of this name; otherwise an error that lists the known.
+pub fn find(name: &str) -> Result<&'static dyn Metric> {
+    let found = all().into_iter().find(|m| m.spec().name == name);
+    found.ok_or_else(|| {
+        let known: Vec<&str> = all().iter().map(|m| m.spec().name).collect();
+        Error::new(format!("no metric is named {name} (known: {})", known.join(", ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_checked_and_filled() {
+        let spec = deletion::Deletion.spec();
+        let given = |name: &str, value: f64| spec.resolve(&[(name.to_string(), value)].into());
+        assert_eq!(given("steps", 5.0).unwrap()["steps"], 5.0);
+        assert!(spec.resolve(&BTreeMap::new()).unwrap().contains_key("steps"));
+        assert!(given("steps", 0.0).unwrap_err().to_string().contains("parameter steps: 0 is not a number from"));
+        assert!(given("step", 5.0).unwrap_err().to_string().contains("unknown parameter step (known: steps"));
+        assert!(find("auprx").err().unwrap().to_string().contains("no metric is named auprx (known: auprc, auroc"));
+    }
+
+    #[test]
+    fn names_are_sorted_and_a_failure_is_the_worst_value() {
+        let names: Vec<&str> = all().iter().map(|m| m.spec().name).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!(names, sorted);
+        assert_eq!(find("pixel-auprc").unwrap().spec().worst(), 0.0);
+        assert_eq!(find("deletion").unwrap().spec().worst(), 1.0);
+    }
+}

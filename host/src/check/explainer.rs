@@ -3,17 +3,22 @@
 use super::{
     EXPLAINER_MADE, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass, refuses, rows, tensor,
 };
-use crate::engine::host_calls;
 use crate::loader::Plugin;
-use lightbox_sdk::spec::{ExplainerSpec, ModelSpec, Params, Plan};
-use lightbox_sdk::{Array, ExplainInput, ExplainerHandle, ModelHandle, Request};
+use crate::proxy::{Calls, Watch};
+use lightbox_sdk::host::Serving;
+use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ModelSpec, Params, Plan};
+use lightbox_sdk::{Array, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tch::Kind;
 
 /// The tests of one explainer on a model. `dead`: its making or planning has ended the process before.
 pub(super) fn check(
     plugin: &Plugin,
     spec: &ExplainerSpec,
+    given: &BTreeMap<String, serde_json::Value>,
+    watch: &Arc<dyn Watch>,
     model: &mut dyn FnMut() -> std::result::Result<ModelHandle, String>,
     dead: bool,
     test: &mut Test<'_>,
@@ -22,7 +27,7 @@ pub(super) fn check(
     let mut cell: Option<(ExplainerHandle, Params)> = None;
     let mut make = || {
         let explainer = plugin.make_explainer(&spec.name).map_err(|e| e.to_string())?;
-        let params = Params::resolve(&spec.parameters, &BTreeMap::new()).map_err(|e| e.to_string())?;
+        let params = Params::resolve(&spec.parameters, given).map_err(|e| e.to_string())?;
         Ok((explainer, params))
     };
     test(&subject, EXPLAINER_MADE, &mut || {
@@ -47,7 +52,13 @@ pub(super) fn check(
         let model_spec = model.spec().map_err(|e| e.to_string())?;
         let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
         if let Plan::Run(needs) = &plan {
-            for site in needs.values.iter().chain(&needs.gradients) {
+            needs.check_requires().map_err(|e| e.to_string())?;
+            if let Some(rule) = needs.rules.iter().find(|r| !model_spec.rules.contains(r)) {
+                let reason = format!("{} has no rule {rule}", model_spec.name);
+                return Ok((model, model_spec, Plan::NotApplicable { reason }));
+            }
+            let fit = needs.fit.iter().flat_map(|f| &f.values);
+            for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
                 model_spec.site(site).map_err(|e| e.to_string())?;
             }
         }
@@ -68,14 +79,49 @@ pub(super) fn check(
     }
     let Some((model, model_spec, Plan::Run(needs))) = ready else { return };
 
+    let calls = Calls { watch: watch.as_ref(), fit: None };
+    let serving = Serving::new(&calls);
+    let shared: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
+    let model = crate::proxy::handle(&shared, &model_spec, watch, None, &Arc::default());
     let side = [model_spec.input.height, model_spec.input.width];
     let mask = Array::from_vec(&side, (0..side[0] * side[1]).map(|i| (i % 97) as f32 / 97.0).collect());
+    // What a fit learns of a made training set.
+    let mut fitted: Option<BTreeMap<String, Array>> = None;
+    if let Some(wanted) = &needs.fit {
+        let mut learn = || {
+            let named = fit(&explainer, &model, &model_spec, &params, wanted, needs.model, watch)?;
+            Ok(named.into_iter().collect())
+        };
+        test(&subject, "fits", &mut || {
+            made(&mut fitted, &mut learn)?;
+            for (name, array) in fitted.iter().flatten() {
+                finite(array, name)?;
+            }
+            pass()
+        });
+        test(&subject, "learns the same again", &mut || {
+            let again: BTreeMap<String, Array> = learn()?;
+            made(&mut fitted, &mut learn)?;
+            for (name, array) in fitted.iter().flatten() {
+                let other = again.get(name).ok_or(format!("{name} is not there the second time"))?;
+                let d = difference(array, other)?;
+                if d > 0.0 {
+                    return Err(format!("{name} differs by {d:.1e} between two fits"));
+                }
+            }
+            pass()
+        });
+        if made(&mut fitted, &mut learn).is_err() {
+            return;
+        }
+    }
+    let fitted = fitted.unwrap_or_default();
     let explain =
-        |explainer: &ExplainerHandle, images: &Array, ids: &[u64]| -> std::result::Result<Array, lightbox_sdk::Error> {
+        |explainer: &ExplainerHandle, images: &Array, ids: &[u64]| -> std::result::Result<Maps, lightbox_sdk::Error> {
             let n = images.shape()[0];
             let targets = Array::from_vec(&[n], vec![0i64; n])?;
             let request = Request::explain(images.clone(), targets.clone(), &needs.values, &needs.gradients);
-            let mut response = model.run(&request)?;
+            let mut response = model.run(&Request { rules: needs.rules.clone(), ..request })?;
             explainer.explain(ExplainInput {
                 images: images.clone(),
                 targets,
@@ -87,19 +133,25 @@ pub(super) fn check(
                 values: response.values,
                 gradients: response.grads.pop().unwrap_or_default(),
                 mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
+                fitted: fitted.clone(),
                 runner: needs.model.then(|| model.as_ref()),
-                host: host_calls(),
+                host: serving.calls(),
             })
         };
     let batch = images(&model_spec, 3);
     let ids = [11, 22, 33];
-    let map = || explain(&explainer, &batch, &ids).map_err(|e| e.to_string());
+    let map = || explain(&explainer, &batch, &ids).map(|m| m.array).map_err(|e| e.to_string());
 
     test(&subject, "maps have the right shape and are finite", &mut || {
-        let map = map()?;
-        let shape = map.shape();
-        if shape.len() != 3 || shape[0] != 3 || shape.contains(&0) {
-            return Err(format!("the map has shape {shape:?}, expected [3, h, w]"));
+        let Maps { array: map, names } = explain(&explainer, &batch, &ids).map_err(|e| e.to_string())?;
+        let (shape, k) = (map.shape(), names.len());
+        let fits = match k {
+            0 => shape.len() == 3,
+            _ => shape.len() == 4 && shape[1] == k,
+        };
+        if !fits || shape[0] != 3 || shape.contains(&0) {
+            let wanted = if k == 0 { "[3, h, w]".into() } else { format!("[3, {k}, h, w], a map a name") };
+            return Err(format!("the map has shape {shape:?}, expected {wanted}"));
         }
         if map.dtype() != lightbox_sdk::DType::F32 {
             return Err(format!("the map is {:?}, expected F32", map.dtype()));
@@ -112,13 +164,15 @@ pub(super) fn check(
     });
     test(&subject, "is deterministic", &mut || match difference(&map()?, &map()?)? {
         0.0 => pass(),
+        // A NaN differs from itself; that it is there was said before.
+        d if d.is_nan() => Ok((Status::Warn, "its maps are not finite, so they cannot be compared".into())),
         d => Err(format!("two calls differ by {d:.1e}; draw random numbers from Context::rng")),
     });
     test(&subject, "gives an image the same map in any batch", &mut || {
         let whole = map()?;
         for i in 0..3 {
             let image = rows(&batch, i, 1).map_err(|e| e.to_string())?;
-            let alone = explain(&explainer, &image, &ids[i..=i]).map_err(|e| e.to_string())?;
+            let alone = explain(&explainer, &image, &ids[i..=i]).map_err(|e| e.to_string())?.array;
             let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
             if d > 1e-3 {
                 return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
@@ -128,7 +182,7 @@ pub(super) fn check(
     });
     test(&subject, "does not write to its input", &mut || {
         let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
-        map()?;
+        let _ = map()?;
         if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
     });
     test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
@@ -156,10 +210,63 @@ pub(super) fn check(
             values: replace(&needs.values),
             gradients: replace(&needs.gradients),
             mean_mask: needs.mean_mask.then(|| odd.clone()),
+            fitted: fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
             runner: needs.model.then(|| model.as_ref()),
-            host: host_calls(),
+            host: serving.calls(),
         });
         refuses(outcome, "a batch of the wrong shape")?;
         pass()
     });
+}
+
+/// Runs a fit on eight made images, four a batch, of which every second has class 1 and a mask.
+fn fit(
+    explainer: &ExplainerHandle,
+    model: &ModelHandle,
+    spec: &ModelSpec,
+    params: &Params,
+    needs: &FitNeeds,
+    with_model: bool,
+    watch: &Arc<dyn Watch>,
+) -> Result<Named, String> {
+    let whole = images(spec, 8);
+    let (h, w, classes) = (spec.input.height, spec.input.width, spec.classes);
+    let at = Cell::new(0);
+    let next = |rewind: bool| -> Result<Option<FitBatch>, lightbox_sdk::Error> {
+        if rewind {
+            at.set(0);
+        }
+        let from = at.get();
+        if from >= 8 {
+            return Ok(None);
+        }
+        at.set(from + 4);
+        let images = rows(&whole, from, 4)?;
+        let response = model.run(&Request { values: needs.values.clone(), ..Request::forward(images.clone()) })?;
+        let holds = |i: usize, c: usize| f32::from(u8::from(i % 2 == c));
+        let marked = |i: usize, p: usize| u8::from(i % 2 == 1 && p % w < w / 2);
+        Ok(Some(FitBatch {
+            images,
+            labels: Array::from_vec(
+                &[4, classes],
+                (0..4 * classes).map(|k| holds(k / classes, k % classes)).collect(),
+            )?,
+            masks: Array::from_vec(&[4, h, w], (0..4 * h * w).map(|k| marked(k / (h * w), k % (h * w))).collect())?,
+            known: Array::from_vec(&[4], vec![true; 4])?,
+            ids: (from as u64..from as u64 + 4).collect(),
+            values: response.values.into_iter().collect(),
+            logits: response.logits,
+        }))
+    };
+    let calls = Calls { watch: watch.as_ref(), fit: Some(&next) };
+    let serving = Serving::new(&calls);
+    let input = FitInput {
+        model: spec,
+        params,
+        target: Some(1.min(classes as i64 - 1)),
+        seed: 5,
+        runner: with_model.then(|| model.as_ref()),
+        host: serving.calls(),
+    };
+    explainer.fit(input).map_err(|e| e.to_string())
 }

@@ -4,17 +4,18 @@
 mod explainer;
 mod model;
 
+use crate::child::{Child, Mouth, Said};
 use crate::error::{Error, Exit, Result};
 use crate::loader::{self, Plugin};
-use crate::registry::{Registry, signal_name};
+use crate::registry::Registry;
 use clap::Args;
 use lightbox_sdk::spec::{ModelOptions, ModelSpec};
 use lightbox_sdk::{Array, ErrorKind, ModelHandle};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -29,6 +30,9 @@ pub struct CheckArgs {
     /// Seconds that one test may take
     #[arg(long, default_value_t = 60)]
     limit: u64,
+    /// A parameter of the explainers that are tested, as name=value [repeatable]
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    params: Vec<String>,
     /// Test only this model or explainer of the file [repeatable]
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -54,6 +58,11 @@ pub struct WorkerArgs {
     /// Subjects whose making has ended the process [repeatable]
     #[arg(long)]
     dead: Vec<String>,
+    /// Subjects that hung [repeatable]
+    #[arg(long)]
+    hung: Vec<String>,
+    #[arg(long = "param")]
+    params: Vec<String>,
 }
 
 /// How a test ended.
@@ -132,69 +141,57 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
         return Err(e.clone());
     }
     let limit = Duration::from_secs(args.limit);
-    let (mut skip, mut dead) = (0, Vec::<String>::new());
+    let (mut skip, mut dead, mut hung) = (0, Vec::<String>::new(), Vec::<String>::new());
     loop {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("check-worker").arg(&args.file).args(["--skip", &skip.to_string()]);
-        for name in &args.only {
-            command.args(["--only", name]);
-        }
-        for subject in &dead {
-            command.args(["--dead", subject]);
+        let mut arguments: Vec<OsString> = vec!["check-worker".into(), args.file.clone().into()];
+        arguments.extend(["--skip".into(), skip.to_string().into()]);
+        let lists = [("--only", &args.only), ("--dead", &dead), ("--hung", &hung), ("--param", &args.params)];
+        for (flag, list) in lists {
+            list.iter().for_each(|value| arguments.extend([flag.into(), value.into()]));
         }
         if args.model.is_some() {
-            command.arg("--asked");
+            arguments.push("--asked".into());
         }
         if let Ok(file) = &model {
-            command.arg("--model").arg(file).arg(wanted);
+            arguments.extend(["--model".into(), file.clone().into(), wanted.into()]);
         }
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let out = child.stdout.take().ok_or_else(|| Error::new(Exit::Other, "the child has no stdout"))?;
         let (send, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(std::result::Result::ok) {
-                if send.send(serde_json::from_str::<Line>(&line)).is_err() {
-                    break;
-                }
-            }
-        });
+        let mut child = Child::start::<Line>(&arguments, Stdio::null(), move |said| drop(send.send(said)))?;
         let mut now: Option<(String, String)> = None;
         let mut last = Instant::now();
+        let mut silent = false;
         let how = loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(Ok(Line::Started { subject, test })) => now = Some((subject, test)),
-                Ok(Ok(Line::Ended(f))) => {
+                Ok(Said::Line(Line::Started { subject, test })) => now = Some((subject, test)),
+                Ok(Said::Line(Line::Ended(f))) => {
                     all.push(f);
                     skip += 1;
                     now = None;
                 }
-                Ok(Ok(Line::Done)) => {
-                    let _ = child.wait();
+                Ok(Said::Line(Line::Done)) => {
+                    child.end();
                     return Ok(all);
                 }
-                Ok(Err(e)) => break format!("it wrote to the host's channel: {e}"),
+                Ok(Said::Malformed(line)) => break format!("it wrote to the host's channel: {line}"),
                 Err(RecvTimeoutError::Timeout) if last.elapsed() < limit => continue,
-                Err(RecvTimeoutError::Timeout) => break format!("no answer within {} s", args.limit),
-                Err(RecvTimeoutError::Disconnected) => {
-                    break match child.wait() {
-                        Ok(status) => match (status.signal(), status.code()) {
-                            (Some(s), _) => format!("the process ended by {}", signal_name(s)),
-                            (_, code) => format!("the process ended with exit code {}", code.unwrap_or(-1)),
-                        },
-                        Err(e) => e.to_string(),
-                    };
+                Err(RecvTimeoutError::Timeout) => {
+                    silent = true;
+                    child.kill();
+                    break format!("no answer within {} s", args.limit);
                 }
+                Ok(Said::Ended) | Err(RecvTimeoutError::Disconnected) => break child.end(),
             }
             last = Instant::now();
         };
-        let _ = child.kill();
-        let _ = child.wait();
         let Some((subject, test)) = now else {
             return Err(Error::new(Exit::Other, format!("the tests' process failed between two tests: {how}")));
         };
         let opening = test == "opens";
         if [MODEL_MADE, EXPLAINER_MADE, PLANS].contains(&test.as_str()) {
             dead.push(subject.clone());
+        } else if silent {
+            // One that hangs once would hang in every further test.
+            hung.push(subject.clone());
         }
         all.push(Finding { subject, test, status: Status::Crash, message: how });
         if opening {
@@ -213,17 +210,16 @@ fn pass() -> Outcome {
 
 /// The child: runs the tests in a fixed order, from `skip` on.
 pub fn worker(args: &WorkerArgs) -> Result<()> {
-    crate::signals::install_worker();
+    let mouth = Mouth::open();
     THREADS.get_or_init(tch::get_num_threads);
-    use std::os::fd::FromRawFd;
-    let out = unsafe { libc::dup(1) };
-    unsafe { libc::dup2(2, 1) };
-    let mut out = unsafe { std::fs::File::from_raw_fd(out) };
-    let mut say = |line: &Line| {
-        let mut text = serde_json::to_vec(line).unwrap_or_default();
-        text.push(b'\n');
-        let _ = out.write_all(&text);
-    };
+    let watch = crate::engine::terminal();
+    let say = |line: &Line| mouth.say(line);
+    let mut params = BTreeMap::new();
+    for pair in &args.params {
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| Error::input(format!("--param {pair}: name=value expected")))?;
+        params.insert(key.to_string(), serde_json::Value::from(value));
+    }
     let subject = args.file.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
     let mut number = 0;
     let mut test = |subject: &str, name: &str, f: &mut dyn FnMut() -> Outcome| {
@@ -232,6 +228,11 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             return;
         }
         let (subject, test) = (subject.to_string(), name.to_string());
+        if args.hung.contains(&subject) {
+            let message = "not tried: it hung in an earlier test".to_string();
+            say(&Line::Ended(Finding { subject, test, status: Status::Warn, message }));
+            return;
+        }
         say(&Line::Started { subject: subject.clone(), test: test.clone() });
         let (status, message) = f().unwrap_or_else(|message| (Status::Fail, message));
         say(&Line::Ended(Finding { subject, test, status, message }));
@@ -298,7 +299,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             (_, Some(own)) => make_small(&plugin, &own.name),
             _ => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
         };
-        explainer::check(&plugin, spec, &mut model, args.dead.contains(&spec.name), &mut test);
+        explainer::check(&plugin, spec, &params, &watch, &mut model, args.dead.contains(&spec.name), &mut test);
     }
     say(&Line::Done);
     Ok(())
@@ -307,7 +308,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
 type Test<'a> = dyn FnMut(&str, &str, &mut dyn FnMut() -> Outcome) + 'a;
 
 fn build(file: &Path, name: &str) -> std::result::Result<ModelHandle, String> {
-    make_small(&crate::registry::open(file).map_err(|e| e.message)?, name)
+    make_small(crate::registry::open(file).map_err(|e| e.message)?, name)
 }
 
 /// A model at a small input size where it has such a parameter, to be quick.
@@ -391,6 +392,7 @@ fn keeps_globals(f: &mut dyn FnMut() -> std::result::Result<(), String>) -> Outc
     tch::manual_seed(7);
     let ran = f();
     let after = globals();
+    // SAFETY: sets a thread-local flag.
     unsafe { torch_sys::at_grad_set_enabled(1) };
     tch::set_num_threads(before.threads);
     ran?;

@@ -228,6 +228,59 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
         }
         pass()
     });
+    test(&subject, "a run that begins at a site is the rest of the whole run", &mut || {
+        let starts: Vec<&String> = spec.sites.iter().filter(|s| s.start).map(|s| &s.name).collect();
+        // All of them, or a dozen spread over more.
+        for site in starts.iter().step_by(starts.len().div_ceil(12).max(1)) {
+            let values = vec![site.to_string()];
+            let whole = model.run(&Request { values, ..Request::forward(batch.clone()) }).map_err(|e| e.to_string())?;
+            let value = whole.values.get(*site).ok_or(format!("no value at {site}"))?.clone();
+            let from = Request::from_site(site, value.clone()).map_err(|e| e.to_string())?;
+            let rest = model.run(&from).map_err(|e| e.to_string())?;
+            let d = difference(&rest.logits, &whole.logits)?;
+            if d > 1e-5 {
+                return Err(format!("begun at {site} the logits differ by {d:.1e}"));
+            }
+            // Another batch size, and a patch there.
+            let tenth = Array::from_vec(&[1], vec![0.1f32]).map_err(|e| e.to_string())?;
+            let patches = vec![Patch { site: site.to_string(), scale: Some(tenth), shift: None }];
+            let patched = model.run(&Request { patches: patches.clone(), ..Request::forward(batch.clone()) });
+            let patched = patched.map_err(|e| e.to_string())?;
+            let twice = tensor(&value)?
+                .repeat([2].iter().copied().chain((1..value.shape().len()).map(|_| 1)).collect::<Vec<i64>>());
+            let twice = Array::from_tensor(&twice.to_kind(Kind::Float)).map_err(|e| e.to_string())?;
+            let from = Request::from_site(site, twice).map_err(|e| e.to_string())?;
+            let rest = model.run(&Request { patches, ..from }).map_err(|e| e.to_string())?;
+            for half in [0, 2] {
+                let d = difference(&rows(&rest.logits, half, 2).map_err(|e| e.to_string())?, &patched.logits)?;
+                if d > 1e-4 {
+                    return Err(format!("begun at {site} with a patch there the logits differ by {d:.1e}"));
+                }
+            }
+        }
+        Ok((Status::Pass, if starts.is_empty() { "it has none".into() } else { format!("{} sites", starts.len()) }))
+    });
+    test(&subject, "rules change gradients and no value", &mut || {
+        let plain = forward(&batch)?.logits;
+        for rule in &spec.rules {
+            let targets = Array::from_vec(&[2], vec![0i64; 2]).map_err(|e| e.to_string())?;
+            let request = Request::explain(batch.clone(), targets, &[], &["input".to_string()]);
+            let rules = vec![rule.clone()];
+            let ruled = model.run(&Request { rules, ..request.clone() }).map_err(|e| e.to_string())?;
+            let d = difference(&ruled.logits, &plain)?;
+            if d > 1e-5 {
+                return Err(format!("rule {rule} moves the logits by {d:.1e}"));
+            }
+            let usual = model.run(&request).map_err(|e| e.to_string())?;
+            let at = |r: &lightbox_sdk::Response| r.grads.first().and_then(|g| g.get("input")).cloned();
+            let (a, b) = (at(&ruled).ok_or("no gradient")?, at(&usual).ok_or("no gradient")?);
+            finite(&a, "the gradient")?;
+            if difference(&a, &b)? == 0.0 {
+                return Err(format!("rule {rule} leaves the gradient as it was"));
+            }
+        }
+        Ok((Status::Pass, if spec.rules.is_empty() { "it has none".into() } else { spec.rules.join(", ") }))
+    });
     test(&subject, "a fork with other parameters leaves the original as it was", &mut || {
         let before = forward(&batch)?.logits;
         let parameters = model.parameters().map_err(|e| e.to_string())?;

@@ -1,55 +1,13 @@
 //! What a worker and a run say, one JSON object a line.
 
+use super::unit::Unit;
 use serde::{Deserialize, Serialize};
 
-/// A piece of work, the least that is repeated when a run continues.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "unit", rename_all = "kebab-case")]
-pub enum Unit {
-    /// Decode and resize all images to this side.
-    Prepare {
-        side: usize,
-    },
-    Train {
-        model: String,
-        fold: usize,
-    },
-    /// Classify and explain one block of the test images.
-    Explain {
-        model: String,
-        fold: usize,
-        block: usize,
-    },
-}
-
-impl Unit {
-    /// Names the unit in events and files.
-    pub fn key(&self) -> String {
-        match self {
-            Unit::Prepare { side } => format!("prepare-{side}"),
-            Unit::Train { model, fold } => format!("{}-fold{fold}-train", super::spec::file_name(model)),
-            Unit::Explain { model, fold, block } => {
-                format!("{}-fold{fold}-block{block:04}", super::spec::file_name(model))
-            }
-        }
-    }
-
-    pub fn model(&self) -> Option<&str> {
-        match self {
-            Unit::Prepare { .. } => None,
-            Unit::Train { model, .. } | Unit::Explain { model, .. } => Some(model),
-        }
-    }
-}
-
-/// What the supervisor tells the worker.
+/// What the supervisor tells a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
     #[serde(flatten)]
     pub unit: Unit,
-    /// Explainers that have failed on this unit's model.
-    #[serde(default)]
-    pub without: Vec<String>,
 }
 
 /// How a cell failed.
@@ -62,6 +20,8 @@ pub enum FailureKind {
     Crash,
     /// It gave no sign within the limit.
     Timeout,
+    /// It wrote to what it was given.
+    Tampered,
     /// Training diverged.
     Diverged,
 }
@@ -74,6 +34,19 @@ pub struct Failure {
     pub explainer: Option<String>,
     pub kind: FailureKind,
     pub reason: String,
+    /// Of what it was: another build or other parameters are another cell.
+    #[serde(default)]
+    pub id: String,
+}
+
+/// An event with its time (seconds since 1970) and the worker that it comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stamped {
+    pub time: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<usize>,
+    #[serde(flatten)]
+    pub event: Event,
 }
 
 /// Everything that happens.
@@ -83,12 +56,15 @@ pub enum Event {
     RunStarted {
         name: String,
         folder: String,
-        device: String,
+        devices: Vec<String>,
+        workers: usize,
         units: usize,
         done: usize,
     },
     /// The worker waits for an order.
     Ready,
+    /// A plugin has called the host.
+    Alive,
     UnitStarted {
         unit: String,
     },
@@ -120,17 +96,19 @@ pub enum Event {
         best: bool,
     },
     CellFailed(Failure),
-    NotApplicable {
+    /// An explainer's answer to a model: whether it asks for a fit, or why it does not apply.
+    Surveyed {
         model: String,
         explainer: String,
-        reason: String,
+        fit: bool,
+        not_applicable: Option<String>,
     },
     UnitFinished {
         unit: String,
         seconds: f64,
         images: usize,
     },
-    /// The unit, not an explainer of it, failed. `exit` is the code that the run ends with when it is fatal.
+    /// The unit, not an explainer of it, failed. `fatal` is the code that the run ends with then.
     UnitFailed {
         unit: String,
         reason: String,
@@ -148,4 +126,10 @@ pub enum Event {
         failed_cells: usize,
         seconds: f64,
     },
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |d| (d.as_secs_f64() * 1e3).round() / 1e3)
 }

@@ -2,101 +2,199 @@
 //!
 //! ```text
 //! spec.toml            the resolved spec
-//! environment.json     versions, device, plugin files and their hashes
+//! environment.json     versions, devices, threads and kernels, plugin files and their hashes; the manifest of the run
 //! splits/              who trains, validates, tests; can be given to another run
-//! prepared/            the images, resized
-//! checkpoints/         LABEL-foldN/best.safetensors, last.safetensors, history.json
-//! units/               KEY.parquet, KEY.maps.safetensors
-//! cells.json           failed and not applicable cells
+//! prepared/            the images, resized, and what their files were
+//! checkpoints/         LABEL-foldN/best.safetensors, last.safetensors, history.json, identity
+//! fits/                what explainers learned of the training set
+//! units/               KEY-ID.json: what a unit did, and beside it its tables, maps and states
+//! cells.json           failed and not applicable cells, and explainers' answers to models
 //! events.jsonl         everything that happened
 //! summary.json .csv .md .tex, sheet.png
 //! ```
 
-use super::events::{Failure, Unit};
-use super::spec::{RunSpec, file_name};
+use super::events::Failure;
+use super::spec::RunSpec;
+use super::unit::{Unit, training};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
-use lightbox_core::data::Sample;
+use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
+use lightbox_sdk::spec::ParamType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a run used. A run whose plugins have changed since does not continue.
+/// On what a run's numbers were computed. A run that goes on elsewhere has several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Environment {
+pub struct Machine {
     pub lightbox: String,
     pub libtorch: String,
-    pub rustc: String,
     pub device: String,
     pub cpu: String,
+    /// Which CPU kernels run; see [`device::kernels`].
+    pub kernels: String,
     pub threads: usize,
+}
+
+/// The manifest of a run: what it used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    pub rustc: String,
+    /// On what the run was computed, the last used last; more than one were let in by `--mixed`.
+    pub machines: Vec<Machine>,
     pub seed: u64,
-    /// SHA-256 over names, labels, patients and boxes of all images.
+    /// The classes, in the order of the models' outputs.
+    pub classes: Vec<String>,
+    /// SHA-256 over names, classes, patients and boxes of all images.
     pub data: String,
+    /// False where the source has no patient numbers.
+    pub patients_known: bool,
     /// The file and SHA-256 of each model's and explainer's plugin, by `model NAME` and `explainer NAME`.
     pub plugins: BTreeMap<String, PluginFile>,
-    /// SHA-256 of each checkpoint that models begin with, by its path.
+    /// SHA-256 of each checkpoint that models begin with and each file that explainers are given, by its path.
     #[serde(default)]
-    pub weights: BTreeMap<PathBuf, String>,
+    pub files: BTreeMap<PathBuf, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PluginFile {
     pub file: PathBuf,
+    pub version: String,
     pub sha256: String,
 }
 
-fn fingerprint(samples: &[Sample]) -> String {
+/// SHA-256 of texts, each with its length before it, as hexadecimal.
+pub fn hash<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> String {
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
-    for sample in samples {
-        hash.update(format!("{sample:?}\n"));
+    for part in parts {
+        let part = part.as_ref();
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The SHA-256 of a file or, for a folder, of its files' names and contents.
+fn content(path: &Path) -> Result<String> {
+    if !path.is_dir() {
+        return Ok(files::sha256(path)?);
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| lightbox_core::Error::io(path, &e))?;
+    let mut inside: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    inside.sort();
+    let mut parts = Vec::new();
+    for file in inside {
+        parts.push(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        parts.push(content(&file)?);
+    }
+    Ok(hash(parts))
+}
+
+impl Machine {
+    pub fn here(device: &str, threads: usize) -> Self {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = info.lines().find_map(|l| l.strip_prefix("model name").and_then(|l| l.split_once(": ")));
+        Machine {
+            lightbox: env!("CARGO_PKG_VERSION").into(),
+            libtorch: lightbox_sdk::BUILT_WITH_TORCH.into(),
+            device: device.into(),
+            cpu: cpu.map_or_else(|| "unknown".into(), |(_, name)| name.to_string()),
+            kernels: device::kernels(),
+            threads,
+        }
+    }
+
+    /// What differs, as `threads 2, not 1`; none where nothing that changes numbers does.
+    pub fn difference(&self, now: &Machine) -> Option<String> {
+        let kind = |d: &str| d.split(':').next().unwrap_or_default().to_string();
+        let pairs = [
+            ("lightbox", self.lightbox.clone(), now.lightbox.clone()),
+            ("libtorch", self.libtorch.clone(), now.libtorch.clone()),
+            ("device", kind(&self.device), kind(&now.device)),
+            ("threads", self.threads.to_string(), now.threads.to_string()),
+            ("kernels", self.kernels.clone(), now.kernels.clone()),
+        ];
+        let other = pairs.iter().filter(|(_, a, b)| a != b).map(|(name, a, b)| format!("{name} {a}, now {b}"));
+        let other: Vec<String> = other.collect();
+        (!other.is_empty()).then(|| other.join("; "))
+    }
+}
+
 impl Environment {
-    pub fn gather(spec: &RunSpec, registry: &Registry, samples: &[Sample], device: &str) -> Result<Self> {
+    pub fn gather(spec: &RunSpec, registry: &Registry, source: &dyn Source, machine: Machine) -> Result<Self> {
         let mut plugins = BTreeMap::new();
-        let mut add = |key: String, file: &Path| -> Result<()> {
+        let mut given: Vec<PathBuf> = spec.models.iter().flat_map(|m| m.weights_files(spec.split.folds)).collect();
+        let mut add = |key: String, file: &Path, version: &str| -> Result<()> {
             let file = std::path::absolute(file)?;
             let sha256 = files::sha256(&file)?;
-            plugins.insert(key, PluginFile { file, sha256 });
+            plugins.insert(key, PluginFile { file, version: version.into(), sha256 });
             Ok(())
         };
         for model in &spec.models {
-            add(format!("model {}", model.name), &registry.model(&model.name)?.0.file)?;
+            let (found, described) = registry.model(&model.name)?;
+            add(format!("model {}", model.name), &found.file, &described.version)?;
         }
         for explainer in &spec.explainers {
-            add(format!("explainer {}", explainer.name), &registry.explainer(&explainer.name)?.0.file)?;
+            let (found, described) = registry.explainer(&explainer.name)?;
+            add(format!("explainer {}", explainer.name), &found.file, &described.version)?;
+            for parameter in described.parameters.iter().filter(|p| p.kind == ParamType::Path) {
+                let value = explainer.params.get(&parameter.name).and_then(|v| v.as_str()).filter(|v| !v.is_empty());
+                given.extend(value.map(PathBuf::from));
+            }
         }
-        let mut weights = BTreeMap::new();
-        for file in spec.models.iter().flat_map(|m| m.weights_files(spec.split.folds)) {
-            let sha256 = files::sha256(&file)?;
-            weights.insert(file, sha256);
+        let mut hashes = BTreeMap::new();
+        for file in given {
+            let sha256 = content(&file)?;
+            hashes.insert(file, sha256);
         }
-        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = info.lines().find_map(|l| l.strip_prefix("model name").and_then(|l| l.split_once(": ")));
+        let describe = |s: &Sample| format!("{s:?}");
         Ok(Environment {
-            lightbox: env!("CARGO_PKG_VERSION").into(),
-            libtorch: lightbox_sdk::BUILT_WITH_TORCH.into(),
             rustc: lightbox_sdk::BUILT_WITH_RUSTC.into(),
-            device: device.into(),
-            cpu: cpu.map(|(_, name)| name.to_string()).unwrap_or_else(|| "unknown".into()),
-            threads: tch::get_num_threads() as usize,
+            machines: vec![machine],
             seed: spec.seed,
-            data: fingerprint(samples),
+            classes: spec.task.classes.clone(),
+            data: hash(source.samples().iter().map(describe)),
+            patients_known: source.knows_patients(),
             plugins,
-            weights,
+            files: hashes,
         })
     }
 
-    pub fn plugin(&self, kind: &str, name: &str) -> Result<&Path> {
+    pub fn plugin(&self, kind: &str, name: &str) -> Result<&PluginFile> {
         let found = self.plugins.get(&format!("{kind} {name}"));
-        found
-            .map(|p| p.file.as_path())
-            .ok_or_else(|| Error::plugin(format!("the run's environment has no {kind} {name}")))
+        found.ok_or_else(|| Error::plugin(format!("the run's environment has no {kind} {name}")))
+    }
+}
+
+/// What the file of an image was when it was prepared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileState {
+    pub file: PathBuf,
+    pub bytes: u64,
+    /// Nanoseconds since 1970.
+    pub modified: u64,
+    pub sha256: String,
+}
+
+impl FileState {
+    fn size_and_time(file: &Path) -> Result<(u64, u64)> {
+        let meta = std::fs::metadata(file).map_err(|e| lightbox_core::Error::io(file, &e))?;
+        let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        Ok((meta.len(), modified.map_or(0, |d| d.as_nanos() as u64)))
+    }
+
+    pub fn of(file: &Path) -> Result<Self> {
+        let (bytes, modified) = Self::size_and_time(file)?;
+        Ok(FileState { file: file.to_path_buf(), bytes, modified, sha256: files::sha256(file)? })
+    }
+
+    /// Whether the file holds what it did. Size and time are looked at first; only where the time differs is it read.
+    pub fn is_unchanged(&self) -> Result<bool> {
+        let (bytes, modified) = Self::size_and_time(&self.file)?;
+        Ok(bytes == self.bytes && (modified == self.modified || files::sha256(&self.file)? == self.sha256))
     }
 }
 
@@ -117,25 +215,44 @@ impl Folder {
         self.0.join("prepared").join(format!("images-{side}.safetensors"))
     }
 
-    pub fn checkpoint(&self, model: &str, fold: usize) -> PathBuf {
-        self.0.join("checkpoints").join(format!("{}-fold{fold}", file_name(model)))
+    /// What the images' files were.
+    pub fn sources(&self) -> PathBuf {
+        self.0.join("prepared").join("files.json")
     }
 
-    pub fn rows(&self, unit: &Unit) -> PathBuf {
-        self.0.join("units").join(format!("{}.parquet", unit.key()))
+    pub fn checkpoint(&self, model: &str, fold: usize, seed: usize) -> PathBuf {
+        self.0.join("checkpoints").join(training(model, fold, seed))
     }
 
-    pub fn maps(&self, unit: &Unit) -> PathBuf {
-        self.0.join("units").join(format!("{}.maps.safetensors", unit.key()))
+    fn trained(&self, model: &str, fold: usize, seed: usize) -> PathBuf {
+        self.checkpoint(model, fold, seed).join("identity")
     }
 
-    /// The file whose presence means that the unit is done.
-    pub fn done(&self, unit: &Unit) -> PathBuf {
-        match unit {
-            Unit::Prepare { side } => self.prepared(*side),
-            Unit::Train { model, fold } => self.checkpoint(model, *fold).join("history.json"),
-            Unit::Explain { .. } => self.rows(unit),
+    /// Whether a training of this identity has come to its end.
+    pub fn is_trained(&self, model: &str, fold: usize, seed: usize, id: &str) -> bool {
+        let ended = self.checkpoint(model, fold, seed).join("history.json").is_file();
+        ended && std::fs::read_to_string(self.trained(model, fold, seed)).is_ok_and(|found| found == id)
+    }
+
+    /// Begins or continues a training: what another identity has left in its place goes.
+    pub fn start_training(&self, model: &str, fold: usize, seed: usize, id: &str) -> Result<()> {
+        let (place, file) = (self.checkpoint(model, fold, seed), self.trained(model, fold, seed));
+        if place.is_dir() && !std::fs::read_to_string(&file).is_ok_and(|found| found == id) {
+            std::fs::remove_dir_all(&place).map_err(|e| lightbox_core::Error::io(&place, &e))?;
         }
+        Ok(files::write_text(&file, id)?)
+    }
+
+    /// What an explainer learned, under its identity.
+    pub fn fit(&self, model: &str, fold: usize, seed: usize, explainer: &str, id: &str) -> PathBuf {
+        let name =
+            format!("{}-{}-{}.safetensors", training(model, fold, seed), super::spec::file_name(explainer), &id[..12]);
+        self.0.join("fits").join(name)
+    }
+
+    /// A file of a unit: `stem` names the record, `kind` the file (`scores.parquet`).
+    pub fn unit(&self, stem: &str, kind: &str) -> PathBuf {
+        self.0.join("units").join(format!("{stem}.{kind}"))
     }
 
     pub fn cells(&self) -> Result<Cells> {
@@ -146,20 +263,88 @@ impl Folder {
     pub fn write_cells(&self, cells: &Cells) -> Result<()> {
         write_json(&self.0.join("cells.json"), cells)
     }
+
+    /// The records of all units, by the stem of their files.
+    pub fn records(&self) -> Result<BTreeMap<String, Record>> {
+        let mut all = BTreeMap::new();
+        let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(all) };
+        for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
+            let stem = path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned());
+            let record: Record = read_json(&path)?;
+            // A record whose files somebody has taken away is of nothing.
+            if record.kinds().iter().all(|kind| self.unit(&stem, kind).is_file()) {
+                all.insert(stem, record);
+            }
+        }
+        Ok(all)
+    }
 }
 
-/// Cells of the table that are no numbers.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// What a unit did. Written last: its presence means that the files beside it are whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub unit: Unit,
+    /// Seconds since 1970 at its end.
+    pub time: f64,
+    pub seconds: f64,
+    pub worker: usize,
+    pub machine: Machine,
+    /// The identity of the predictions, where it made them.
+    #[serde(default)]
+    pub predictions: Option<String>,
+    /// Of a unit that reduces: the identity of what it made.
+    #[serde(default)]
+    pub reduced: Option<String>,
+    /// By explainer.
+    #[serde(default)]
+    pub cells: BTreeMap<String, CellRecord>,
+}
+
+impl Record {
+    /// The files that are always beside it.
+    fn kinds(&self) -> Vec<&'static str> {
+        let mut kinds = vec!["scores.parquet"];
+        kinds.extend(self.predictions.is_some().then_some("predictions.parquet"));
+        kinds.extend(matches!(self.unit, Unit::Explain { .. }).then_some("maps.safetensors"));
+        kinds
+    }
+}
+
+/// What a unit did for an explainer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CellRecord {
+    /// The identity of the maps.
+    pub id: String,
+    /// The maps are in this unit's file.
+    pub maps: bool,
+    /// The names of the maps; one empty name for one map.
+    pub outputs: Vec<String>,
+    /// Identities of the metrics, by label.
+    pub scores: BTreeMap<String, String>,
+    /// The SHA-256 and version of the plugin; empty for chance.
+    pub plugin: String,
+    pub version: String,
+    /// Seconds in the explainer's own code, and images that it ran the model on beyond the shared run.
+    pub seconds: f64,
+    pub runs: u64,
+}
+
+/// Cells of the table that are no numbers, and what explainers answered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cells {
     pub failures: Vec<Failure>,
-    pub not_applicable: Vec<NotApplicable>,
+    /// By the identity of model and explainer together.
+    pub surveys: BTreeMap<String, Survey>,
 }
 
+/// An explainer's answer to a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NotApplicable {
+pub struct Survey {
     pub model: String,
     pub explainer: String,
-    pub reason: String,
+    pub fit: bool,
+    pub not_applicable: Option<String>,
 }
 
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
@@ -171,4 +356,32 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value);
     let text = text.map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
     Ok(files::write_text(path, &(text + "\n"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_content_is_noticed_and_a_touched_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.png");
+        std::fs::write(&file, b"one").unwrap();
+        let state = FileState::of(&file).unwrap();
+        assert!(state.is_unchanged().unwrap());
+        std::fs::write(&file, b"one").unwrap();
+        assert!(state.is_unchanged().unwrap());
+        std::fs::write(&file, b"two").unwrap();
+        let later = FileState { modified: state.modified + 1, ..state.clone() };
+        assert!(!later.is_unchanged().unwrap());
+        std::fs::write(&file, b"three").unwrap();
+        assert!(!state.is_unchanged().unwrap());
+    }
+
+    #[test]
+    fn machines_differ_in_what_changes_numbers() {
+        let one = Machine::here("cpu", 2);
+        assert_eq!(one.difference(&Machine { cpu: "another".into(), ..one.clone() }), None);
+        assert_eq!(one.difference(&Machine::here("cpu", 1)).unwrap(), "threads 2, now 1");
+    }
 }

@@ -1,20 +1,29 @@
-//! A run: spec -> units -> worker process -> events -> results.
+//! A run: spec -> units -> worker processes -> tables -> summary.
 //!
 //! ```text
 //! lightbox run SPEC.toml
-//!   supervisor    resolves the spec, lists the units that are not done, starts a worker, reads its events
-//!     worker      executes units: prepare images, train, explain a block of test images
+//!   supervisor    resolves the spec, plans the units that are not done, keeps workers busy, survives them
+//!     plan        what is wanted, what is there: units
+//!     scheduler   which unit is next
+//!     executor    where workers come from
+//!     worker      executes units: survey, prepare, train, fit, explain, score, reduce
 //!   reporter      draws the events: terminal, plain lines, or JSON lines
-//!   summary       reads the units' files and writes the table and the pictures
+//!   summary       gathers the units' tables into one summary and writes its forms
 //! ```
 //!
-//! A unit's results are one file, written whole; its presence means done. Whoever is killed, the same command continues.
+//! A unit's results are files beside a record, which is written last; its presence, with the identity that is wanted, means
+//! done. Whoever is killed, the same command continues.
 
 pub mod events;
+pub mod executor;
+mod explain;
 pub mod folder;
+pub mod plan;
 pub mod reporter;
+pub mod scheduler;
 pub mod spec;
 pub mod summary;
 pub mod supervisor;
 mod train;
+pub mod unit;
 pub mod worker;

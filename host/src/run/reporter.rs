@@ -1,6 +1,6 @@
 //! Draws a run's events: a progress bar on a terminal, plain lines elsewhere, JSON lines for `--json`.
 
-use super::events::Event;
+use super::events::{Event, Stamped};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 
@@ -34,23 +34,26 @@ impl Reporter {
     }
 
     /// Shows one event.
-    pub fn show(&self, event: &Event) {
+    pub fn show(&self, stamped: &Stamped) {
+        let event = &stamped.event;
         if let Reporter::Json = self {
             let mut out = std::io::stdout().lock();
             // A reader that has gone away is no reason to stop the run.
-            let _ = serde_json::to_writer(&mut out, event).map(|()| out.write_all(b"\n"));
+            let _ = serde_json::to_writer(&mut out, stamped).map(|()| out.write_all(b"\n"));
             return;
         }
         match event {
-            Event::RunStarted { name, folder, device, units, done } => {
+            Event::RunStarted { name, folder, devices, workers, units, done } => {
                 let continued = if *done > 0 { format!(", {done} of them done before") } else { String::new() };
-                self.line(&format!("run {name} on {device}: {units} units{continued}; results in {folder}"));
+                let devices = devices.join(", ");
+                let several = if *workers > 1 { format!(", {workers} workers") } else { String::new() };
+                self.line(&format!("run {name} on {devices}{several}: {units} units{continued}; results in {folder}"));
                 if let Reporter::Bar(bar) = self {
                     bar.set_length(*units as u64);
                     bar.set_position(*done as u64);
                 }
             }
-            Event::UnitStarted { unit } => match self {
+            Event::UnitStarted { unit } if !unit.ends_with("-survey") => match self {
                 Reporter::Bar(bar) => bar.set_message(unit.clone()),
                 _ => self.line(&format!("{unit} ...")),
             },
@@ -82,9 +85,11 @@ impl Reporter {
                 let cell = f.explainer.as_ref().map_or(f.model.clone(), |e| format!("{} x {e}", f.model));
                 self.line(&format!("failed: {cell}: {}", f.reason));
             }
-            Event::NotApplicable { model, explainer, reason } => {
+            Event::Surveyed { model, explainer, not_applicable: Some(reason), .. } => {
                 self.line(&format!("not applicable: {model} x {explainer}: {reason}"));
             }
+            Event::UnitStarted { .. } => {}
+            Event::UnitFinished { unit, .. } if unit.ends_with("-survey") => {}
             Event::UnitFinished { unit, seconds, images } => match self {
                 Reporter::Bar(bar) => bar.inc(1),
                 _ => self.line(&format!("{unit} done: {images} images in {seconds:.1} s")),
@@ -102,7 +107,11 @@ impl Reporter {
                 };
                 self.line(&format!("finished in {seconds:.0} s{failed}; results in {folder}"));
             }
-            Event::Ready | Event::CellStarted { .. } | Event::CellLeft { .. } => {}
+            Event::Ready
+            | Event::Alive
+            | Event::Surveyed { .. }
+            | Event::CellStarted { .. }
+            | Event::CellLeft { .. } => {}
         }
     }
 }

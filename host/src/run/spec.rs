@@ -3,6 +3,9 @@
 use crate::engine::ExplainerChoice;
 use crate::error::{Error, Result};
 use lightbox_core::data::{DataSpec, split::SplitSpec};
+use lightbox_core::metrics;
+use lightbox_core::summary::CHANCE;
+use lightbox_core::task::{Kind, Task};
 use lightbox_sdk::spec::TrainerOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,10 +20,19 @@ pub struct RunSpec {
     pub name: String,
     #[serde(default)]
     pub title: String,
+    /// Sentences for below the table.
+    #[serde(default)]
+    pub notes: Vec<String>,
     #[serde(default)]
     pub output: PathBuf,
     #[serde(default)]
     pub seed: u64,
+    /// How many times each model is trained, with seeds of its own.
+    #[serde(default = "one")]
+    pub seeds: usize,
+    /// Threads of each worker; 0 for one a core. They change the rounding of training, so a run keeps them.
+    #[serde(default)]
+    pub threads: usize,
     /// auto, cpu, cuda or cuda:N.
     #[serde(default = "auto")]
     pub device: String,
@@ -30,13 +42,10 @@ pub struct RunSpec {
     /// Test images a unit: what is lost at most when the run is killed.
     #[serde(default = "two_hundred")]
     pub block: usize,
-    /// The class whose logit is explained.
-    #[serde(default = "one")]
-    pub target: i64,
     /// Device memory for images, MiB. A larger set streams from disk.
     #[serde(default = "two_thousand")]
     pub store_mib: usize,
-    /// A plugin that gives no sign for so long is stopped, s.
+    /// A plugin that gives no sign (a call to the host, a run of the model) for so long is stopped, s.
     #[serde(default = "limit")]
     pub limit_seconds: u64,
     /// Test images on the sheet of overlays.
@@ -44,16 +53,43 @@ pub struct RunSpec {
     pub pictures: usize,
     pub data: DataSpec,
     #[serde(default)]
+    pub task: Task,
+    #[serde(default)]
     pub split: SplitSpec,
     pub models: Vec<ModelChoice>,
     #[serde(default)]
     pub explainers: Vec<ExplainerChoice>,
+    #[serde(default = "usual_metrics")]
+    pub metrics: Vec<MetricChoice>,
+}
+
+/// A metric as a spec names it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricChoice {
+    pub name: String,
+    /// The name where it is empty.
+    #[serde(default)]
+    pub label: String,
+    #[serde(default)]
+    pub params: BTreeMap<String, f64>,
+}
+
+impl MetricChoice {
+    pub fn label(&self) -> &str {
+        if self.label.is_empty() { &self.name } else { &self.label }
+    }
+}
+
+fn usual_metrics() -> Vec<MetricChoice> {
+    let one = |name: &str| MetricChoice { name: name.into(), label: String::new(), params: BTreeMap::new() };
+    ["auprc", "auroc", "pixel-auprc", "pixel-auprc-pooled"].map(one).to_vec()
 }
 
 fn auto() -> String {
     "auto".into()
 }
-fn one() -> i64 {
+fn one() -> usize {
     1
 }
 fn six() -> usize {
@@ -71,10 +107,6 @@ fn two_thousand() -> usize {
 fn limit() -> u64 {
     300
 }
-fn two() -> usize {
-    2
-}
-
 /// A model of the run: with weights, to be trained, or (neither) with its seeded initial values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,8 +117,8 @@ pub struct ModelChoice {
     /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
-    /// Outputs of its head; class 1 is the finding.
-    #[serde(default = "two")]
+    /// Outputs of its head; 0 for the task's classes. More than those may be, as a checkpoint's head has them.
+    #[serde(default)]
     pub classes: usize,
     /// The model's own parameters, `lightbox info MODEL`.
     #[serde(default)]
@@ -96,6 +128,11 @@ pub struct ModelChoice {
 }
 
 impl ModelChoice {
+    /// True where every fold and training has the same weights.
+    pub fn is_shared(&self) -> bool {
+        self.train.is_none() && self.weights.as_ref().is_some_and(|w| !w.contains("{fold}"))
+    }
+
     /// The checkpoint of a fold.
     pub fn weights_file(&self, fold: usize) -> Option<PathBuf> {
         self.weights.as_ref().map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
@@ -154,10 +191,11 @@ impl Default for TrainSpec {
 }
 
 impl TrainSpec {
-    pub fn options(&self, class_weights: Vec<f64>) -> TrainerOptions {
+    pub fn options(&self, task: &Task, class_weights: Vec<f64>) -> TrainerOptions {
         let (optimizer, precision) = (self.optimizer.clone(), self.precision.clone());
         let (learning_rate, weight_decay) = (self.learning_rate, self.weight_decay);
-        TrainerOptions { optimizer, learning_rate, weight_decay, class_weights, precision }
+        let loss = if task.kind == Kind::MultiLabel { "binary-cross-entropy" } else { "cross-entropy" };
+        TrainerOptions { optimizer, learning_rate, weight_decay, loss: loss.into(), class_weights, precision }
     }
 }
 
@@ -310,7 +348,7 @@ impl RunSpec {
         if self.models.is_empty() {
             return Err(Error::input("the spec has no [[models]]"));
         }
-        for (key, value) in [("batch_size", self.batch_size), ("block", self.block)] {
+        for (key, value) in [("batch_size", self.batch_size), ("block", self.block), ("seeds", self.seeds)] {
             if value == 0 {
                 return Err(Error::input(format!("{key} = 0: at least 1 expected")));
             }
@@ -323,22 +361,36 @@ impl RunSpec {
         }
         let mut seen = HashSet::new();
         for label in self.explainers.iter().map(ExplainerChoice::label) {
-            if label == "images" {
-                return Err(Error::input("an explainer cannot be called images: the maps' files use that name"));
+            if label == CHANCE {
+                return Err(Error::input(format!("an explainer cannot be called {CHANCE}: a constant map is")));
             }
             if !seen.insert(file_name(label)) {
                 return Err(Error::input(format!("two explainers are called {label}; give one another label")));
             }
         }
+        for explainer in &self.explainers {
+            let known = |label: &&String| self.models.iter().any(|m| m.label() == label.as_str());
+            if let Some(other) = explainer.models.iter().find(|label| !known(label)) {
+                let (label, known) =
+                    (explainer.label(), self.models.iter().map(ModelChoice::label).collect::<Vec<_>>());
+                return Err(Error::input(format!(
+                    "explainer {label}: models names {other}, which is none of the spec's ({})",
+                    known.join(", ")
+                )));
+            }
+        }
+        let mut seen = HashSet::new();
+        for metric in &self.metrics {
+            let label = metric.label();
+            if !seen.insert(label) {
+                return Err(Error::input(format!("two metrics are called {label}; give one another label")));
+            }
+            metrics::find(&metric.name)?
+                .spec()
+                .resolve(&metric.params)
+                .map_err(|e| Error::input(format!("metric {label}: {e}")))?;
+        }
         for model in &self.models {
-            if model.classes < 2 {
-                let label = model.label();
-                return Err(Error::input(format!("model {label}: classes must be at least 2; class 1 is the finding")));
-            }
-            if !(0..model.classes as i64).contains(&self.target) {
-                let (label, classes, target) = (model.label(), model.classes, self.target);
-                return Err(Error::input(format!("target = {target}, but model {label} has {classes} classes")));
-            }
             let Some(train) = &model.train else { continue };
             let positive = |v: f64| v.is_finite() && v > 0.0;
             let label = model.label();
@@ -371,7 +423,7 @@ mod tests {
         let spec = RunSpec::parse(MINIMAL, Path::new("/specs")).unwrap();
         let DataSpec::Table(table) = &spec.data else { panic!() };
         assert_eq!(table.csv, Path::new("/specs/t.csv"));
-        assert_eq!((spec.output.as_path(), spec.target), (Path::new("runs/x"), 1));
+        assert_eq!((spec.output.as_path(), spec.seeds), (Path::new("runs/x"), 1));
     }
 
     #[test]
@@ -398,7 +450,15 @@ mod tests {
         check("name = \"x\"", "missing field `data`");
         check(&MINIMAL.replace("\"x\"", "\"a/b\""), "name = \"a/b\": letters, digits");
         check(&format!("{MINIMAL}[[models]]\nname = \"m\"\n"), "two models are called m");
-        check(&format!("target = 2\n{MINIMAL}"), "target = 2, but model m has 2 classes");
+        check(&format!("seeds = 0\n{MINIMAL}"), "seeds = 0: at least 1 expected");
+        check(&format!("{MINIMAL}[[metrics]]\nname = \"ap\"\n"), "no metric is named ap (known: auprc, ");
+        let twice = "[[metrics]]\nname = \"auroc\"\n";
+        check(&format!("{MINIMAL}{twice}{twice}"), "two metrics are called auroc; give one another label");
+        let steps = "[[metrics]]\nname = \"deletion\"\nparams = { steps = 0 }\n";
+        check(&format!("{MINIMAL}{steps}"), "metric deletion: parameter steps: 0 is not a number from 1");
+        check(&format!("{MINIMAL}[[explainers]]\nname = \"chance\"\n"), "an explainer cannot be called chance");
+        let other = "[[explainers]]\nname = \"e\"\nmodels = [\"k\"]\n";
+        check(&format!("{MINIMAL}{other}"), "explainer e: models names k, which is none of the spec's (m)");
         check(&MINIMAL.replace("table", "tables"), "unknown variant `tables`");
     }
 
@@ -436,7 +496,7 @@ mod tests {
         assert_eq!(error("seed"), "--set seed: KEY=VALUE expected");
         assert_eq!(error("models.k.weights=x"), "--set models.k.weights: no entry is named k (known: m, N; * for all)");
         assert!(error("name.x=1").contains("--set name.x: x is looked for in \"x\", which holds no keys"));
-        assert!(error("seeds=1").contains("unknown field `seeds`"));
+        assert!(error("sedes=1").contains("unknown field `sedes`"));
     }
 
     #[test]

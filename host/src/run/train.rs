@@ -5,9 +5,11 @@ use super::events::Event;
 use super::spec::TrainSpec;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint;
+use lightbox_core::data::Sample;
 use lightbox_core::data::split::Fold;
 use lightbox_core::data::store::Store;
 use lightbox_core::metrics::auroc::auroc;
+use lightbox_core::task::{Kind as Labels, Task};
 use lightbox_sdk::{Array, ModelHandle, Named};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -37,7 +39,8 @@ pub struct Training<'a> {
     pub unit: String,
     pub spec: &'a TrainSpec,
     pub store: &'a Store,
-    pub labels: &'a [u8],
+    pub task: &'a Task,
+    pub samples: &'a [Sample],
     pub fold: &'a Fold,
     pub seed: u64,
     pub classes: usize,
@@ -46,7 +49,7 @@ pub struct Training<'a> {
 }
 
 fn to_state(named: &Named, prefix: &str) -> Result<Vec<(String, Tensor)>> {
-    named.iter().map(|(name, a)| Ok((format!("{prefix}{name}"), a.to_tensor()?))).collect()
+    named.iter().map(|(name, a)| Ok((format!("{prefix}{name}"), a.share_tensor()?))).collect()
 }
 
 fn from_state(state: &[(String, Tensor)], prefix: &str) -> Result<Named> {
@@ -54,13 +57,21 @@ fn from_state(state: &[(String, Tensor)], prefix: &str) -> Result<Named> {
     mine.map(|(name, t)| Ok((name.to_string(), Array::from_tensor(t)?))).collect()
 }
 
-/// Mean cross-entropy with class weights, as the training loss is defined.
-fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &[f64]) -> Result<f64> {
-    let log = logits.f_to_kind(Kind::Double)?.f_log_softmax(1, Kind::Double)?;
+/// The mean loss with class weights, as training defines it: cross-entropy of classes [B], or binary cross-entropy of
+/// labels [B, classes].
+fn loss(logits: &Tensor, targets: &Tensor, weights: &[f64]) -> Result<f64> {
+    let logits = logits.f_to_kind(Kind::Double)?;
     let weights = match weights.is_empty() {
         true => None,
         false => Some(Tensor::f_from_slice(weights)?),
     };
+    if targets.dim() == 2 {
+        let (targets, mean) = (targets.f_to_kind(Kind::Double)?, tch::Reduction::Mean);
+        let none = None::<&Tensor>;
+        let loss = logits.f_binary_cross_entropy_with_logits(&targets, weights.as_ref(), none, mean)?;
+        return Ok(loss.f_double_value(&[])?);
+    }
+    let log = logits.f_log_softmax(1, Kind::Double)?;
     Ok(log.f_nll_loss(targets, weights.as_ref(), tch::Reduction::Mean, -100)?.f_double_value(&[])?)
 }
 
@@ -81,12 +92,12 @@ impl Training<'_> {
         let weights = match spec.balance_loss {
             false => vec![],
             true => {
-                let count = |c: usize| self.fold.train.iter().filter(|&&i| usize::from(self.labels[i]) == c).count();
+                let count = |c: usize| self.fold.train.iter().filter(|&&i| self.samples[i].has(c)).count();
                 let (n, k) = (self.fold.train.len() as f64, self.classes as f64);
                 (0..self.classes).map(|c| n / (k * count(c).max(1) as f64)).collect()
             }
         };
-        let mut trainer = model.trainer(&spec.options(weights.clone()))?;
+        let mut trainer = model.trainer(&spec.options(self.task, weights.clone()))?;
         let last = self.folder.join("last.safetensors");
         let mut history: Vec<Epoch> = Vec::new();
         if last.is_file() {
@@ -98,7 +109,14 @@ impl Training<'_> {
                 .map_err(|e| Error::input(format!("{}: its history: {e} (hint: delete the file)", last.display())))?;
         }
         let target = |indices: &[usize]| -> Result<Array, lightbox_sdk::Error> {
-            Array::from_vec(&[indices.len()], indices.iter().map(|&i| i64::from(self.labels[i])).collect())
+            let (n, k) = (indices.len(), self.classes);
+            let holds = |i: &usize, c: usize| f32::from(u8::from(self.samples[*i].has(c)));
+            match self.task.kind {
+                Labels::MultiLabel => {
+                    Array::from_vec(&[n, k], indices.iter().flat_map(|i| (0..k).map(move |c| holds(i, c))).collect())
+                }
+                _ => Array::from_vec(&[n], indices.iter().map(|&i| self.samples[i].stratum() as i64).collect()),
+            }
         };
         let started = Instant::now();
         let (first, mut images_done, mut told) = (history.len(), 0, Instant::now());
@@ -147,7 +165,7 @@ impl Training<'_> {
                 self.store.batches(self.fold.validation.chunks(spec.batch_size).map(<[usize]>::to_vec).collect())
             {
                 let (indices, images) = batch?;
-                let out = trainer.evaluate(&Array::from_tensor(&images)?)?.to_tensor()?;
+                let out = trainer.evaluate(&Array::from_tensor(&images)?)?.share_tensor()?;
                 logits.push(out.f_to_device(Device::Cpu)?);
                 validation.extend(indices);
                 if told.elapsed().as_millis() > 200 {
@@ -157,10 +175,16 @@ impl Training<'_> {
                 }
             }
             let logits = Tensor::f_cat(&logits, 0)?;
-            let loss = cross_entropy(&logits, &target(&validation)?.to_tensor()?, &weights)?;
-            let scores = logits.f_softmax(1, Kind::Double)?.f_select(1, 1)?;
-            let labels: Vec<u8> = validation.iter().map(|&i| self.labels[i]).collect();
-            let validation_auroc = auroc(&Vec::<f64>::try_from(&scores)?, &labels);
+            let loss = loss(&logits, &target(&validation)?.share_tensor()?, &weights)?;
+            let scores = self.task.scores(&logits)?;
+            let mut rocs = Vec::new();
+            for class in self.task.scored() {
+                let scores = Vec::<f64>::try_from(scores.f_select(1, class as i64)?)?;
+                let labels: Vec<u8> = validation.iter().map(|&i| u8::from(self.samples[i].has(class))).collect();
+                rocs.push(auroc(&scores, &labels));
+            }
+            let n = rocs.len() as f64;
+            let validation_auroc = rocs.into_iter().sum::<Option<f64>>().map(|sum| sum / n);
             if !loss.is_finite() {
                 return Err(self.diverged(format!("the validation loss is {loss} after epoch {}", epoch + 1), rate));
             }

@@ -1,107 +1,136 @@
-//! The worker process: takes orders on stdin, executes units, says events on stdout, one JSON object a line.
+//! The worker process: takes orders on stdin, executes units, says events on its channel.
 //!
-//! Models and explainers run here, so that one that crashes or hangs ends this process alone (the supervisor asks
-//! plugins for their specifications only). Their own prints go to
-//! stderr: stdout's descriptor is kept for events and 1 is made a copy of 2.
+//! Models and explainers run here, so that one that crashes or hangs ends this process alone.
 
-use super::events::{Event, Failure, FailureKind, Order, Unit};
-use super::folder::{Environment, Folder, read_json};
+use super::events::{Event, Failure, FailureKind, Order, now};
+use super::explain::Made;
+use super::folder::{Environment, FileState, Folder, Machine, Record, hash, read_json, write_json};
+use super::plan::{Identities, classes};
 use super::spec::{ModelChoice, RunSpec};
 use super::train::Training;
+use super::unit::Unit;
+use crate::child::Mouth;
 use crate::device;
-use crate::engine::{self, Engine, Maps};
+use crate::engine::{self, Engine};
 use crate::error::{Error, Exit, Result};
+use crate::proxy::Watch;
+use crate::registry;
 use lightbox_core::checkpoint;
 use lightbox_core::data::split::{Split, SplitSpec};
 use lightbox_core::data::store::{self, Store};
-use lightbox_core::data::{self, Source, resize};
-use lightbox_core::metrics::average_precision::{Score, pixel_average_precision};
-use lightbox_core::results::{self, Row, Status};
+use lightbox_core::data::{self, Source};
+use lightbox_core::seed::derive;
+use lightbox_core::task::Explained;
+use lightbox_sdk::Array;
 use lightbox_sdk::spec::{ModelOptions, Plan};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, Write};
-use std::os::fd::FromRawFd;
+use std::io::BufRead;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// The worker's channel. Plugins' calls are said too, as signs of life, now and then.
+pub struct Voice {
+    mouth: Mouth,
+    told: Mutex<Instant>,
+}
+
+impl Voice {
+    pub fn say(&self, event: Event) {
+        self.mouth.say(&event);
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl Watch for Voice {
+    fn alive(&self) {
+        let silent = self.told.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if silent > Duration::from_millis(250) {
+            self.say(Event::Alive);
+        }
+    }
+
+    fn log(&self, line: &str) {
+        self.say(Event::Note { text: line.into() });
+    }
+
+    fn progress(&self, _: u64, _: u64) {}
+}
+
+/// A model that is open, with the explainers that were asked for.
+struct Open {
+    model: String,
+    fold: usize,
+    seed: usize,
+    explainers: Vec<String>,
+    engine: Engine,
+}
 
 /// Everything that a worker has opened. Opened when first needed and kept.
 pub struct Worker {
-    folder: Folder,
-    spec: RunSpec,
-    environment: Environment,
+    pub(super) folder: Folder,
+    pub(super) spec: RunSpec,
+    pub(super) environment: Environment,
+    pub(super) voice: Arc<Voice>,
     device: Device,
+    number: usize,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
+    identities: Option<Arc<Identities>>,
     stores: Vec<(usize, Vec<f64>, Vec<f64>, Rc<Store>)>,
-    engine: Option<(String, usize, HashSet<String>, Engine)>,
+    open: Option<Open>,
 }
 
 /// Runs until stdin ends.
-pub fn main(folder: &Path, device: &str) -> Result<()> {
-    crate::signals::install_worker();
-    let out = unsafe { libc::dup(1) };
-    unsafe { libc::dup2(2, 1) };
-    let mut out = unsafe { File::from_raw_fd(out) };
-    let mut say = move |event: Event| {
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
-        // A supervisor that is gone has taken us with it, or will.
-        let _ = out.write_all(&line);
-    };
-    let mut worker = Worker::open(Folder(folder.to_path_buf()), device)?;
-    say(Event::Ready);
+pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Result<()> {
+    let voice = Arc::new(Voice { mouth: Mouth::open(), told: Mutex::new(Instant::now()) });
+    tch::set_num_threads(threads as i32);
+    let mut worker = Worker::open(Folder(folder.to_path_buf()), device, number, voice.clone())?;
+    voice.say(Event::Ready);
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let order: Order =
             serde_json::from_str(&line).map_err(|e| Error::new(Exit::Other, format!("malformed order: {e}")))?;
         let unit = order.unit.key();
-        say(Event::UnitStarted { unit: unit.clone() });
+        voice.say(Event::UnitStarted { unit: unit.clone() });
         let started = Instant::now();
-        match worker.execute(&order, &mut say) {
-            Ok(images) => say(Event::UnitFinished { unit, seconds: started.elapsed().as_secs_f64(), images }),
+        match worker.execute(&order.unit) {
+            Ok(images) => voice.say(Event::UnitFinished { unit, seconds: started.elapsed().as_secs_f64(), images }),
             Err(e) => {
                 let diverged = e.exit == Exit::Diverged;
-                let fatal = matches!(e.exit, Exit::DiskFull) || matches!(order.unit, Unit::Prepare { .. });
+                let prepare = matches!(order.unit, Unit::Prepare { .. } | Unit::Reduce { .. });
+                let fatal = matches!(e.exit, Exit::DiskFull | Exit::Interrupted) || prepare;
                 let fatal = fatal.then_some(e.exit as u8);
-                say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
+                voice.say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
             }
         }
-        say(Event::Ready);
+        voice.say(Event::Ready);
     }
     Ok(())
 }
 
-/// The test images of a block.
-pub fn block(split: &Split, size: usize, block: usize) -> &[usize] {
-    let start = (block * size).min(split.test.len());
-    &split.test[start..(start + size).min(split.test.len())]
-}
-
 impl Worker {
-    pub fn open(folder: Folder, device: &str) -> Result<Self> {
+    fn open(folder: Folder, device: &str, number: usize, voice: Arc<Voice>) -> Result<Self> {
         let text = String::from_utf8_lossy(&lightbox_core::files::read(&folder.spec())?).into_owned();
         let spec = RunSpec::parse(&text, &folder.0)?;
         let environment = read_json(&folder.environment())?;
         let device = device::choose(device)?;
-        let (source, split, stores, engine) = Default::default();
-        Ok(Worker { folder, spec, environment, device, source, split, stores, engine })
+        let (source, split, identities, stores, open) = Default::default();
+        Ok(Worker { folder, spec, environment, voice, device, number, source, split, identities, stores, open })
     }
 
-    fn source(&mut self) -> Result<Arc<dyn Source>> {
+    pub(super) fn source(&mut self) -> Result<Arc<dyn Source>> {
         if let Some(source) = &self.source {
             return Ok(source.clone());
         }
-        let source: Arc<dyn Source> = data::open(&self.spec.data)?.into();
+        let source: Arc<dyn Source> = data::open(&self.spec.data, &self.spec.task)?.into();
         self.source = Some(source.clone());
         Ok(source)
     }
 
-    fn split(&mut self) -> Result<Arc<Split>> {
+    pub(super) fn split(&mut self) -> Result<Arc<Split>> {
         if let Some(split) = &self.split {
             return Ok(split.clone());
         }
@@ -111,16 +140,37 @@ impl Worker {
         Ok(split)
     }
 
-    fn model(&self, label: &str) -> Result<ModelChoice> {
+    pub(super) fn identities(&mut self) -> Result<Arc<Identities>> {
+        if let Some(identities) = &self.identities {
+            return Ok(identities.clone());
+        }
+        let mut sides = Vec::new();
+        for choice in self.spec.models.clone() {
+            sides.push(self.described(&choice)?.input.height);
+        }
+        let (source, split) = (self.source()?, self.split()?);
+        let made = Identities::new(&self.spec, &self.environment, &sides, source.samples(), &split)?;
+        let made = Arc::new(made);
+        self.identities = Some(made.clone());
+        Ok(made)
+    }
+
+    fn choice(&self, label: &str) -> Result<ModelChoice> {
         let found = self.spec.models.iter().find(|m| m.label() == label);
         found.cloned().ok_or_else(|| Error::input(format!("the spec has no model {label}")))
     }
 
-    fn options(&self, choice: &ModelChoice) -> ModelOptions {
+    fn described(&self, choice: &ModelChoice) -> Result<lightbox_sdk::spec::ModelSpec> {
+        let file = &self.environment.plugin("model", &choice.name)?.file;
+        Ok(registry::open(file)?.model_spec(&choice.name, &self.options(choice, 0, 0))?)
+    }
+
+    /// How a model is built. Its initial values are drawn from a seed of the fold and training.
+    fn options(&self, choice: &ModelChoice, fold: usize, seed: usize) -> ModelOptions {
         ModelOptions {
             device: device::name(self.device),
-            classes: choice.classes,
-            seed: self.spec.seed,
+            classes: classes(&self.spec, choice),
+            seed: derive(self.spec.seed, "initial", &[fold as u64, seed as u64]),
             params: choice.params.clone(),
         }
     }
@@ -144,239 +194,201 @@ impl Worker {
         Ok(store)
     }
 
-    /// Executes one unit; the number of images it went through.
-    fn execute(&mut self, order: &Order, say: &mut dyn FnMut(Event)) -> Result<usize> {
-        match &order.unit {
-            Unit::Prepare { side } => self.prepare(*side, &order.unit, say),
-            Unit::Train { model, fold } => self.train(model, *fold, &order.unit, say),
-            Unit::Explain { model, fold, block } => self.explain(model, *fold, *block, order, say),
-        }
+    /// The store of the model that is open.
+    pub(super) fn store_of(&mut self, label: &str) -> Result<Rc<Store>> {
+        let spec = match &self.open {
+            Some(open) if open.model == label => open.engine.spec.clone(),
+            _ => self.described(&self.choice(label)?)?,
+        };
+        self.store(&spec)
     }
 
-    fn prepare(&mut self, side: usize, unit: &Unit, say: &mut dyn FnMut(Event)) -> Result<usize> {
+    pub(super) fn opened(&self) -> Result<&Engine> {
+        self.open.as_ref().map(|o| &o.engine).ok_or_else(|| Error::new(Exit::Other, "no model is open"))
+    }
+
+    /// Executes one unit; the number of images it went through.
+    fn execute(&mut self, unit: &Unit) -> Result<usize> {
+        let started = Instant::now();
+        // Two units of one key do different parts of a block, and so do two builds: each has files of its own.
+        let text = serde_json::to_string(unit).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
+        let stem = format!("{}-{}", unit.key(), &hash([text, self.number.to_string(), now().to_string()])[..8]);
+        let made = match unit {
+            Unit::Survey { model, explainers } => return self.survey(unit, model, explainers),
+            Unit::Prepare { side } => return self.prepare(*side, unit),
+            Unit::Train { model, fold, seed, .. } => return self.train(model, *fold, *seed, unit),
+            Unit::Fit { .. } => return self.fit(unit),
+            Unit::Explain { .. } => self.explain(unit, &stem)?,
+            Unit::Score { .. } => self.score(unit, &stem)?,
+            Unit::Reduce { .. } => self.reduce(unit, &stem)?,
+        };
+        let Made { images, predictions, reduced, cells } = made;
+        let machine = Machine::here(&device::name(self.device), tch::get_num_threads() as usize);
+        let (time, seconds) = (now(), started.elapsed().as_secs_f64());
+        let (unit, worker) = (unit.clone(), self.number);
+        let record = Record { unit, time, seconds, worker, machine, predictions, reduced, cells };
+        write_json(&self.folder.unit(&stem, "json"), &record)?;
+        Ok(images)
+    }
+
+    fn prepare(&mut self, side: usize, unit: &Unit) -> Result<usize> {
         let (source, key) = (self.source()?, unit.key());
-        let mut progress = |done, of| say(Event::Progress { unit: key.clone(), done, of });
+        let sources = self.folder.sources();
+        if !sources.is_file() {
+            let mut files: Vec<_> = (0..source.samples().len()).flat_map(|i| source.files(i)).collect();
+            files.sort();
+            files.dedup();
+            let mut states: Vec<FileState> = Vec::new();
+            for part in files.chunks(256) {
+                self.voice.say(Event::Progress { unit: key.clone(), done: states.len(), of: files.len() });
+                states.extend(part.par_iter().map(|f| FileState::of(f)).collect::<Result<Vec<_>>>()?);
+            }
+            write_json(&sources, &states)?;
+        }
+        let voice = self.voice.clone();
+        let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
         store::prepare(source.as_ref(), side, &self.folder.prepared(side), &mut progress)?;
         Ok(source.samples().len())
     }
 
-    fn train(&mut self, label: &str, fold: usize, unit: &Unit, say: &mut dyn FnMut(Event)) -> Result<usize> {
-        let choice = self.model(label)?;
+    fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {
+        let choice = self.choice(label)?;
         let Some(spec) = &choice.train else {
             return Err(Error::input(format!("model {label} has no [models.train]")));
         };
         let weights = choice.weights_file(fold);
-        let file = self.environment.plugin("model", &choice.name)?.to_path_buf();
-        let mut options = self.options(&choice);
-        options.seed = self.spec.seed.wrapping_add(fold as u64);
+        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let options = self.options(&choice, fold, seed);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
-        notes.into_iter().for_each(|text| say(Event::Note { text: format!("{label}, fold {fold}: {text}") }));
+        let note = |text: String| self.voice.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
+        notes.into_iter().for_each(note);
         if weights.is_none() {
-            say(Event::Note {
-                text: format!("{label}, fold {fold}: no weights: training begins with seeded random values"),
-            });
+            note("no weights: training begins with seeded random values".into());
         }
         let store = self.store(&model.spec()?)?;
-        let split = self.split()?;
-        let labels: Vec<u8> = self.source()?.samples().iter().map(|s| s.label).collect();
+        let (source, split) = (self.source()?, self.split()?);
+        let id = self.identities()?.model(label, fold, seed)?;
+        self.folder.start_training(label, fold, seed, &id)?;
         let training = Training {
             unit: unit.key(),
             spec,
+            task: &self.spec.task,
             store: &store,
-            labels: &labels,
+            samples: source.samples(),
             fold: &split.folds[fold],
-            seed: self.spec.seed.wrapping_add(fold as u64),
-            classes: choice.classes,
-            folder: &self.folder.checkpoint(label, fold),
+            seed: derive(self.spec.seed, "order", &[fold as u64, seed as u64]),
+            classes: options.classes,
+            folder: &self.folder.checkpoint(label, fold, seed),
         };
-        training.run(&model, say)
+        let voice = self.voice.clone();
+        training.run(&model, &mut |event| voice.say(event))
     }
 
-    /// The model of a fold with its explainers, less those that have failed.
-    fn engine(&mut self, label: &str, fold: usize, order: &Order, say: &mut dyn FnMut(Event)) -> Result<&Engine> {
-        let without: HashSet<String> = order.without.iter().cloned().collect();
-        let usable = matches!(&self.engine, Some((l, f, w, _)) if l == label && *f == fold && *w == without);
-        if !usable {
-            self.engine = None;
-            let choice = self.model(label)?;
-            let weights = match &choice.train {
-                Some(_) => Some(self.folder.checkpoint(label, fold).join("best.safetensors")),
-                None => choice.weights_file(fold),
-            };
-            let file = self.environment.plugin("model", &choice.name)?.to_path_buf();
-            let options = self.options(&choice);
-            let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
-            notes.into_iter().for_each(|text| say(Event::Note { text: format!("{label}, fold {fold}: {text}") }));
-            if weights.is_none() {
-                let text = format!("{label}: no weights and no training: the model has its random initial values");
-                say(Event::Note { text });
-            }
-            let mut engine = Engine::new(model, self.device, self.spec.seed)?;
-            let (store, split) = (self.store(&engine.spec)?, self.split()?);
-            if let Some(mask) = store.mean_mask(&split.folds[fold].train) {
-                engine.set_mean_mask(mask, engine.spec.input.height)?;
-            }
-            for explainer in self.spec.explainers.iter().filter(|e| !without.contains(e.label())) {
-                let unit = order.unit.key();
-                let name = explainer.label().to_string();
-                say(Event::CellStarted { unit: unit.clone(), model: label.into(), explainer: name.clone() });
-                let file = self.environment.plugin("explainer", &explainer.name)?;
-                let prepared = engine.prepare(file, explainer);
-                say(Event::CellLeft { unit });
-                match prepared {
-                    Ok(()) => {
-                        if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
-                            let reason = reason.clone();
-                            say(Event::NotApplicable { model: label.into(), explainer: name, reason });
-                        }
-                    }
-                    Err(e) => say(failed(label, &name, e.message)),
-                }
-            }
-            self.engine = Some((label.into(), fold, without, engine));
-        }
-        match &self.engine {
-            Some((.., engine)) => Ok(engine),
-            None => Err(Error::new(Exit::Other, "no engine")),
-        }
-    }
-
-    fn explain(
-        &mut self,
-        label: &str,
-        fold: usize,
-        number: usize,
-        order: &Order,
-        say: &mut dyn FnMut(Event),
-    ) -> Result<usize> {
-        let (source, split, unit) = (self.source()?, self.split()?, &order.unit);
-        let (batch_size, target, folder) = (self.spec.batch_size, self.spec.target, self.folder.clone());
-        let indices = block(&split, self.spec.block, number).to_vec();
-        self.engine(label, fold, order, say)?;
-        let Some((.., model)) = self.engine.as_ref().map(|(.., e)| ((), e.spec.clone())) else {
-            return Err(Error::new(Exit::Other, "no engine"));
-        };
-        let store = self.store(&model)?;
-        let Some((.., engine)) = &self.engine else { return Err(Error::new(Exit::Other, "no engine")) };
+    /// Asks explainers for their plans. The model is not built with its weights for it.
+    fn survey(&mut self, unit: &Unit, label: &str, explainers: &[String]) -> Result<usize> {
+        self.open = None;
+        let choice = self.choice(label)?;
+        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let options = self.options(&choice, 0, 0);
+        let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
+        let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
+        // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
+        let task = self.spec.task.clone();
         let side = engine.spec.input.height;
-
-        // Maps are scored where there is something to find; the other images are only classified.
-        let explained = |i: usize| source.samples()[i].label == 1 && store.mask(i).is_some_and(|m| m.contains(&1));
-        let (positive, rest): (Vec<usize>, Vec<usize>) = indices.iter().partition(|&&i| explained(i));
-        let mut rows: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
-        let mut maps: Vec<(String, Tensor)> = Vec::new();
-        let mut broken: HashSet<usize> = HashSet::new();
-        let mut done = 0;
-        let row = |i: usize, explainer: &str, metric: &str, value: Option<f64>, status: Status| {
-            let s = &source.samples()[i];
-            let (image, patient, label_) = (s.id.clone(), s.patient.clone(), i32::from(s.label));
-            let (explainer, metric) = (explainer.to_string(), metric.to_string());
-            Row {
-                image,
-                patient,
-                label: label_,
-                model: label.into(),
-                fold: fold as i32,
-                explainer,
-                metric,
-                value,
-                status,
+        let marked = self.source()?.samples().iter().any(|s| match &s.truth {
+            data::Truth::Unknown => false,
+            data::Truth::Boxes(boxes) => {
+                boxes.iter().any(|b| !matches!(task.explained(), Ok(Explained::Class(c)) if c != b.class))
             }
-        };
-        let score = |logits: &Tensor, rows: &mut BTreeMap<usize, Vec<Row>>, indices: &[usize]| -> Result<()> {
-            let scores = logits.f_to_kind(Kind::Double)?.f_softmax(1, Kind::Double)?.f_select(1, 1)?;
-            for (&i, value) in indices.iter().zip(Vec::<f64>::try_from(&scores)?) {
-                if !value.is_finite() {
-                    let id = &source.samples()[i].id;
-                    return Err(Error::plugin(format!(
-                        "model {label}: its logits are not finite on {id} (hint: are there NaN in the weights?)"
-                    )));
-                }
-                rows.entry(i).or_default().insert(0, row(i, "", "score", Some(value), Status::Ok));
-            }
-            Ok(())
-        };
-        let batches = |of: &[usize]| of.chunks(batch_size).map(<[usize]>::to_vec).collect::<Vec<_>>();
-        let mut collected: BTreeMap<String, Vec<Maps>> = BTreeMap::new();
-        for batch in store.batches(batches(&positive)) {
-            let (indices, images) = batch?;
-            let ids: Vec<u64> = indices.iter().map(|&i| engine::image_id(&source.samples()[i].id)).collect();
-            let targets = vec![target; indices.len()];
-            let active: Vec<usize> = (0..engine.explainers.len()).filter(|i| !broken.contains(i)).collect();
+            data::Truth::MaskFile(_) => true,
+        });
+        if marked {
+            engine.set_mean_mask(vec![0.0; side * side], side)?;
+        }
+        for name in explainers {
+            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
             let key = unit.key();
-            let result = engine.run(&images, Some(&targets), &ids, &active, &mut |explainer| {
-                let (unit, model, explainer) = (key.clone(), label.to_string(), explainer.label.clone());
-                say(Event::CellStarted { unit, model, explainer });
-            })?;
-            say(Event::CellLeft { unit: unit.key() });
-            score(&result.logits, &mut rows, &indices)?;
-            for (index, outcome) in result.maps {
-                let name = &engine.explainers[index].label;
-                match outcome {
-                    Err(e) => {
-                        broken.insert(index);
-                        say(failed(label, name, e.to_string()));
-                    }
-                    Ok(batch) => {
-                        let scores = score_maps(&batch, &indices, &store, side);
-                        for (&i, s) in indices.iter().zip(scores) {
-                            let (value, status) = match s {
-                                Score::Value(v) => (Some(v), Status::Ok),
-                                Score::NotApplicable => (None, Status::NotApplicable),
-                                Score::Failed => (None, Status::Failed),
-                            };
-                            rows.entry(i).or_default().push(row(i, name, "pixel-auprc", value, status));
-                        }
-                        collected.entry(name.clone()).or_default().push(batch);
-                    }
+            let (model, cell) = (label.to_string(), name.clone());
+            self.voice.say(Event::CellStarted { unit: key.clone(), model: model.clone(), explainer: cell.clone() });
+            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
+            let prepared = engine.prepare(&file, &explainer);
+            self.voice.say(Event::CellLeft { unit: key });
+            match prepared {
+                Ok(()) => {
+                    let last = engine.explainers.last();
+                    let fit = last.is_some_and(|e| e.fit().is_some());
+                    let not_applicable = match last.map(|e| &e.plan) {
+                        Some(Plan::NotApplicable { reason }) => Some(reason.clone()),
+                        _ => None,
+                    };
+                    self.voice.say(Event::Surveyed { model, explainer: cell, fit, not_applicable });
+                }
+                Err(e) => {
+                    let (kind, id) = (FailureKind::Error, String::new());
+                    let failure = Failure { model, explainer: Some(cell), kind, reason: e.message, id };
+                    self.voice.say(Event::CellFailed(failure));
                 }
             }
-            done += indices.len();
-            say(Event::Progress { unit: unit.key(), done, of: positive.len() + rest.len() });
         }
-        for batch in store.batches(batches(&rest)) {
-            let (indices, images) = batch?;
-            score(&engine.classify(&images)?, &mut rows, &indices)?;
-            done += indices.len();
-            say(Event::Progress { unit: unit.key(), done, of: positive.len() + rest.len() });
-        }
-        for (index, explainer) in engine.explainers.iter().enumerate() {
-            let failed = broken.contains(&index);
-            for rows in rows.values_mut().filter(|_| failed) {
-                rows.retain(|r| r.explainer != explainer.label);
-            }
-            if let Some(batches) = collected.remove(&explainer.label).filter(|_| !failed) {
-                let tensors = batches.iter().map(|m| {
-                    let shape = [m.n as i64, m.height as i64, m.width as i64];
-                    Tensor::f_from_slice(&m.values)?.f_reshape(shape)
-                });
-                let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
-                maps.push((explainer.label.clone(), Tensor::f_cat(&tensors, 0)?));
-            }
-        }
-        let explained: Vec<i64> = positive.iter().map(|&i| i as i64).collect();
-        maps.push(("images".into(), Tensor::f_from_slice(&explained)?));
-        checkpoint::write(&folder.maps(unit), &maps)?;
-        results::write(&folder.rows(unit), &rows.into_values().flatten().collect::<Vec<_>>())?;
-        Ok(indices.len())
+        Ok(0)
     }
-}
 
-fn failed(model: &str, explainer: &str, reason: String) -> Event {
-    let (model, explainer, kind) = (model.to_string(), Some(explainer.to_string()), FailureKind::Error);
-    Event::CellFailed(Failure { model, explainer, kind, reason })
-}
-
-/// Brings maps to the masks' resolution (bilinear, align_corners = false) and scores them, on all cores.
-fn score_maps(maps: &Maps, indices: &[usize], store: &Store, side: usize) -> Vec<Score> {
-    let masks: Vec<Option<&[u8]>> = indices.iter().map(|&i| store.mask(i)).collect();
-    let one = |(at, mask): (usize, &Option<&[u8]>)| {
-        let map = maps.image(at);
-        let Some(mask) = mask else { return Score::NotApplicable };
-        if map.iter().any(|v| !v.is_finite()) {
-            return Score::Failed;
+    /// Opens a model in a fold and training with these explainers, unless it is open with them.
+    pub(super) fn open_engine(&mut self, label: &str, fold: usize, seed: usize, explainers: &[String]) -> Result<()> {
+        let usable = |o: &Open| (o.model.as_str(), o.fold, o.seed) == (label, fold, seed) && o.explainers == explainers;
+        if self.open.as_ref().is_some_and(usable) {
+            return Ok(());
         }
-        pixel_average_precision(&resize::upsample(map, 1, (maps.height, maps.width), (side, side)), mask)
-    };
-    masks.par_iter().enumerate().map(one).collect()
+        self.open = None;
+        let choice = self.choice(label)?;
+        let weights = match &choice.train {
+            Some(_) => Some(self.folder.checkpoint(label, fold, seed).join("best.safetensors")),
+            None => choice.weights_file(fold),
+        };
+        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let options = self.options(&choice, fold, seed);
+        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
+        if choice.train.is_none() {
+            let note = |text: String| self.voice.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
+            notes.into_iter().for_each(note);
+        }
+        if weights.is_none() {
+            let text = format!("{label}: no weights and no training: the model has its random initial values");
+            self.voice.say(Event::Note { text });
+        }
+        let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
+        let (store, split, source) = (self.store(&engine.spec)?, self.split()?, self.source()?);
+        let samples = source.samples();
+        let explained = self.spec.task.explained()?;
+        let masks = split.folds[fold].train.iter().filter_map(|&i| {
+            // Of the explained class; of each image's own where that differs by image.
+            let class = if let Explained::Class(class) = explained { class } else { samples[i].stratum() };
+            let bit = samples[i].mask_bit(class);
+            (bit.is_some() || matches!(explained, Explained::Class(_))).then_some((i, bit))
+        });
+        if let Some(mask) = store.mean_mask(masks) {
+            engine.set_mean_mask(mask, engine.spec.input.height)?;
+        }
+        for name in explainers {
+            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
+            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
+            engine.prepare(&file, &explainer)?;
+            let index = engine.explainers.len() - 1;
+            if engine.explainers[index].fit().is_some() {
+                let id = self.identities()?.fit(label, fold, seed, name)?;
+                let path = self.folder.fit(label, fold, seed, name, &id);
+                // While the fit itself runs there is nothing yet.
+                if path.is_file() {
+                    let mut fitted = Vec::new();
+                    for (name, tensor) in &checkpoint::read(&path)? {
+                        fitted.push((name.clone(), Array::from_tensor(tensor)?));
+                    }
+                    engine.set_fitted(index, fitted);
+                }
+            }
+        }
+        let (model, explainers) = (label.to_string(), explainers.to_vec());
+        self.open = Some(Open { model, fold, seed, explainers, engine });
+        Ok(())
+    }
 }

@@ -45,7 +45,10 @@ impl Explainer for Attention {
         let Some(name) = layer(model, params)? else {
             return Ok(Plan::not_applicable(format!("{} has no attention", model.name)));
         };
-        let site = model.site(name)?;
+        // A layer that this model lacks and another has is no mistake of the spec.
+        let Ok(site) = model.site(name) else {
+            return Ok(Plan::not_applicable(format!("{} has no layer {name}", model.name)));
+        };
         if site.kind != SiteKind::Attention || site.grid.is_none() {
             return Ok(Plan::not_applicable(format!("{name} holds no attention weights over a grid")));
         }
@@ -62,7 +65,7 @@ impl Explainer for Attention {
         Ok(Needs { values: vec![name.to_string()], ..Needs::default() }.into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let name = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("no layer"))?;
         let site = context.model.site(name)?;
         let [h, w] = site.grid.ok_or_else(|| Error::invalid(format!("site {name} has no grid")))?;
@@ -97,6 +100,6 @@ impl Explainer for Attention {
             "index" => grid.f_select(1, context.params.integer("head")?)?,
             _ => grid.f_amax([1i64].as_slice(), false)?,
         };
-        Array::from_tensor(&map.f_reshape([b as i64, h as i64, w as i64])?)
+        Ok(Array::from_tensor(&map.f_reshape([b as i64, h as i64, w as i64])?)?.into())
     }
 }

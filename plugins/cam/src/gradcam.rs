@@ -19,9 +19,9 @@ fn layer<'a>(model: &'a ModelSpec, params: &'a Params) -> Result<Option<&'a str>
 }
 
 /// [B, N, C, ...] tokens without their prefix as [B, C, h, w]; feature maps as they are.
-fn as_map(value: Tensor, site: &Site) -> Result<Tensor> {
+fn as_map(value: &Tensor, site: &Site) -> Result<Tensor> {
     match (site.layout, site.grid) {
-        (Layout::BCHW, _) => Ok(value),
+        (Layout::BCHW, _) => Ok(value.shallow_clone()),
         (Layout::BNC, Some([h, w])) => {
             let [b, _, c]: [i64; 3] = value
                 .size()
@@ -60,7 +60,10 @@ impl Explainer for GradCam {
         let Some(name) = layer(model, params)? else {
             return Ok(Plan::not_applicable(format!("{} has no layer for class activation maps", model.name)));
         };
-        let site = model.site(name)?;
+        // A layer that this model lacks and another has is no mistake of the spec.
+        let Ok(site) = model.site(name) else {
+            return Ok(Plan::not_applicable(format!("{} has no layer {name}", model.name)));
+        };
         if !matches!((site.layout, site.grid), (Layout::BCHW | Layout::BNC, Some(_))) {
             return Ok(Plan::not_applicable(format!("{name} is neither a feature map nor a token grid")));
         }
@@ -68,15 +71,15 @@ impl Explainer for GradCam {
         Ok(Needs { values: sites.clone(), gradients: sites, ..Needs::default() }.into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let name = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("no layer"))?;
         let site = context.model.site(name)?;
-        let value = as_map(context.value(name)?.to_tensor()?, site)?;
-        let gradient = as_map(context.gradient(name)?.to_tensor()?, site)?;
+        let (value, gradient) = (context.value(name)?.to_tensor()?, context.gradient(name)?.to_tensor()?);
+        let (value, gradient) = (as_map(&value, site)?, as_map(&gradient, site)?);
         let weights = gradient.f_mean_dim([2i64, 3].as_slice(), true, Kind::Float)?;
         let map = value.f_mul(&weights)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
         let map = if context.params.flag("relu")? { map.f_relu()? } else { map };
-        Array::from_tensor(&map)
+        Ok(Array::from_tensor(&map)?.into())
     }
 }
 
@@ -85,7 +88,6 @@ mod tests {
     use super::*;
     use lightbox_sdk::tch::{Device, index::*};
 
-    /// The paper's two equations, one number at a time.
     #[test]
     fn tokens_lose_their_prefix() {
         let site = Site {
@@ -95,11 +97,38 @@ mod tests {
             ..Site::feature("blocks.0", 3, [2, 2])
         };
         let tokens = Tensor::arange(30, (Kind::Float, Device::Cpu)).reshape([2, 5, 3]);
-        let map = as_map(tokens.shallow_clone(), &site).unwrap();
+        let map = as_map(&tokens, &site).unwrap();
         assert_eq!(map.size(), [2, 3, 2, 2]);
         for (row, col) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let token = tokens.i((1, 1 + row * 2 + col));
             assert_eq!(map.i((1, .., row, col)), token);
+        }
+    }
+
+    /// The paper's two equations, one number at a time.
+    #[test]
+    fn equals_the_equations() {
+        let site = Site::feature("layer", 3, [2, 2]);
+        let model = ModelSpec {
+            sites: vec![site],
+            cam_site: Some("layer".into()),
+            ..ModelSpec::new("m", InputSpec::imagenet(4), 2)
+        };
+        let noise =
+            |seed: f64| ((Tensor::arange(24, (Kind::Double, Device::Cpu)) * seed).sin() * 9.0).reshape([2, 3, 2, 2]);
+        let (a, g) = (noise(1.7).to_kind(Kind::Float), noise(2.9).to_kind(Kind::Float));
+        let images = Array::from_vec(&[2, 3, 4, 4], vec![0f32; 96]).unwrap();
+        let maps = ContextBuilder::new(model, images)
+            .value("layer", Array::from_tensor(&a).unwrap())
+            .gradient("layer", Array::from_tensor(&g).unwrap())
+            .explain(&GradCam)
+            .unwrap();
+        let found = maps.array.to_ndarray::<f32>().unwrap();
+        for (b, y, x) in [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)] {
+            let at = |t: &Tensor, c: i64, y: i64, x: i64| t.double_value(&[b, c, y, x]);
+            let weight = |c: i64| (0..4).map(|i| at(&g, c, i / 2, i % 2)).sum::<f64>() / 4.0;
+            let wanted = (0..3).map(|c| weight(c) * at(&a, c, y, x)).sum::<f64>().max(0.0);
+            assert!((f64::from(found[[b as usize, y as usize, x as usize]]) - wanted).abs() < 1e-4);
         }
     }
 }

@@ -15,7 +15,7 @@ impl Explainer for Brightness {
         Ok(Needs::default().into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
-        Array::from_ndarray(context.grey()?)
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        Ok(Array::from_ndarray(context.grey()?)?.into())
     }
 }

@@ -19,13 +19,14 @@ impl Explainer for Centre {
         Ok(Needs::default().into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let [b, h, w] = context.size()?;
         let sigma = context.params.number("sigma")? * h.min(w) as f64;
         let (cy, cx) = ((h as f64 - 1.0) / 2.0, (w as f64 - 1.0) / 2.0);
-        Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| {
+        let map = Array3::from_shape_fn((b, h, w), |(_, y, x)| {
             let square = (y as f64 - cy).powi(2) + (x as f64 - cx).powi(2);
             (-square / (2.0 * sigma * sigma)).exp() as f32
-        }))
+        });
+        Ok(Array::from_ndarray(map)?.into())
     }
 }

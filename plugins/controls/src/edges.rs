@@ -30,10 +30,10 @@ impl Explainer for Edges {
         Ok(Needs::default().into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let grey = context.grey()?;
         let map = Array3::from_shape_fn(grey.dim(), |(b, y, x)| sobel(grey.index_axis(Axis(0), b), y, x));
-        Array::from_ndarray(map)
+        Ok(Array::from_ndarray(map)?.into())
     }
 }
 

@@ -16,10 +16,10 @@ impl Explainer for MeanMask {
         Ok(Needs { mean_mask: true, ..Needs::default() }.into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let mask = context.mean_mask()?.view::<f32>()?.into_dimensionality::<Ix2>()?;
         let [b, ..] = context.size()?;
         let (h, w) = mask.dim();
-        Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| mask[[y, x]]))
+        Ok(Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| mask[[y, x]]))?.into())
     }
 }

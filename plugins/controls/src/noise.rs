@@ -17,13 +17,13 @@ impl Explainer for Noise {
         Ok(Needs::default().into())
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let [b, h, w] = context.size()?;
         let mut map = Array3::zeros((b, h, w));
         for (i, mut image) in map.outer_iter_mut().enumerate() {
             let mut rng = context.rng(i);
             image.iter_mut().for_each(|v| *v = rng.random::<f32>());
         }
-        Array::from_ndarray(map)
+        Ok(Array::from_ndarray(map)?.into())
     }
 }

@@ -5,9 +5,9 @@
 //! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
 //! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
 
-use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::{Tape, site, wants};
+use lightbox_sdk::tape::{Tape, site, step, wants};
 use lightbox_sdk::tch::Tensor;
 
 lightbox_sdk::export!();
@@ -114,7 +114,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let tokens = |name: String| Site::tokens(name, dim, grid, prefix);
     let mut sites =
         vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
-    sites.push(tokens("embed".into()).text("patch, class and position embeddings together"));
+    sites.push(tokens("embed".into()).start().text("patch, class and position embeddings together"));
     for i in 0..config.depth {
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
         sites.push(tokens(name("norm1")).block(i));
@@ -126,9 +126,9 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         let logits = Site { kind: SiteKind::AttentionLogits, name: name("attn.logits"), ..attention.clone() };
         sites.push(logits.text("scaled, before the softmax"));
         sites.push(attention.text("softmaxed weights"));
-        sites.push(tokens(format!("blocks.{i}")).block(i));
+        sites.push(tokens(format!("blocks.{i}")).block(i).start());
     }
-    sites.push(tokens("norm".into()));
+    sites.push(tokens("norm".into()).start());
     sites.push(Site::vector("logits", SiteKind::Logits, classes));
     Ok(ModelSpec {
         name: config.name.into(),
@@ -164,7 +164,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, &spec, options)?;
-    Ok(Box::new(NetModel(Deit { config, spec, params })))
+    Ok(Box::new(NetModel(Deit { config, base: Base { spec, params } })))
 }
 
 /// Normal with deviation 0.02 for matrices and embeddings, zero biases, as the reference begins (there truncated at two
@@ -224,109 +224,114 @@ fn resize_positions(old: &Tensor, prefix: i64, side: i64) -> Result<Tensor> {
 
 struct Deit {
     config: &'static Config,
-    spec: ModelSpec,
-    params: Parameters,
+    base: Base,
 }
 
 impl Deit {
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
-        Ok(x.f_linear(get("weight")?, Some(get("bias")?))?)
+        self.base.linear(x, name)
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
-        Ok(x.f_layer_norm([self.config.dim], Some(get("weight")?), Some(get("bias")?), EPS, true)?)
+        self.base.layer_norm(x, name, EPS)
+    }
+
+    /// Patches, prefix tokens and positions.
+    fn embed(&self, images: &Tensor) -> Result<Tensor> {
+        let (b, patch, dim) = (images.size()[0], self.config.patch, self.config.dim);
+        let get = |name: &str| self.base.params.get(name);
+        let (weight, bias) = (get("patch_embed.proj.weight")?, get("patch_embed.proj.bias")?);
+        let x = images.f_conv2d(weight, Some(bias), [patch], [0], [1], 1)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+        let mut tokens = vec![get("cls_token")?.f_expand([b, 1, dim], false)?];
+        if self.config.distilled {
+            tokens.push(get("dist_token")?.f_expand([b, 1, dim], false)?);
+        }
+        tokens.push(x);
+        Ok(Tensor::f_cat(&tokens, 1)?.f_add(get("pos_embed")?)?)
+    }
+
+    /// One block. The heads read the prefix tokens alone: where nobody looks at the others, the last block's queries and
+    /// all that follows them are computed for those.
+    fn block(&self, mut x: Tensor, i: usize, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let (dim, heads) = (self.config.dim, self.config.heads);
+        let (b, mut n) = (x.size()[0], x.size()[1]);
+        let name = |leaf: &str| format!("blocks.{i}.{leaf}");
+        let y = site(tape, &name("norm1"), self.norm(&x, &name("norm1"))?)?;
+        let after = [name("attn.q"), name("attn.logits"), name("attn"), format!("blocks.{i}"), "norm".to_string()];
+        let read = tape.is_none() || after.iter().any(|site| wants(tape, site));
+        if i + 1 == self.config.depth && !read {
+            n = self.config.prefix().len() as i64;
+            x = x.f_narrow(1, 0, n)?;
+        }
+        let all = y.size()[1];
+        let split = |t: Tensor, parts: i64| -> Result<Tensor> {
+            let tokens = t.size()[1];
+            Ok(t.f_reshape([b, tokens, parts, heads, dim / heads])?.f_permute([2, 0, 3, 1, 4])?)
+        };
+        let (q, k, v) = if n == all {
+            let qkv = split(self.linear(&y, &name("attn.qkv"))?, 3)?;
+            (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?)
+        } else {
+            let part = |y: &Tensor, start: i64, count: i64| -> Result<Tensor> {
+                let get = |leaf: &str| self.base.params.get(&name(&format!("attn.qkv.{leaf}")));
+                let (weight, bias) = (get("weight")?, get("bias")?);
+                let (weight, bias) = (weight.f_narrow(0, start, count)?, bias.f_narrow(0, start, count)?);
+                Ok(y.f_linear(&weight, Some(&bias))?)
+            };
+            let q = split(part(&y.f_narrow(1, 0, n)?, 0, dim)?, 1)?.f_select(0, 0)?;
+            let kv = split(part(&y, dim, 2 * dim)?, 2)?;
+            (q, kv.f_select(0, 0)?, kv.f_select(0, 1)?)
+        };
+        let q = site(tape, &name("attn.q"), q)?;
+        let k = site(tape, &name("attn.k"), k)?;
+        let v = site(tape, &name("attn.v"), v)?;
+        // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
+        // attention adds that up in an order that varies.
+        let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
+        let y = if varies || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
+            let scale = ((dim / heads) as f64).powf(-0.5);
+            let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
+            let logits = site(tape, &name("attn.logits"), logits)?;
+            let weights = site(tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
+            weights.f_matmul(&v)?
+        } else {
+            Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
+        };
+        let y = self.linear(&y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
+        x = x.f_add(&y)?;
+        let y = self.linear(&self.norm(&x, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
+        Ok(x.f_add(&self.linear(&y, &name("mlp.fc2"))?)?)
     }
 }
 
 impl Network for Deit {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
+    fn base(&self) -> &Base {
+        &self.base
     }
 
-    fn parameters(&self) -> &Parameters {
-        &self.params
+    fn base_mut(&mut self) -> &mut Base {
+        &mut self.base
     }
 
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn with(&self, params: Parameters) -> Self {
-        Deit { config: self.config, spec: self.spec.clone(), params }
+    fn with(&self, base: Base) -> Self {
+        Deit { config: self.config, base }
     }
 
     fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let (dim, heads) = (self.config.dim, self.config.heads);
-        let x = site(&mut tape, "input", images)?;
-        let (b, patch) = (x.size()[0], self.config.patch);
-        let (weight, bias) = (self.params.get("patch_embed.proj.weight")?, self.params.get("patch_embed.proj.bias")?);
-        let x = x.f_conv2d(weight, Some(bias), [patch], [0], [1], 1)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
-        let mut tokens = vec![self.params.get("cls_token")?.f_expand([b, 1, dim], false)?];
-        if self.config.distilled {
-            tokens.push(self.params.get("dist_token")?.f_expand([b, 1, dim], false)?);
-        }
-        tokens.push(x);
-        let mut x = site(&mut tape, "embed", Tensor::f_cat(&tokens, 1)?.f_add(self.params.get("pos_embed")?)?)?;
-        let mut n = x.size()[1];
+        let tape = &mut tape;
+        let x = step(tape, "input", images, |x, _| Ok(x))?;
+        let mut x = step(tape, "embed", x, |x, _| self.embed(&x))?;
         for i in 0..self.config.depth {
-            let name = |leaf: &str| format!("blocks.{i}.{leaf}");
-            let y = site(&mut tape, &name("norm1"), self.norm(&x, &name("norm1"))?)?;
-            // The heads read the prefix tokens alone. Where nobody looks at the others, the last block's queries and all
-            // that follows them are computed for those.
-            let after = [name("attn.q"), name("attn.logits"), name("attn"), format!("blocks.{i}"), "norm".to_string()];
-            let read = tape.is_none() || after.iter().any(|site| wants(&tape, site));
-            if i + 1 == self.config.depth && !read {
-                n = self.config.prefix().len() as i64;
-                x = x.f_narrow(1, 0, n)?;
-            }
-            let all = y.size()[1];
-            let split = |t: Tensor, parts: i64| -> Result<Tensor> {
-                let tokens = t.size()[1];
-                Ok(t.f_reshape([b, tokens, parts, heads, dim / heads])?.f_permute([2, 0, 3, 1, 4])?)
-            };
-            let (q, k, v) = if n == all {
-                let qkv = split(self.linear(&y, &name("attn.qkv"))?, 3)?;
-                (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?)
-            } else {
-                let part = |y: &Tensor, start: i64, count: i64| -> Result<Tensor> {
-                    let get = |leaf: &str| self.params.get(&name(&format!("attn.qkv.{leaf}")));
-                    let (weight, bias) = (get("weight")?, get("bias")?);
-                    let (weight, bias) = (weight.f_narrow(0, start, count)?, bias.f_narrow(0, start, count)?);
-                    Ok(y.f_linear(&weight, Some(&bias))?)
-                };
-                let q = split(part(&y.f_narrow(1, 0, n)?, 0, dim)?, 1)?.f_select(0, 0)?;
-                let kv = split(part(&y, dim, 2 * dim)?, 2)?;
-                (q, kv.f_select(0, 0)?, kv.f_select(0, 1)?)
-            };
-            let q = site(&mut tape, &name("attn.q"), q)?;
-            let k = site(&mut tape, &name("attn.k"), k)?;
-            let v = site(&mut tape, &name("attn.v"), v)?;
-            // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
-            // attention adds that up in an order that varies.
-            let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
-            let y = if varies || wants(&tape, &name("attn")) || wants(&tape, &name("attn.logits")) {
-                let scale = ((dim / heads) as f64).powf(-0.5);
-                let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
-                let logits = site(&mut tape, &name("attn.logits"), logits)?;
-                let weights = site(&mut tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
-                weights.f_matmul(&v)?
-            } else {
-                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
-            };
-            let y = self.linear(&y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
-            x = x.f_add(&y)?;
-            let y = self.linear(&self.norm(&x, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
-            x = site(&mut tape, &format!("blocks.{i}"), x.f_add(&self.linear(&y, &name("mlp.fc2"))?)?)?;
+            x = step(tape, &format!("blocks.{i}"), x, |x, tape| self.block(x, i, tape))?;
         }
-        let x = site(&mut tape, "norm", self.norm(&x, "norm")?)?;
-        let logits = self.linear(&x.f_select(1, 0)?, "head")?;
-        let logits = match self.config.distilled {
-            true => logits.f_add(&self.linear(&x.f_select(1, 1)?, "head_dist")?)?.f_div_scalar(2.0)?,
-            false => logits,
-        };
-        site(&mut tape, "logits", logits)
+        let x = step(tape, "norm", x, |x, _| self.norm(&x, "norm"))?;
+        step(tape, "logits", x, |x, _| {
+            let logits = self.linear(&x.f_select(1, 0)?, "head")?;
+            match self.config.distilled {
+                true => Ok(logits.f_add(&self.linear(&x.f_select(1, 1)?, "head_dist")?)?.f_div_scalar(2.0)?),
+                false => Ok(logits),
+            }
+        })
     }
 
     /// As the reference's `no_weight_decay`.
@@ -335,18 +340,18 @@ impl Network for Deit {
     }
 
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
-        let own = self.params.get("pos_embed")?.size();
+        let own = self.base.params.get("pos_embed")?.size();
         let mut resized = None;
         if let Some((_, given)) = parameters.iter_mut().find(|(name, _)| name == "pos_embed") {
             let shape = given.shape();
             if shape.len() == 3 && shape[1] as i64 != own[1] && shape[2] as i64 == own[2] {
-                let side = (self.spec.input.height as i64) / self.config.patch;
-                let new = resize_positions(&given.to_tensor()?, self.config.prefix().len() as i64, side)?;
+                let side = (self.base.spec.input.height as i64) / self.config.patch;
+                let new = resize_positions(&given.share_tensor()?, self.config.prefix().len() as i64, side)?;
                 *given = Array::from_tensor(&new)?;
                 resized = Some(format!("position embeddings were resized from {} to {} tokens", shape[1], own[1]));
             }
         }
-        let mut report = self.params.load(parameters, str::to_string, &HEADS)?;
+        let mut report = self.base.params.load(parameters, str::to_string, &HEADS)?;
         report.notes.extend(resized);
         Ok(report)
     }
@@ -384,7 +389,7 @@ mod tests {
         let images = Array::from_tensor(&noise(&[1, 3, 128, 128])).unwrap();
         let logits = |values: Vec<String>| {
             let request = Request { values, ..Request::forward(images.clone()) };
-            model.run(&request).unwrap().logits.to_tensor().unwrap()
+            model.run(&request).unwrap().logits.share_tensor().unwrap()
         };
         let difference = (logits(vec![]) - logits(vec!["blocks.0.attn".into()])).abs().max().double_value(&[]);
         assert!(difference < 1e-5, "{difference}");

@@ -7,9 +7,9 @@
 
 mod fast;
 
-use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::{Tape, site};
+use lightbox_sdk::tape::{RELU_RULES, Tape, relu, step};
 use lightbox_sdk::tch::{Device, Tensor};
 use std::cell::OnceCell;
 
@@ -97,22 +97,26 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let mut side = size.div_ceil(2).div_ceil(2);
     let mut sites =
         vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
-    sites.push(Site::feature("features.pool0", config.init_features as usize, [side, side]).text("after the stem"));
+    sites.push(
+        Site::feature("features.pool0", config.init_features as usize, [side, side]).start().text("after the stem"),
+    );
     let widths = config.widths();
     for (i, &width) in widths.iter().enumerate() {
         let block = i + 1;
-        let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]);
+        let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]).start();
         sites.push(Site { block: Some(block), ..site });
         if block < widths.len() {
             side /= 2;
             let site = Site::feature(format!("features.transition{block}"), width as usize / 2, [side, side]);
+            let site = site.start();
             sites.push(Site { block: Some(block), ..site });
         }
     }
     let last = *widths.last().unwrap_or(&config.init_features) as usize;
-    sites.push(Site::feature("features.norm5", last, [side, side]).text("before the final ReLU"));
-    sites.push(Site::feature("features.relu5", last, [side, side]).text("after the final ReLU: what is pooled"));
-    sites.push(Site::vector("embedding", SiteKind::Embedding, last).text("the pooled features"));
+    sites.push(Site::feature("features.norm5", last, [side, side]).start().text("before the final ReLU"));
+    sites
+        .push(Site::feature("features.relu5", last, [side, side]).start().text("after the final ReLU: what is pooled"));
+    sites.push(Site::vector("embedding", SiteKind::Embedding, last).start().text("the pooled features"));
     sites.push(Site::vector("logits", SiteKind::Logits, classes));
     Ok(ModelSpec {
         name: config.name.into(),
@@ -128,7 +132,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some("features.relu5".into()),
         attention_site: None,
-        rules: vec![],
+        rules: RELU_RULES.map(String::from).to_vec(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -138,7 +142,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(NetModel(DenseNet::new(config, spec, params))))
+    Ok(Box::new(NetModel(DenseNet::new(config, Base { spec, params }))))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -196,8 +200,7 @@ fn modern_key(key: &str) -> String {
 
 struct DenseNet {
     config: &'static Config,
-    spec: ModelSpec,
-    params: Parameters,
+    base: Base,
     /// Made of the parameters when it is first used.
     trunk: OnceCell<fast::Trunk>,
 }
@@ -206,99 +209,107 @@ struct DenseNet {
 const TAIL: [&str; 4] = ["features.norm5", "features.relu5", "embedding", "logits"];
 
 impl DenseNet {
-    fn new(config: &'static Config, spec: ModelSpec, params: Parameters) -> Self {
-        DenseNet { config, spec, params, trunk: OnceCell::new() }
+    fn new(config: &'static Config, base: Base) -> Self {
+        DenseNet { config, base, trunk: OnceCell::new() }
     }
 
     fn trunk(&self) -> Result<&fast::Trunk> {
         if let Some(trunk) = self.trunk.get() {
             return Ok(trunk);
         }
-        let trunk = fast::Trunk::new(self.config, &self.params)?;
+        let trunk = fast::Trunk::new(self.config, &self.base.params)?;
         Ok(self.trunk.get_or_init(|| trunk))
     }
 
     fn norm(&self, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
-        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
+        let get = |leaf: &str| self.base.params.get(&format!("{name}.{leaf}"));
         let (weight, bias) = (Some(get("weight")?), Some(get("bias")?));
         let (mean, var) = (Some(get("running_mean")?), Some(get("running_var")?));
         Ok(x.f_batch_norm(weight, bias, mean, var, train, MOMENTUM, EPS, true)?)
     }
 
     fn conv(&self, x: &Tensor, name: &str, stride: i64, padding: i64) -> Result<Tensor> {
-        let weight = self.params.get(&format!("{name}.weight"))?;
+        let weight = self.base.params.get(&format!("{name}.weight"))?;
         Ok(x.f_conv2d(weight, None::<&Tensor>, [stride], [padding], [1], 1)?)
     }
 
-    /// From the last norm on.
-    fn tail(&self, norm5: Tensor, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let x = site(&mut tape, "features.norm5", norm5)?;
-        let x = site(&mut tape, "features.relu5", x.f_relu()?)?;
-        let x = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
-        let x = site(&mut tape, "embedding", x)?;
-        site(&mut tape, "logits", x.f_linear(self.params.get(HEAD[0])?, Some(self.params.get(HEAD[1])?))?)
+    /// From the value of the last norm on.
+    fn tail(&self, norm5: Tensor, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let x = step(tape, "features.norm5", norm5, |x, _| Ok(x))?;
+        let x = step(tape, "features.relu5", x, |x, tape| relu(tape, &x))?;
+        let x = step(tape, "embedding", x, |x, _| Ok(x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?))?;
+        let (weight, bias) = (self.base.params.get(HEAD[0])?, self.base.params.get(HEAD[1])?);
+        step(tape, "logits", x, |x, _| Ok(x.f_linear(weight, Some(bias))?))
+    }
+
+    fn dense_block(&self, x: Tensor, block: usize, train: bool, tape: &Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let mut features = vec![x];
+        for layer in 1..=self.config.blocks[block - 1] {
+            let name = format!("features.denseblock{block}.denselayer{layer}");
+            let y = Tensor::f_cat(&features, 1)?;
+            let y = relu(tape, &self.norm(&y, &format!("{name}.norm1"), train)?)?;
+            let y = self.conv(&y, &format!("{name}.conv1"), 1, 0)?;
+            let y = relu(tape, &self.norm(&y, &format!("{name}.norm2"), train)?)?;
+            features.push(self.conv(&y, &format!("{name}.conv2"), 1, 1)?);
+        }
+        Ok(Tensor::f_cat(&features, 1)?)
     }
 }
 
 impl Network for DenseNet {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
+    fn base(&self) -> &Base {
+        &self.base
     }
 
-    fn parameters(&self) -> &Parameters {
-        &self.params
+    fn base_mut(&mut self) -> &mut Base {
+        &mut self.base
     }
 
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn with(&self, params: Parameters) -> Self {
-        DenseNet::new(self.config, self.spec.clone(), params)
+    fn with(&self, base: Base) -> Self {
+        DenseNet::new(self.config, base)
     }
 
     fn forward(&self, images: Tensor, train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let x = site(&mut tape, "input", images)?;
-        let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?.f_relu()?;
-        let mut x = site(&mut tape, "features.pool0", x.f_max_pool2d([3], [2], [1], [1], false)?)?;
-        for (i, &layers) in self.config.blocks.iter().enumerate() {
-            let block = i + 1;
-            let mut features = vec![x];
-            for layer in 1..=layers {
-                let name = format!("features.denseblock{block}.denselayer{layer}");
-                let y = Tensor::f_cat(&features, 1)?;
-                let y = self.norm(&y, &format!("{name}.norm1"), train)?.f_relu()?;
-                let y = self.conv(&y, &format!("{name}.conv1"), 1, 0)?;
-                let y = self.norm(&y, &format!("{name}.norm2"), train)?.f_relu()?;
-                features.push(self.conv(&y, &format!("{name}.conv2"), 1, 1)?);
-            }
-            x = site(&mut tape, &format!("features.denseblock{block}"), Tensor::f_cat(&features, 1)?)?;
+        let tape = &mut tape;
+        let x = step(tape, "input", images, |x, _| Ok(x))?;
+        let mut x = step(tape, "features.pool0", x, |x, tape| {
+            let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?;
+            Ok(relu(tape, &x)?.f_max_pool2d([3], [2], [1], [1], false)?)
+        })?;
+        for block in 1..=self.config.blocks.len() {
+            x = step(tape, &format!("features.denseblock{block}"), x, |x, tape| {
+                self.dense_block(x, block, train, tape)
+            })?;
             if block < self.config.blocks.len() {
                 let name = format!("features.transition{block}");
-                let y = self.norm(&x, &format!("{name}.norm"), train)?.f_relu()?;
-                let y = self.conv(&y, &format!("{name}.conv"), 1, 0)?;
-                x = site(&mut tape, &name, y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)?;
+                x = step(tape, &name, x, |x, tape| {
+                    let y = relu(tape, &self.norm(&x, &format!("{name}.norm"), train)?)?;
+                    let y = self.conv(&y, &format!("{name}.conv"), 1, 0)?;
+                    Ok(y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)
+                })?;
             }
         }
-        let norm5 = self.norm(&x, "features.norm5", train)?;
+        // The step of norm5 is the tail's; a run that begins later has nothing to normalise.
+        let begun = tape.as_ref().is_none_or(|t| t.begun());
+        let norm5 = if begun { self.norm(&x, "features.norm5", train)? } else { x };
         self.tail(norm5, tape)
     }
 
     fn load(&mut self, parameters: Named) -> Result<LoadReport> {
         self.trunk = OnceCell::new();
-        self.params.load(parameters, modern_key, &HEAD)
+        self.base.params.load(parameters, modern_key, &HEAD)
     }
 
     fn infer(&self, images: Tensor, tape: &mut Tape<'_>) -> Result<Tensor> {
-        let inside = self.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
-        if inside || self.params.device() != Device::Cpu {
+        let inside = self.base.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
+        if inside || tape.has_rules() || tape.start().is_some() || self.base.params.device() != Device::Cpu {
             return self.forward(images, false, Some(tape));
         }
         let norm5 = {
             let _off = lightbox_sdk::tch::no_grad_guard();
             self.trunk()?.run(&images)?
         };
-        self.tail(norm5, Some(tape))
+        self.tail(norm5, &mut Some(tape))
     }
 
     fn is_buffer(name: &str) -> bool {
@@ -362,11 +373,11 @@ mod tests {
                 _ => {}
             }
         }
-        let model = DenseNet::new(&SMALL, made, params);
+        let model = DenseNet::new(&SMALL, Base { spec: made, params });
         let images = noise(&[2, 3, 70, 70]);
         let plain = model.forward(images.shallow_clone(), false, None).unwrap();
         let norm5 = model.trunk().unwrap().run(&images).unwrap();
-        let fast = model.tail(norm5, None).unwrap();
+        let fast = model.tail(norm5, &mut None).unwrap();
         let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
         assert!(error < 1e-5, "{error}");
     }

@@ -53,7 +53,7 @@ impl Explainer for Occlusion {
     }
 
     // Called once a batch: maps [B, h, w] of any resolution.
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let [b, h, w] = context.size()?;
         let grid = context.params.integer("grid")? as usize;
         let model = context.run_model()?;
@@ -70,10 +70,10 @@ impl Explainer for Occlusion {
         let mut map = Array3::<f32>::zeros((b, grid, grid));
         for row in 0..grid {
             for column in 0..grid {
-                // Long explainers ask whether the user has had enough.
-                if context.is_cancelled() {
-                    return Err(context.cancelled());
-                }
+                // Long explainers say how far they are, and ask whether the user has had enough. Both are signs of life:
+                // the host stops a plugin that is silent, not one that takes long.
+                context.progress((row * grid + column) as u64, (grid * grid) as u64);
+                context.check_cancelled()?;
                 // A patch changes a site's value to `value * scale + shift`. Zero is the mean grey of a
                 // normalised image, so scaling by 0 covers the square.
                 let mut cover = Array4::<f32>::ones((1, 1, h, w));
@@ -89,6 +89,59 @@ impl Explainer for Occlusion {
             }
         }
         // Checked by the host: shape and finite values. A failure is recorded, never drawn as zeros.
-        Array::from_ndarray(map)
+        Ok(Array::from_ndarray(map)?.into())
+    }
+}
+
+// A `Context` can be made in a test: `cargo test` needs neither host nor libtorch.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_sdk::ndarray::Array2;
+
+    /// A model whose two logits are the image's mean over its upper half, and over its lower half.
+    struct Halves;
+
+    impl Model for Halves {
+        fn spec(&self) -> ModelSpec {
+            let input = Site { kind: SiteKind::Input, ..Site::feature("input", 3, [8, 8]) };
+            ModelSpec { sites: vec![input], ..ModelSpec::new("halves", InputSpec::imagenet(8), 2) }
+        }
+
+        fn run(&self, request: &Request) -> Result<Response> {
+            let mut images = request.images.to_ndarray::<f32>()?;
+            for patch in &request.patches {
+                if let Some(scale) = &patch.scale {
+                    images = images * scale.view::<f32>()?;
+                }
+            }
+            let images = images.into_dimensionality::<lightbox_sdk::ndarray::Ix4>()?;
+            let sum = |b: usize, from: usize| images.slice(s![b, .., from..from + 4, ..]).sum();
+            let logits = Array2::from_shape_fn((images.dim().0, 2), |(b, class)| sum(b, class * 4));
+            Ok(Response { logits: Array::from_ndarray(logits)?, values: Default::default(), grads: vec![] })
+        }
+
+        fn parameters(&self) -> Result<Named> {
+            Ok(vec![])
+        }
+
+        fn load(&mut self, _: Named) -> Result<LoadReport> {
+            Ok(LoadReport::default())
+        }
+
+        fn fork_with(&self, _: Named) -> Result<Box<dyn Model>> {
+            Ok(Box::new(Halves))
+        }
+    }
+
+    #[test]
+    fn what_the_model_reads_is_what_counts() {
+        let images = Array::from_vec(&[1, 3, 8, 8], vec![1f32; 192]).unwrap();
+        let logits = Array::from_vec(&[1, 2], vec![96f32; 2]).unwrap();
+        let context = ContextBuilder::new(Halves.spec(), images).logits(logits).param("grid", 2);
+        let maps =
+            context.targets(&[1]).runner(ModelHandle::of("halves", Box::new(Halves))).explain(&Occlusion).unwrap();
+        // Class 1 is the lower half: covering one of its two squares costs half of the logit.
+        assert_eq!(maps.array.to_vec::<f32>().unwrap(), [0.0, 0.0, 48.0, 48.0]);
     }
 }

@@ -7,9 +7,9 @@
 //!
 //! A block's 1x1 convolutions run as matrix products on tokens, which are the same numbers in the same memory.
 
-use lightbox_sdk::nn::{self, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::{Tape, site};
+use lightbox_sdk::tape::{Tape, site, step};
 use lightbox_sdk::tch::{Kind, Tensor};
 
 lightbox_sdk::export!();
@@ -94,9 +94,9 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let classes = if options.classes == 0 { config.classes } else { options.classes };
     let mut sites =
         vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
-    sites.push(Site::tokens("patch_embed", dim, grid, &[]));
+    sites.push(Site::tokens("patch_embed", dim, grid, &[]).start());
     for i in 0..config.depth {
-        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).block(i));
+        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).block(i).start());
     }
     let (prefix, query): (&[&str], _) = if config.multi { (&[], "per-class") } else { (&["cls"], "cls") };
     let attention = Site::attention(format!("{POOL}.attn"), 1, grid, prefix, query);
@@ -137,7 +137,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(NetModel(PatchConvNet { config, spec, params })))
+    Ok(Box::new(NetModel(PatchConvNet { config, base: Base { spec, params } })))
 }
 
 fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Parameters> {
@@ -195,21 +195,31 @@ fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Para
 
 struct PatchConvNet {
     config: &'static Config,
-    spec: ModelSpec,
-    params: Parameters,
+    base: Base,
 }
 
 impl PatchConvNet {
-    /// A linear layer, or a 1x1 convolution on tokens.
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let weight = self.params.get(&format!("{name}.weight"))?;
-        let weight = if weight.dim() == 4 { weight.f_flatten(1, -1)? } else { weight.shallow_clone() };
-        Ok(x.f_linear(&weight, Some(self.params.get(&format!("{name}.bias"))?))?)
+        self.base.linear(x, name)
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let get = |leaf: &str| self.params.get(&format!("{name}.{leaf}"));
-        Ok(x.f_layer_norm([self.config.dim], Some(get("weight")?), Some(get("bias")?), EPS, true)?)
+        self.base.layer_norm(x, name, EPS)
+    }
+
+    fn stem(&self, mut x: Tensor) -> Result<Tensor> {
+        for i in 0..4 {
+            let weight = self.params().get(&format!("patch_embed.proj.{}.0.weight", 2 * i))?;
+            x = x.f_conv2d(weight, None::<&Tensor>, [2], [1], [1], 1)?;
+            if i < 3 {
+                x = x.f_gelu("none")?;
+            }
+        }
+        Ok(x.f_flatten(2, -1)?.f_transpose(1, 2)?.f_contiguous()?)
+    }
+
+    fn params(&self) -> &Parameters {
+        &self.base.params
     }
 
     /// The residual branch of a trunk block on tokens [B, N, C].
@@ -219,7 +229,7 @@ impl PatchConvNet {
         let side = (n as f64).sqrt().round() as i64;
         let y = self.linear(&self.norm(x, &format!("blocks.{block}.norm1"))?, &name("0"))?.f_gelu("none")?;
         let y = y.f_reshape([b, side, side, c])?.f_permute([0, 3, 1, 2])?;
-        let (weight, bias) = (self.params.get(&name("2.weight"))?, self.params.get(&name("2.bias"))?);
+        let (weight, bias) = (self.base.params.get(&name("2.weight"))?, self.base.params.get(&name("2.bias"))?);
         let y = y.f_conv2d(weight, Some(bias), [1], [1], [1], c)?.f_gelu("none")?;
         let y = y.f_permute([0, 2, 3, 1])?.f_reshape([b, n, c])?;
         let gate = y.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
@@ -231,77 +241,71 @@ impl PatchConvNet {
     /// What another number of classes changes.
     fn heads(&self) -> Vec<String> {
         let own = |n: &&String| n.starts_with("head.") || (self.config.multi && *n == "cls_token");
-        self.params.names().iter().filter(own).cloned().collect()
+        self.base.params.names().iter().filter(own).cloned().collect()
     }
 }
 
-impl Network for PatchConvNet {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn parameters(&self) -> &Parameters {
-        &self.params
-    }
-
-    fn parameters_mut(&mut self) -> &mut Parameters {
-        &mut self.params
-    }
-
-    fn with(&self, params: Parameters) -> Self {
-        PatchConvNet { config: self.config, spec: self.spec.clone(), params }
-    }
-
-    fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let dim = self.config.dim;
-        let mut x = site(&mut tape, "input", images)?;
-        let b = x.size()[0];
-        for i in 0..4 {
-            let weight = self.params.get(&format!("patch_embed.proj.{}.0.weight", 2 * i))?;
-            x = x.f_conv2d(weight, None::<&Tensor>, [2], [1], [1], 1)?;
-            if i < 3 {
-                x = x.f_gelu("none")?;
-            }
-        }
-        let mut x = site(&mut tape, "patch_embed", x.f_flatten(2, -1)?.f_transpose(1, 2)?.f_contiguous()?)?;
-        for i in 0..self.config.depth {
-            let gamma = self.params.get(&format!("blocks.{i}.gamma_1"))?;
-            let y = x.f_addcmul(gamma, &self.branch(&x, i)?)?;
-            x = site(&mut tape, &format!("blocks.{i}"), y)?;
-        }
-
+impl PatchConvNet {
+    /// The attention layer and what follows it, on the trunk's tokens.
+    fn pool(&self, x: Tensor, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let (b, dim) = (x.size()[0], self.config.dim);
         let name = |leaf: &str| format!("{POOL}.{leaf}");
-        let token = self.params.get("cls_token")?;
+        let token = self.base.params.get("cls_token")?;
         let tokens = token.size()[1];
         let token = token.f_expand([b, tokens, dim], false)?;
         let all = self.norm(&Tensor::f_cat(&[&token, &x], 1)?, &name("norm1"))?;
         let keys = if self.config.multi { all.f_narrow(1, tokens, x.size()[1])? } else { all.shallow_clone() };
         let head = |t: Tensor| t.f_unsqueeze(1);
         let q = head(self.linear(&all.f_narrow(1, 0, tokens)?, &name("attn.q"))?)?;
-        let q = site(&mut tape, &name("attn.q"), q)?;
-        let k = site(&mut tape, &name("attn.k"), head(self.linear(&keys, &name("attn.k"))?)?)?;
-        let v = site(&mut tape, &name("attn.v"), head(self.linear(&keys, &name("attn.v"))?)?)?;
+        let q = site(tape, &name("attn.q"), q)?;
+        let k = site(tape, &name("attn.k"), head(self.linear(&keys, &name("attn.k"))?)?)?;
+        let v = site(tape, &name("attn.v"), head(self.linear(&keys, &name("attn.v"))?)?)?;
         let logits = q.f_mul_scalar((dim as f64).powf(-0.5))?.f_matmul(&k.f_transpose(-2, -1)?)?;
-        let logits = site(&mut tape, &name("attn.logits"), logits)?;
-        let weights = site(&mut tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
+        let logits = site(tape, &name("attn.logits"), logits)?;
+        let weights = site(tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
         let gathered = self.linear(&weights.f_matmul(&v)?.f_squeeze_dim(1)?, &name("attn.proj"))?;
-        let token = token.f_addcmul(self.params.get(&name("gamma_1"))?, &gathered)?;
+        let token = token.f_addcmul(self.base.params.get(&name("gamma_1"))?, &gathered)?;
         let y = self.linear(&self.norm(&token, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
-        let token = token.f_addcmul(self.params.get(&name("gamma_2"))?, &self.linear(&y, &name("mlp.fc2"))?)?;
+        let token = token.f_addcmul(self.base.params.get(&name("gamma_2"))?, &self.linear(&y, &name("mlp.fc2"))?)?;
         let token = self.norm(&token, "norm")?;
-        let logits = match self.config.multi {
-            false => self.linear(&token.f_select(1, 0)?, "head")?,
+        match self.config.multi {
+            false => self.linear(&token.f_select(1, 0)?, "head"),
             true => {
                 // One head a class, on its own token: a product row by row.
                 let stack = |leaf: &str| -> Result<Tensor> {
-                    let get = |j| self.params.get(&format!("head.{j}.{leaf}"));
+                    let get = |j| self.base.params.get(&format!("head.{j}.{leaf}"));
                     Ok(Tensor::f_cat(&(0..tokens).map(get).collect::<Result<Vec<_>>>()?, 0)?)
                 };
                 let sums = token.f_mul(&stack("weight")?)?.f_sum_dim_intlist([2i64].as_slice(), false, Kind::Float)?;
-                sums.f_add(&stack("bias")?)?
+                Ok(sums.f_add(&stack("bias")?)?)
             }
-        };
-        site(&mut tape, "logits", logits)
+        }
+    }
+}
+
+impl Network for PatchConvNet {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn base_mut(&mut self) -> &mut Base {
+        &mut self.base
+    }
+
+    fn with(&self, base: Base) -> Self {
+        PatchConvNet { config: self.config, base }
+    }
+
+    fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
+        let tape = &mut tape;
+        let x = step(tape, "input", images, |x, _| Ok(x))?;
+        let mut x = step(tape, "patch_embed", x, |x, _| self.stem(x))?;
+        for i in 0..self.config.depth {
+            x = step(tape, &format!("blocks.{i}"), x, |x, _| {
+                Ok(x.f_addcmul(self.params().get(&format!("blocks.{i}.gamma_1"))?, &self.branch(&x, i)?)?)
+            })?;
+        }
+        step(tape, "logits", x, |x, tape| self.pool(x, tape))
     }
 
     /// As the reference's `no_weight_decay`.
@@ -312,15 +316,15 @@ impl Network for PatchConvNet {
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let heads = self.heads();
         let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape().to_vec());
-        let other = given.filter(|shape| self.config.multi && shape.len() == 3 && shape[1] != self.spec.classes);
+        let other = given.filter(|shape| self.config.multi && shape.len() == 3 && shape[1] != self.base.spec.classes);
         if other.is_some() {
             // Heads of another number of classes have the same shapes; none of them is this model's then.
             parameters.retain(|(n, _)| !n.starts_with("head."));
         }
         let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
-        let mut report = self.params.load(parameters, str::to_string, &heads)?;
+        let mut report = self.base.params.load(parameters, str::to_string, &heads)?;
         if let Some(shape) = other {
-            let (theirs, ours) = (shape[1], self.spec.classes);
+            let (theirs, ours) = (shape[1], self.base.spec.classes);
             report.notes = vec![format!(
                 "the class tokens and heads are new: the checkpoint has {theirs} classes, the model {ours}"
             )];
@@ -346,11 +350,10 @@ mod tests {
         let options = ModelOptions::default();
         let model = PatchConvNet {
             config: &MINI,
-            spec: spec(&MINI, &options).unwrap(),
-            params: initial(&MINI, 2, &options).unwrap(),
+            base: Base { spec: spec(&MINI, &options).unwrap(), params: initial(&MINI, 2, &options).unwrap() },
         };
         let x = noise(&[2, 16, 64]);
-        let get = |leaf: &str| model.params.get(&format!("blocks.0.attn.qkv_pos.{leaf}")).unwrap();
+        let get = |leaf: &str| model.params().get(&format!("blocks.0.attn.qkv_pos.{leaf}")).unwrap();
         let conv = |x: &Tensor, leaf: &str, padding: i64, groups: i64| {
             x.conv2d(get(&format!("{leaf}.weight")), Some(get(&format!("{leaf}.bias"))), [1], [padding], [1], groups)
         };

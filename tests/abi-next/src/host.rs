@@ -3,7 +3,8 @@
 #[path = "../../../host/src/loader.rs"]
 mod loader;
 
-use lightbox_sdk::spec::{InputSpec, ModelSpec, Params, Plan, Reference};
+use lightbox_sdk::host::{Serving, Silent};
+use lightbox_sdk::spec::{InputSpec, ModelSpec, Params, Plan};
 use lightbox_sdk::{Array, ExplainInput};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,40 +27,29 @@ fn run() -> Result<(), String> {
     println!("no spec: {}", plugin.model_spec("none", &Default::default()).is_err());
     let explainer = plugin.make_explainer(name).map_err(|e| e.to_string())?;
     println!("examples: {}", explainer.examples());
-    let model = ModelSpec {
-        name: "none".into(),
-        title: String::new(),
-        version: String::new(),
-        reference: Reference::default(),
-        input: InputSpec::imagenet(8),
-        classes: 2,
-        sites: vec![],
-        cam_site: None,
-        attention_site: None,
-        rules: vec![],
-        parameters: vec![],
-        trainable: false,
-        mixed_precision: false,
-    };
+    let model = ModelSpec::new("none", InputSpec::imagenet(8), 2);
     let params = Params::default();
     let plan = explainer.plan(&model, &params).map_err(|e| e.to_string())?;
     println!("plan: {}", matches!(plan, Plan::Run(_)));
     let array = |shape: &[usize]| Array::from_vec(shape, vec![0.5f32; shape.iter().product()]);
     let make = || -> lightbox_sdk::Result<Array> {
-        explainer.explain(ExplainInput {
-            images: array(&[2, 3, 8, 8])?,
-            targets: Array::from_vec(&[2], vec![0i64; 2])?,
-            logits: array(&[2, 2])?,
-            ids: vec![1, 2],
-            model: &model,
-            params: &params,
-            seed: 0,
-            values: BTreeMap::new(),
-            gradients: BTreeMap::new(),
-            mean_mask: None,
-            runner: None,
-            host: lightbox_sdk::model::silent_host(),
-        })
+        explainer
+            .explain(ExplainInput {
+                images: array(&[2, 3, 8, 8])?,
+                targets: Array::from_vec(&[2], vec![0i64; 2])?,
+                logits: array(&[2, 2])?,
+                ids: vec![1, 2],
+                model: &model,
+                params: &params,
+                seed: 0,
+                values: BTreeMap::new(),
+                gradients: BTreeMap::new(),
+                mean_mask: None,
+                fitted: BTreeMap::new(),
+                runner: None,
+                host: Serving::new(&Silent).calls(),
+            })
+            .map(|maps| maps.array)
     };
     println!("map: {:?}", make().map_err(|e| e.to_string())?.shape());
     Ok(())

@@ -8,7 +8,7 @@ use lightbox_sdk::tch::{self, Device, Kind, Tensor};
 lightbox_sdk::export!();
 
 /// What to do in `explain`.
-type Deed = fn(&Context<'_>) -> Result<Array>;
+type Deed = fn(&Context<'_>) -> Result<Maps>;
 
 struct Hostile(&'static str, Deed);
 
@@ -30,6 +30,7 @@ impl Explainer for Hostile {
         match self.0 {
             "hostile-site" => Ok(Needs { values: vec!["blocks.99".into()], ..Needs::default() }.into()),
             "hostile-plan" => {
+                // SAFETY: there is none; that is the point.
                 unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
                 Err(Error::invalid("still here"))
             }
@@ -38,14 +39,14 @@ impl Explainer for Hostile {
         }
     }
 
-    fn explain(&self, context: &Context<'_>) -> Result<Array> {
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         (self.1)(context)
     }
 }
 
-fn map(context: &Context<'_>, value: f32) -> Result<Array> {
+fn map(context: &Context<'_>, value: f32) -> Result<Maps> {
     let [b, h, w] = context.size()?;
-    Array::from_ndarray(Array3::from_elem((b, h, w), value))
+    Ok(Array::from_ndarray(Array3::from_elem((b, h, w), value))?.into())
 }
 
 register_explainer!(Hostile("hostile-site", |c| map(c, 0.0)));
@@ -53,31 +54,53 @@ register_explainer!(Hostile("hostile-plan", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-not-applicable", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-panic", |_| {
     let empty: Vec<f32> = Vec::new();
-    Array::from_vec(&[1], vec![empty[std::hint::black_box(3)]])
+    Ok(Array::from_vec(&[1], vec![empty[std::hint::black_box(3)]])?.into())
 }));
 register_explainer!(Hostile("hostile-panic-in-no-grad", |_| tch::no_grad(|| panic!("in no_grad"))));
 register_explainer!(Hostile("hostile-torch", |_| {
     // The panicking form of a libtorch call that fails.
     let t = Tensor::ones([2, 3], (Kind::Float, Device::Cpu)).matmul(&Tensor::ones([2, 3], (Kind::Float, Device::Cpu)));
-    Array::from_tensor(&t)
+    Ok(Array::from_tensor(&t)?.into())
 }));
 register_explainer!(Hostile("hostile-error", |_| Err(Error::unsupported("I would rather not"))));
 register_explainer!(Hostile("hostile-nan", |c| map(c, f32::NAN)));
 register_explainer!(Hostile("hostile-shape", |c| {
     let [b, ..] = c.size()?;
-    Array::from_vec(&[b, 7], vec![0f32; b * 7])
+    Ok(Array::from_vec(&[b, 7], vec![0f32; b * 7])?.into())
 }));
 register_explainer!(Hostile("hostile-type", |c| {
     let [b, ..] = c.size()?;
-    Array::from_vec(&[b, 2, 2], vec![0i64; b * 4])
+    Ok(Array::from_vec(&[b, 2, 2], vec![0i64; b * 4])?.into())
 }));
 register_explainer!(Hostile("hostile-crash", |_| {
+    // SAFETY: there is none; that is the point.
     unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
     Err(Error::invalid("still here"))
 }));
 register_explainer!(Hostile("hostile-exit", |_| std::process::exit(0)));
 register_explainer!(Hostile("hostile-hang", |_| loop {
     std::thread::sleep(std::time::Duration::from_secs(1));
+}));
+// Busy for 14 s, in which it calls the host now and then: alive.
+register_explainer!(Hostile("hostile-busy", |c| {
+    for step in 0..14 {
+        c.progress(step, 14);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        c.check_cancelled()?;
+    }
+    map(c, 0.5)
+}));
+// Goes on until the user has had enough.
+register_explainer!(Hostile("hostile-patient", |c| loop {
+    if c.is_cancelled() {
+        return Err(c.cancelled());
+    }
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}));
+// Fails while the file that the variable names exists.
+register_explainer!(Hostile("hostile-moody", |c| match std::env::var("LIGHTBOX_TEST_MOOD") {
+    Ok(file) if std::path::Path::new(&file).exists() => Err(Error::invalid("not today")),
+    _ => map(c, 0.5),
 }));
 register_explainer!(Hostile("hostile-prints", |c| {
     println!("{{\"event\":\"ready\"}}");
@@ -89,14 +112,15 @@ register_explainer!(Hostile("hostile-threads", |c| {
 }));
 register_explainer!(Hostile("hostile-random", |c| {
     let [b, ..] = c.size()?;
-    Array::from_tensor(&Tensor::rand([b as i64, 4, 4], (Kind::Float, Device::Cpu)))
+    Ok(Array::from_tensor(&Tensor::rand([b as i64, 4, 4], (Kind::Float, Device::Cpu)))?.into())
 }));
 register_explainer!(Hostile("hostile-batch", |c| {
     let [b, ..] = c.size()?;
     map(c, b as f32)
 }));
 register_explainer!(Hostile("hostile-writes", |c| {
-    let mut images = c.images.to_tensor()?;
+    // A view lends only `&Tensor`; a clone of the handle is the deliberate way around it.
+    let mut images = c.images.to_tensor()?.shallow_clone();
     let _ = images.f_add_scalar_(1.0)?;
     map(c, 0.5)
 }));
@@ -122,24 +146,12 @@ register_model!("hostile-gradient-part", |_| model_spec("hostile-gradient-part")
 });
 
 fn model_spec(name: &str) -> Result<ModelSpec> {
-    Ok(ModelSpec {
-        name: name.into(),
-        title: "Hostile".into(),
-        version: "0.1.0".into(),
-        reference: Reference { citation: "none".into(), id: String::new() },
-        input: InputSpec::imagenet(16),
-        classes: 2,
-        sites: vec![
-            Site { kind: SiteKind::Input, ..Site::feature("input", 3, [16, 16]) },
-            Site::vector("logits", SiteKind::Logits, 2),
-        ],
-        cam_site: None,
-        attention_site: None,
-        rules: vec![],
-        parameters: vec![],
-        trainable: false,
-        mixed_precision: false,
-    })
+    let reference = Reference { citation: "none".into(), id: String::new() };
+    let sites = vec![
+        Site { kind: SiteKind::Input, ..Site::feature("input", 3, [16, 16]) },
+        Site::vector("logits", SiteKind::Logits, 2),
+    ];
+    Ok(ModelSpec { reference, sites, ..ModelSpec::new(name, InputSpec::imagenet(16), 2) })
 }
 
 impl Model for HostileModel {
@@ -155,7 +167,7 @@ impl Model for HostileModel {
             tape.site("logits", Tensor::f_cat(&[&x, &x.f_neg()?], 1)?)
         })?;
         for (site, gradient) in response.grads.iter_mut().flatten().filter(|(site, _)| *site == "input") {
-            let whole = gradient.to_tensor()?;
+            let whole = gradient.share_tensor()?;
             let wrong = match self.0 {
                 "hostile-gradient-shape" => whole.f_narrow(3, 0, 7)?,
                 // The last quarter of the rows is left out: what is there is right.

@@ -1,0 +1,145 @@
+//! Pixel-wise AUPRC of a map: average precision of the map's pixels against the mask, an image; the table shows the mean.
+//! Behrendt, Sonawane et al., "Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation",
+//! SPIE Medical Imaging 2024. Oracle: scikit-learn `average_precision_score`. The kernel is in `average_precision.rs`.
+
+use super::average_precision::{Score as Pixels, average_precision_by_libtorch, pixel_average_precision};
+use super::{Batch, Bench, Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
+use crate::maps::{self, Fault};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+pub(super) const REFERENCE: &str = "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation";
+
+pub struct PixelAuprc;
+
+impl Metric for PixelAuprc {
+    fn spec(&self) -> MetricSpec {
+        MetricSpec {
+            name: "pixel-auprc",
+            short: "pixel AUPRC",
+            title: "Pixel-wise AUPRC of a map, mean over images",
+            family: "localisation",
+            level: Level::Image,
+            formula: "average precision of the map's pixels against the mask, an image; then the mean",
+            better: Better::Higher,
+            range: [0.0, 1.0],
+            chance: "share of mask pixels",
+            chance_is_constant: true,
+            unit: "share",
+            cost: "0",
+            edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0; a \
+                         constant map gives the share of mask pixels and is counted",
+            reference: REFERENCE,
+            parameters: vec![],
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::masked(Size::Mask, Form::Raw)
+    }
+
+    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+        Ok(Box::new(At))
+    }
+}
+
+struct At;
+
+/// Why a mask cannot be compared with; `None` where it can.
+pub(super) fn no_mask(known: bool, marked: bool) -> Option<Score> {
+    match (known, marked) {
+        (false, _) => Some(Score::not_applicable("no mask")),
+        (_, false) => Some(Score::not_applicable("empty mask")),
+        _ => None,
+    }
+}
+
+/// Maps and masks of a batch.
+pub(super) fn both<'a>(batch: &Batch<'a>) -> Result<(&'a Tensor, &'a Tensor)> {
+    batch.maps.zip(batch.masks).ok_or_else(|| Error::new("this metric was given no maps or no masks"))
+}
+
+impl Evaluation for At {
+    fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
+        let (maps, masks) = both(batch)?;
+        let n = batch.known.len();
+        if maps.device() != Device::Cpu {
+            let flat = masks.f_reshape([n as i64, -1])?;
+            let marked =
+                Vec::<i64>::try_from(flat.f_any_dim(1, false)?.f_to_kind(Kind::Int64)?.f_to_device(Device::Cpu)?)?;
+            let ap = average_precision_by_libtorch(&maps.f_nan_to_num(0.0, 0.0, 0.0)?, masks)?;
+            // An image without a mask says nothing of the map, whatever the map is.
+            let one = |i: usize| match (no_mask(batch.known[i], marked[i] != 0), batch.faults[i]) {
+                (Some(score), _) => score,
+                (None, Fault::NotFinite) => Score::failed("the map is not finite"),
+                (None, fault) => Score::of(ap[i], fault),
+            };
+            return Ok((0..n).map(one).collect());
+        }
+        let (values, marks) = (maps::values(maps)?, Vec::<u8>::try_from(masks.f_flatten(0, -1)?)?);
+        let size = values.len() / n.max(1);
+        let one = |i: usize| {
+            let (map, mask) = (&values[i * size..][..size], &marks[i * size..][..size]);
+            if let Some(score) = no_mask(batch.known[i], mask.contains(&1)) {
+                return score;
+            }
+            if batch.faults[i] == Fault::NotFinite {
+                return Score::failed("the map is not finite");
+            }
+            match pixel_average_precision(map, mask) {
+                Pixels::Value(value) => Score::of(value, batch.faults[i]),
+                Pixels::NotApplicable => Score::not_applicable("empty mask"),
+                Pixels::Failed => Score::failed("the map is not finite"),
+            }
+        };
+        Ok((0..n).into_par_iter().map(one).collect())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::metrics::NoBench;
+
+    /// Scores [n, 1, w] maps against masks that are all known.
+    pub fn score(metric: &dyn Metric, maps: &[&[f32]], masks: &[&[u8]]) -> (Vec<Score>, Option<Score>) {
+        let mut evaluation = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+        let shape = [maps.len() as i64, 1, maps[0].len() as i64];
+        let raw = Tensor::from_slice(&maps.concat()).reshape(shape);
+        let faults = maps::faults(&raw).unwrap();
+        let form = metric.needs().maps.unwrap().1;
+        let formed = if form == Form::MinMax { maps::min_max(&raw).unwrap() } else { raw };
+        let batch = Batch {
+            images: &Tensor::zeros([maps.len() as i64, 3, 1, 1], (Kind::Float, Device::Cpu)),
+            targets: &vec![1; maps.len()],
+            ids: &(0..maps.len() as u64).collect::<Vec<_>>(),
+            maps: Some(&formed),
+            faults: &faults,
+            masks: Some(&Tensor::from_slice(&masks.concat()).reshape(shape)),
+            known: &vec![true; maps.len()],
+        };
+        let scores = evaluation.update(&batch, &mut NoBench).unwrap();
+        // What was saved and merged into a new evaluation is what was seen.
+        let mut other = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+        other.merge(&evaluation.state().unwrap()).unwrap();
+        let (set, merged) = (evaluation.finish().unwrap(), other.finish().unwrap());
+        assert_eq!(set, merged);
+        (scores, set)
+    }
+
+    #[test]
+    fn edge_cases_are_as_documented() {
+        let nan: &[f32] = &[0.0, f32::NAN, 0.0, 0.0];
+        let maps: [&[f32]; 5] = [&[0.1, 0.4, 0.35, 0.8], &[0.5; 4], nan, &[0.0, 1.0, 0.0, 0.0], nan];
+        let masks: [&[u8]; 5] = [&[0, 0, 1, 1], &[0, 0, 0, 1], &[1, 0, 0, 0], &[0; 4], &[0; 4]];
+        let (scores, set) = score(&PixelAuprc, &maps, &masks);
+        assert!((scores[0].value.unwrap() - 0.8333333333333333).abs() < 1e-12 && scores[0].reason.is_empty());
+        assert_eq!((scores[1].value, scores[1].reason), (Some(0.25), Score::CONSTANT));
+        assert_eq!(scores[2], Score::failed("the map is not finite"));
+        assert_eq!(scores[3], Score::not_applicable("empty mask"));
+        assert_eq!(scores[4], Score::not_applicable("empty mask"));
+        assert_eq!(set, None);
+    }
+}

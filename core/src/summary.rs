@@ -1,0 +1,609 @@
+//! The summary of a run: one cell a model, explainer, map and metric, from the rows of all units. Time is linear in the
+//! rows. Everything that is shown (terminal, CSV, Markdown, LaTeX, JSON, pictures) reads a [`Summary`].
+//!
+//! A cell's value is the mean over folds and trainings of its value there; of a metric an image, that is the mean over the
+//! images. An image whose map failed counts as the worst value of the metric's range, so that a method does not gain by
+//! failing; an image to which the metric does not apply is in neither the mean nor the chance beside it.
+
+use crate::Result;
+use crate::metrics::{Level, Metric, MetricSpec, Predictions, Score, Status};
+use crate::results::{self, Names, Prediction, Row};
+use crate::stats::{Bootstrap, deviation, mean};
+use crate::task::Task;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// The explainer that stands for chance: a constant map.
+pub const CHANCE: &str = "chance";
+/// Above this share of failures a cell is marked.
+pub const MARKED: f64 = 0.01;
+
+/// A metric of the run.
+#[derive(Clone)]
+pub struct MetricColumn {
+    pub label: String,
+    pub metric: &'static dyn Metric,
+    pub spec: MetricSpec,
+}
+
+/// What a run set out to do: rows, columns and what stands below the tables.
+pub struct Plan {
+    pub name: String,
+    pub title: String,
+    pub task: Task,
+    pub seed: u64,
+    pub folds: usize,
+    pub seeds: usize,
+    /// Labels; true where every fold has the same weights.
+    pub models: Vec<(String, bool)>,
+    /// Labels, and the names of the maps that are shown (empty: all).
+    pub explainers: Vec<(String, Vec<String>)>,
+    pub metrics: Vec<MetricColumn>,
+    /// The patient of each image, by its name.
+    pub patients: HashMap<String, String>,
+    /// Sentences below the first table.
+    pub notes: Vec<String>,
+}
+
+/// A cell that has no value, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Absent {
+    pub model: String,
+    /// None: the whole row.
+    pub explainer: Option<String>,
+    pub failed: bool,
+    pub reason: String,
+}
+
+/// A value in one fold of one training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FoldValue {
+    pub fold: i32,
+    pub seed: i32,
+    pub value: f64,
+}
+
+/// What a cell holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum State {
+    Value {
+        mean: f64,
+        /// Sample deviation over folds of the means over trainings; none for one fold, or where all folds have the same
+        /// weights and value.
+        fold_std: Option<f64>,
+        /// Mean over folds of the sample deviation over trainings; none for one training.
+        seed_std: Option<f64>,
+        /// 95 % over images, by patient ([`Bootstrap`]), of the mean over folds and trainings. None for pooled metrics.
+        interval: Option<[f64; 2]>,
+        folds: Vec<FoldValue>,
+        /// Images that count, a fold and training.
+        images: usize,
+        /// Maps, over all folds and trainings, and how many of them failed or were constant.
+        maps: usize,
+        failed: usize,
+        constant: usize,
+    },
+    NotApplicable {
+        reason: String,
+    },
+    Failed {
+        reason: String,
+    },
+}
+
+/// A cell of the summary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    pub model: String,
+    /// Empty for metrics of predictions.
+    pub explainer: String,
+    /// The name of one of several maps; empty otherwise.
+    pub output: String,
+    pub metric: String,
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// A column of maps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    pub explainer: String,
+    pub output: String,
+}
+
+impl Column {
+    pub fn title(&self) -> String {
+        if self.output.is_empty() { self.explainer.clone() } else { format!("{} {}", self.explainer, self.output) }
+    }
+}
+
+/// A metric as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShownMetric {
+    pub label: String,
+    pub short: String,
+    pub level: Level,
+    pub better: crate::metrics::Better,
+    pub range: [f64; 2],
+    pub unit: String,
+    /// False for metrics of predictions.
+    pub of_maps: bool,
+    pub has_chance: bool,
+}
+
+/// All that a run found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub name: String,
+    pub title: String,
+    pub folds: usize,
+    pub seeds: usize,
+    pub models: Vec<String>,
+    pub columns: Vec<Column>,
+    pub metrics: Vec<ShownMetric>,
+    pub cells: Vec<Cell>,
+    pub notes: Vec<String>,
+}
+
+#[derive(Default)]
+struct Group {
+    /// Image and value, failures as the worst value.
+    images: Vec<(u32, f64)>,
+    set: Option<Score>,
+    missing: &'static str,
+}
+
+#[derive(Default)]
+struct Gathered {
+    groups: BTreeMap<(i32, i32), Group>,
+    maps: usize,
+    failed: usize,
+    constant: usize,
+    reasons: BTreeMap<String, usize>,
+}
+
+/// Collects rows.
+pub struct Gather<'a> {
+    plan: &'a Plan,
+    names: Names,
+    cells: HashMap<(u32, u32, u32, u32), Gathered>,
+    worst: HashMap<u32, f64>,
+    /// By model, fold and training: the predictions.
+    predictions: BTreeMap<(u32, i32, i32), Vec<Prediction>>,
+}
+
+impl<'a> Gather<'a> {
+    pub fn new(plan: &'a Plan) -> Self {
+        let mut names = Names::default();
+        names.number("");
+        let worst = plan.metrics.iter().map(|m| (names.number(&m.label), m.spec.worst())).collect();
+        Gather { plan, names, cells: HashMap::new(), worst, predictions: BTreeMap::new() }
+    }
+
+    /// Takes those rows of a file of scores that `wanted` says (explainer, metric).
+    pub fn scores(&mut self, path: &Path, wanted: &dyn Fn(&str, &str) -> bool) -> Result<()> {
+        let mut names = std::mem::take(&mut self.names);
+        let mut rows = Vec::new();
+        let read = results::read_scores(path, &mut names, &mut |row| rows.push(row));
+        let mut known: HashMap<(u32, u32), bool> = HashMap::new();
+        for row in rows {
+            let take = known.entry((row.explainer, row.metric));
+            if *take.or_insert_with(|| wanted(names.name(row.explainer), names.name(row.metric))) {
+                let constant = names.name(row.reason) == Score::CONSTANT;
+                self.row(&row, constant, &names);
+            }
+        }
+        self.names = names;
+        read
+    }
+
+    fn row(&mut self, row: &Row, constant: bool, names: &Names) {
+        let Some(worst) = self.worst.get(&row.metric).copied() else { return };
+        let cell = self.cells.entry((row.model, row.explainer, row.output, row.metric)).or_default();
+        let group = cell.groups.entry((row.fold, row.seed)).or_default();
+        if names.name(row.image).is_empty() {
+            group.set = Some(Score { value: row.value, status: row.status, reason: "" });
+            if row.status != Status::Ok {
+                *cell.reasons.entry(names.name(row.reason).into()).or_default() += 1;
+            }
+            return;
+        }
+        match row.status {
+            Status::NotApplicable => {
+                group.missing = "n/a";
+                *cell.reasons.entry(names.name(row.reason).into()).or_default() += 1;
+            }
+            status => {
+                cell.maps += 1;
+                cell.failed += usize::from(status == Status::Failed);
+                cell.constant += usize::from(constant);
+                group.images.push((row.image, row.value.unwrap_or(worst)));
+            }
+        }
+    }
+
+    /// Takes a file of predictions.
+    pub fn predictions(&mut self, path: &Path) -> Result<()> {
+        let all = &mut self.predictions;
+        results::read_predictions(path, &mut self.names, &mut |p| {
+            all.entry((p.model, p.fold, p.seed)).or_default().push(p);
+        })
+    }
+
+    /// All cells.
+    pub fn finish(self, absent: &[Absent]) -> Result<Summary> {
+        let plan = self.plan;
+        let mut outputs: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (_, explainer, output, _) in self.cells.keys() {
+            let mine = outputs.entry(*explainer).or_default();
+            if !mine.contains(output) {
+                mine.push(*output);
+            }
+        }
+        let mut columns = Vec::new();
+        for (label, shown) in &plan.explainers {
+            let found = self.names.find(label).and_then(|e| outputs.get(&e)).cloned().unwrap_or_default();
+            let mut found: Vec<&str> = found.iter().map(|o| self.names.name(*o)).collect();
+            // Digits by their number: head 2 before head 10.
+            found.sort_by_key(|name| {
+                let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+                (digits.parse::<u64>().unwrap_or(0), name.to_string())
+            });
+            found.retain(|o| shown.is_empty() || shown.iter().any(|s| s == o));
+            if found.is_empty() {
+                found.push("");
+            }
+            columns.extend(found.iter().map(|o| Column { explainer: label.clone(), output: o.to_string() }));
+        }
+        let mut wanted = Vec::new();
+        for (model, shared) in &plan.models {
+            for metric in &plan.metrics {
+                if metric.metric.needs().maps.is_none() {
+                    wanted.push((model, *shared, String::new(), String::new(), metric));
+                    continue;
+                }
+                for column in &columns {
+                    wanted.push((model, *shared, column.explainer.clone(), column.output.clone(), metric));
+                }
+                if metric.spec.chance_is_constant && !plan.explainers.is_empty() {
+                    wanted.push((model, *shared, CHANCE.into(), String::new(), metric));
+                }
+            }
+        }
+        let bootstraps = Bootstraps::default();
+        let cells = wanted.into_par_iter().map(|(model, shared, explainer, output, metric)| {
+            let state = self.cell(model, shared, &explainer, &output, metric, absent, &bootstraps)?;
+            Ok(Cell { model: model.clone(), explainer, output, metric: metric.label.clone(), state })
+        });
+        let cells = cells.collect::<Result<Vec<Cell>>>()?;
+        let metrics = plan.metrics.iter().map(|m| ShownMetric {
+            label: m.label.clone(),
+            short: m.spec.short.into(),
+            level: m.spec.level,
+            better: m.spec.better,
+            range: m.spec.range,
+            unit: m.spec.unit.into(),
+            of_maps: m.metric.needs().maps.is_some(),
+            has_chance: m.spec.chance_is_constant,
+        });
+        Ok(Summary {
+            name: plan.name.clone(),
+            title: plan.title.clone(),
+            folds: plan.folds,
+            seeds: plan.seeds,
+            models: plan.models.iter().map(|(m, _)| m.clone()).collect(),
+            columns,
+            metrics: metrics.collect(),
+            cells,
+            notes: plan.notes.clone(),
+        })
+    }
+
+    fn cell(
+        &self,
+        model: &str,
+        shared: bool,
+        explainer: &str,
+        output: &str,
+        metric: &MetricColumn,
+        absent: &[Absent],
+        bootstraps: &Bootstraps,
+    ) -> Result<State> {
+        let why = absent.iter().find(|a| {
+            let whole = a.explainer.is_none();
+            a.model == model && (whole || a.explainer.as_deref() == Some(explainer) && !explainer.is_empty())
+        });
+        if let Some(why) = why {
+            let reason = why.reason.clone();
+            return Ok(if why.failed { State::Failed { reason } } else { State::NotApplicable { reason } });
+        }
+        let number = |name: &str| self.names.find(name);
+        let key = number(model).zip(number(explainer)).zip(number(output)).zip(number(&metric.label));
+        let found = key.and_then(|(((m, e), o), k)| self.cells.get(&(m, e, o, k)));
+        let Some(found) = found else {
+            return Ok(State::NotApplicable { reason: "nothing was computed".into() });
+        };
+        let reason = || {
+            let most = found.reasons.iter().max_by_key(|(_, n)| **n).map(|(r, _)| r.as_str()).unwrap_or_default();
+            match most {
+                "no mask" | "empty mask" | "" => "no image of the test set has a mask".to_string(),
+                other => other.to_string(),
+            }
+        };
+        if found.maps > 0 && found.failed == found.maps && metric.spec.level == Level::Image {
+            return Ok(State::Failed { reason: format!("{} maps were not finite", found.failed) });
+        }
+        let (mut folds, mut images) = (Vec::new(), 0);
+        for (&(fold, seed), group) in &found.groups {
+            let value = match metric.spec.level {
+                Level::Set => group.set.and_then(|s| s.value),
+                Level::Image if group.images.is_empty() => None,
+                Level::Image => {
+                    images = images.max(group.images.len());
+                    let values: Vec<f64> = group.images.iter().map(|(_, v)| *v).collect();
+                    Some(mean(&values))
+                }
+            };
+            folds.extend(value.map(|value| FoldValue { fold, seed, value }));
+        }
+        if folds.is_empty() {
+            return Ok(State::NotApplicable { reason: reason() });
+        }
+        let values: Vec<f64> = folds.iter().map(|f| f.value).collect();
+        let mut by_fold: BTreeMap<i32, Vec<f64>> = BTreeMap::new();
+        folds.iter().for_each(|f| by_fold.entry(f.fold).or_default().push(f.value));
+        let means: Vec<f64> = by_fold.values().map(|v| mean(v)).collect();
+        let fold_std = deviation(&means).filter(|s| !(shared && *s == 0.0));
+        let spreads: Vec<f64> = by_fold.values().filter_map(|v| deviation(v)).collect();
+        let seed_std = (!spreads.is_empty()).then(|| mean(&spreads));
+        let interval = match metric.spec.level {
+            Level::Image => self.interval(found, bootstraps),
+            Level::Set if metric.metric.needs().maps.is_none() => {
+                self.prediction_interval(model, metric, bootstraps)?
+            }
+            Level::Set => None,
+        };
+        let (maps, failed, constant) = (found.maps, found.failed, found.constant);
+        Ok(State::Value { mean: mean(&values), fold_std, seed_std, interval, folds, images, maps, failed, constant })
+    }
+
+    fn patients(&self, images: &[u32]) -> Vec<u32> {
+        let mut numbers = Names::default();
+        let patient = |i: &u32| {
+            let name = self.names.name(*i);
+            self.plan.patients.get(name).map_or(name, String::as_str)
+        };
+        images.iter().map(|i| numbers.number(patient(i))).collect()
+    }
+
+    fn interval(&self, found: &Gathered, bootstraps: &Bootstraps) -> Option<[f64; 2]> {
+        let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+        for (image, value) in found.groups.values().flat_map(|g| &g.images) {
+            let sum = sums.entry(*image).or_default();
+            *sum = (sum.0 + value, sum.1 + 1.0);
+        }
+        // By name, so that the draws do not depend on the order in which units ended.
+        let mut images: Vec<u32> = sums.keys().copied().collect();
+        images.sort_by_key(|i| self.names.name(*i));
+        let values: Vec<f64> = images.iter().map(|i| sums[i].0 / sums[i].1).collect();
+        bootstraps.with(&self.patients(&images), self.plan.seed, |b| b.interval(&values))
+    }
+
+    /// The interval of a metric of predictions: each resample's mean over folds and trainings.
+    fn prediction_interval(
+        &self,
+        model: &str,
+        metric: &MetricColumn,
+        bootstraps: &Bootstraps,
+    ) -> Result<Option<[f64; 2]>> {
+        let Some(model) = self.names.find(model) else { return Ok(None) };
+        let mut sets = Vec::new();
+        for ((m, ..), predictions) in &self.predictions {
+            if *m == model {
+                sets.push(Table::new(predictions, &self.plan.task, &self.names));
+            }
+        }
+        let Some(first) = sets.first() else { return Ok(None) };
+        let counts = bootstraps.counts(&self.patients(&first.images), self.plan.seed);
+        let Some(counts) = counts else { return Ok(None) };
+        let resample = |counts: &Vec<u16>| -> Result<Option<f64>> {
+            let mut values = Vec::new();
+            for set in &sets {
+                values.extend(
+                    metric.metric.predictions(&set.drawn(counts, &self.plan.task).view(&self.plan.task))?.value,
+                );
+            }
+            Ok((values.len() == sets.len()).then(|| mean(&values)))
+        };
+        let found: Vec<Option<f64>> = counts.par_iter().map(resample).collect::<Result<_>>()?;
+        // Draws without one of the classes have no value.
+        let mut found: Vec<f64> = found.into_iter().flatten().collect();
+        found.sort_unstable_by(f64::total_cmp);
+        let at = |share: f64| found[((found.len() - 1) as f64 * share).round() as usize];
+        Ok((found.len() > 1).then(|| [at(0.025), at(0.975)]))
+    }
+}
+
+/// Bootstraps by their patients: cells over the same images share one.
+#[derive(Default)]
+struct Bootstraps(std::sync::Mutex<HashMap<Vec<u32>, std::sync::Arc<Option<Bootstrap>>>>);
+
+impl Bootstraps {
+    fn get(&self, patients: &[u32], seed: u64) -> std::sync::Arc<Option<Bootstrap>> {
+        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seed = crate::seed::derive(seed, "bootstrap", &[]);
+        all.entry(patients.to_vec()).or_insert_with(|| std::sync::Arc::new(Bootstrap::new(patients, seed))).clone()
+    }
+
+    fn with<T>(&self, patients: &[u32], seed: u64, f: impl FnOnce(&Bootstrap) -> T) -> Option<T> {
+        self.get(patients, seed).as_ref().as_ref().map(f)
+    }
+
+    fn counts(&self, patients: &[u32], seed: u64) -> Option<Vec<Vec<u16>>> {
+        self.with(patients, seed, |b| b.counts().to_vec())
+    }
+}
+
+/// Predictions of one fold and training, by class and image.
+pub struct Table {
+    /// Numbers of the images, in the names' order.
+    pub images: Vec<u32>,
+    scores: Vec<Vec<f64>>,
+    labels: Vec<Vec<u8>>,
+}
+
+impl Table {
+    pub fn new(predictions: &[Prediction], task: &Task, names: &Names) -> Self {
+        let mut images: Vec<u32> = predictions.iter().map(|p| p.image).collect();
+        images.sort_unstable();
+        images.dedup();
+        images.sort_by_key(|i| names.name(*i));
+        let at: HashMap<u32, usize> = images.iter().enumerate().map(|(i, image)| (*image, i)).collect();
+        let classes: HashMap<u32, usize> =
+            task.classes.iter().enumerate().filter_map(|(i, c)| names.find(c).map(|n| (n, i))).collect();
+        let n = task.classes.len();
+        let (mut scores, mut labels) = (vec![vec![f64::NAN; images.len()]; n], vec![vec![0; images.len()]; n]);
+        for p in predictions {
+            if let (Some(&i), Some(&c)) = (at.get(&p.image), classes.get(&p.class)) {
+                scores[c][i] = p.score;
+                labels[c][i] = u8::from(p.label);
+            }
+        }
+        Table { images, scores, labels }
+    }
+
+    pub fn view<'a>(&'a self, task: &'a Task) -> Predictions<'a> {
+        Predictions { task, scores: &self.scores, labels: &self.labels }
+    }
+
+    fn drawn(&self, counts: &[u16], task: &Task) -> Table {
+        fn draw<T: Copy>(values: &[T], counts: &[u16]) -> Vec<T> {
+            values.iter().zip(counts).flat_map(|(v, n)| std::iter::repeat_n(*v, usize::from(*n))).collect()
+        }
+        let scored = task.scored();
+        let pick = |c: usize| scored.contains(&c);
+        Table {
+            images: vec![],
+            scores: self
+                .scores
+                .iter()
+                .enumerate()
+                .map(|(c, v)| if pick(c) { draw(v, counts) } else { vec![] })
+                .collect(),
+            labels: self
+                .labels
+                .iter()
+                .enumerate()
+                .map(|(c, v)| if pick(c) { draw(v, counts) } else { vec![] })
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics;
+
+    fn plan(folds: usize, shared: bool) -> Plan {
+        let column = |name: &str| {
+            let metric = metrics::find(name).unwrap();
+            MetricColumn { label: name.into(), metric, spec: metric.spec() }
+        };
+        Plan {
+            name: "t".into(),
+            title: "T".into(),
+            task: Task::default().resolve(vec![]).unwrap(),
+            seed: 0,
+            folds,
+            seeds: 1,
+            models: vec![("m".into(), shared)],
+            explainers: vec![("good".into(), vec![]), ("bad".into(), vec![])],
+            metrics: vec![column("auroc"), column("pixel-auprc")],
+            patients: HashMap::new(),
+            notes: vec![],
+        }
+    }
+
+    /// Rows of explainer, fold, image and score.
+    fn gather(plan: &Plan, rows: &[(&str, i32, &str, Score)]) -> Summary {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.parquet");
+        let mut names = Names::default();
+        let rows: Vec<Row> = rows
+            .iter()
+            .map(|(explainer, fold, image, score)| {
+                Row {
+                    image: names.number(image),
+                    model: names.number("m"),
+                    fold: *fold,
+                    seed: 0,
+                    explainer: names.number(explainer),
+                    output: names.number(""),
+                    metric: names.number(if explainer.is_empty() { "auroc" } else { "pixel-auprc" }),
+                    target: 1,
+                    value: None,
+                    status: Status::Ok,
+                    reason: 0,
+                }
+                .with(*score, &mut names)
+            })
+            .collect();
+        results::write_scores(&path, &names, &rows).unwrap();
+        let mut gather = Gather::new(plan);
+        gather.scores(&path, &|_, _| true).unwrap();
+        gather.finish(&[]).unwrap()
+    }
+
+    fn cell<'a>(summary: &'a Summary, explainer: &str) -> &'a State {
+        &summary.cells.iter().find(|c| c.explainer == explainer).unwrap().state
+    }
+
+    #[test]
+    fn a_method_does_not_gain_by_failing_and_chance_has_the_same_images() {
+        let failed = Score::failed("the map is not finite");
+        let none = Score::not_applicable("empty mask");
+        let constant = Score::of(0.1, crate::maps::Fault::Constant);
+        let summary = gather(
+            &plan(1, false),
+            &[
+                ("good", 0, "a", Score::ok(0.4)),
+                ("good", 0, "b", Score::ok(0.2)),
+                ("good", 0, "c", none),
+                ("bad", 0, "a", Score::ok(0.4)),
+                ("bad", 0, "b", failed),
+                ("bad", 0, "c", none),
+                ("chance", 0, "a", constant),
+                ("chance", 0, "b", constant),
+                ("chance", 0, "c", none),
+            ],
+        );
+        let State::Value { mean, images, failed, .. } = cell(&summary, "good") else { panic!() };
+        assert!((mean - 0.3).abs() < 1e-12 && *images == 2 && *failed == 0);
+        let State::Value { mean, images, failed, maps, .. } = cell(&summary, "bad") else { panic!() };
+        assert_eq!((*mean, *images, *failed, *maps), (0.2, 2, 1, 2));
+        let State::Value { mean, images, constant, .. } = cell(&summary, CHANCE) else { panic!() };
+        assert_eq!((*mean, *images, *constant), (0.1, 2, 2));
+    }
+
+    #[test]
+    fn shared_weights_have_no_spread_over_folds() {
+        let rows = [("good", 0, "a", Score::ok(0.4)), ("good", 1, "a", Score::ok(0.4)), ("", 0, "", Score::ok(0.7))];
+        let spread = |shared: bool| match cell(&gather(&plan(2, shared), &rows), "good") {
+            State::Value { fold_std, .. } => *fold_std,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((spread(true), spread(false)), (None, Some(0.0)));
+    }
+
+    #[test]
+    fn sets_and_absent_cells() {
+        let summary = gather(&plan(2, false), &[("", 0, "", Score::ok(0.7)), ("", 1, "", Score::ok(0.9))]);
+        let State::Value { mean, fold_std, .. } = &summary.cells[0].state else { panic!() };
+        assert!((mean - 0.8).abs() < 1e-12 && (fold_std.unwrap() - 0.02f64.sqrt()).abs() < 1e-12);
+        assert_eq!(*cell(&summary, "bad"), State::NotApplicable { reason: "nothing was computed".into() });
+    }
+}

@@ -1,0 +1,132 @@
+//! What a model is asked: which classes there are, how many of them an image may have, and which one is explained.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use tch::{Kind as Type, Tensor};
+
+/// How many classes an image has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// With the finding (class 1) or without (class 0): two outputs, softmax.
+    #[default]
+    Binary,
+    /// Exactly one of several: softmax.
+    MultiClass,
+    /// Any number of several, each by itself: sigmoid.
+    MultiLabel,
+}
+
+/// The `[task]` section of a spec.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Task {
+    pub kind: Kind,
+    /// The classes' names in the order of the model's outputs. Empty: `negative` and `positive`, or those of the source.
+    pub classes: Vec<String>,
+    /// `label` (the image's own class), `predicted` (the class that the model ranks first), or a class by name or number.
+    /// Empty: class 1 of a binary task, `label` of a multi-class one; a multi-label task must name one.
+    pub explain: String,
+    /// Explain `masked` images (those with a mask of the explained class), or `all` of the test set.
+    pub select: String,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Task { kind: Kind::Binary, classes: vec![], explain: String::new(), select: "masked".into() }
+    }
+}
+
+/// Which class of an image is explained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Explained {
+    Label,
+    Predicted,
+    Class(usize),
+}
+
+impl Task {
+    /// The task with its classes, where the source says them. Errors: a class that does not exist, fewer than two.
+    pub fn resolve(&self, source: Vec<String>) -> Result<Self> {
+        let mut task = self.clone();
+        if task.classes.is_empty() {
+            task.classes = match task.kind {
+                Kind::Binary => vec!["negative".into(), "positive".into()],
+                _ => source,
+            };
+        }
+        let n = task.classes.len();
+        if n < 2 || (task.kind == Kind::Binary && n != 2) {
+            let wanted = if task.kind == Kind::Binary { "two" } else { "at least two" };
+            return Err(Error::new(format!("the task has {n} classes, {wanted} expected (hint: task.classes)")));
+        }
+        if !["masked", "all"].contains(&task.select.as_str()) {
+            return Err(Error::new(format!("task.select = \"{}\": masked or all expected", task.select)));
+        }
+        task.explained()?;
+        Ok(task)
+    }
+
+    /// Which class is explained.
+    pub fn explained(&self) -> Result<Explained> {
+        let index = |name: &str| self.classes.iter().position(|c| c == name);
+        match (self.explain.as_str(), self.kind) {
+            ("", Kind::Binary) => Ok(Explained::Class(1)),
+            ("" | "label", Kind::MultiClass) | ("label", Kind::Binary) => Ok(Explained::Label),
+            ("" | "label", Kind::MultiLabel) => Err(Error::new(format!(
+                "task.explain: an image may have several labels, so one class is to be named (known: {}) or predicted",
+                self.classes.join(", ")
+            ))),
+            ("predicted", _) => Ok(Explained::Predicted),
+            (name, _) => {
+                let number = name.parse::<usize>().ok().filter(|n| *n < self.classes.len());
+                index(name).or(number).map(Explained::Class).ok_or_else(|| {
+                    let known = self.classes.join(", ");
+                    Error::new(format!("task.explain = \"{name}\": label, predicted or a class expected ({known})"))
+                })
+            }
+        }
+    }
+
+    /// The classes' scores [B, classes] of logits of that shape, float64 in [0, 1]: softmax, or sigmoid of a multi-label
+    /// task.
+    pub fn scores(&self, logits: &Tensor) -> Result<Tensor> {
+        let logits = logits.f_to_kind(Type::Double)?;
+        Ok(match self.kind {
+            Kind::MultiLabel => logits.f_sigmoid()?,
+            _ => logits.f_softmax(-1, Type::Double)?,
+        })
+    }
+
+    /// The classes that classification metrics are averaged over: class 1 of a binary task, else all.
+    pub fn scored(&self) -> Vec<usize> {
+        if self.kind == Kind::Binary { vec![1] } else { (0..self.classes.len()).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(kind: Kind, explain: &str, wanted: Result<Explained, &str>) {
+        let task = Task { kind, explain: explain.into(), ..Task::default() };
+        let names = ["cat", "dog", "bird"].map(String::from).to_vec();
+        match (task.resolve(names).and_then(|t| t.explained()), wanted) {
+            (Ok(found), Ok(wanted)) => assert_eq!(found, wanted),
+            (Err(e), Err(part)) => assert!(e.to_string().contains(part), "{e}"),
+            (found, wanted) => panic!("{found:?} {wanted:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_explained() {
+        check(Kind::Binary, "", Ok(Explained::Class(1)));
+        check(Kind::Binary, "negative", Ok(Explained::Class(0)));
+        check(Kind::MultiClass, "", Ok(Explained::Label));
+        check(Kind::MultiClass, "dog", Ok(Explained::Class(1)));
+        check(Kind::MultiLabel, "2", Ok(Explained::Class(2)));
+        check(Kind::MultiLabel, "predicted", Ok(Explained::Predicted));
+        check(Kind::MultiLabel, "", Err("one class is to be named (known: cat, dog, bird)"));
+        check(Kind::MultiClass, "cow", Err("task.explain = \"cow\": label, predicted or a class expected"));
+    }
+}

@@ -1,0 +1,107 @@
+//! The summary of a large run: 400 images, 40 metrics, 3 models, 5 folds and 8 to 64 explainers (14.4 million rows at 60),
+//! from the tables of its units to all cells with their intervals. Time must be linear in the explainers.
+
+use lightbox_core::metrics::{self, Score, Status};
+use lightbox_core::results::{self, Names, Row};
+use lightbox_core::summary::{Gather, MetricColumn, Plan};
+use lightbox_core::task::Task;
+use std::time::Instant;
+
+const IMAGES: usize = 400;
+const METRICS: usize = 40;
+const MODELS: usize = 3;
+const FOLDS: usize = 5;
+
+/// The most memory that this process has held, MiB.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or_default().to_string();
+    line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0) >> 10
+}
+
+fn measure(explainers: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let folder = std::env::temp_dir().join(format!("lightbox-summary-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let mut files = Vec::new();
+    for model in 0..MODELS {
+        for fold in 0..FOLDS {
+            let mut names = Names::default();
+            let mut rows = Vec::with_capacity(IMAGES * explainers * METRICS);
+            for e in 0..explainers {
+                for m in 0..METRICS {
+                    for i in 0..IMAGES {
+                        let row = Row {
+                            image: names.number(&format!("image-{i:04}.mha")),
+                            model: names.number(&format!("model {model}")),
+                            fold: fold as i32,
+                            seed: 0,
+                            explainer: names.number(&format!("explainer {e}")),
+                            output: names.number(""),
+                            metric: names.number(&format!("metric {m}")),
+                            target: 1,
+                            value: None,
+                            status: Status::Ok,
+                            reason: 0,
+                        };
+                        let value = ((i * 7919 + e * 31 + m * 17 + fold) % 1009) as f64 / 1009.0;
+                        rows.push(row.with(Score::ok(value), &mut names));
+                    }
+                }
+            }
+            let file = folder.join(format!("{model}-{fold}.parquet"));
+            results::write_scores(&file, &names, &rows)?;
+            files.push(file);
+        }
+    }
+    let metric = metrics::find("pixel-auprc")?;
+    let plan = Plan {
+        name: "large".into(),
+        title: "large".into(),
+        task: Task::default().resolve(vec![])?,
+        seed: 0,
+        folds: FOLDS,
+        seeds: 1,
+        models: (0..MODELS).map(|m| (format!("model {m}"), false)).collect(),
+        explainers: (0..explainers).map(|e| (format!("explainer {e}"), vec![])).collect(),
+        metrics: (0..METRICS)
+            .map(|m| MetricColumn { label: format!("metric {m}"), metric, spec: metric.spec() })
+            .collect(),
+        patients: Default::default(),
+        notes: vec![],
+    };
+    let started = Instant::now();
+    let mut gather = Gather::new(&plan);
+    for file in &files {
+        gather.scores(file, &|_, _| true)?;
+    }
+    let read = started.elapsed().as_secs_f64();
+    let summary = gather.finish(&[])?;
+    let all = started.elapsed().as_secs_f64();
+    let rows = IMAGES * explainers * METRICS * MODELS * FOLDS;
+    let cells = summary.cells.len();
+    println!(
+        "{explainers:3} explainers  {:5.1} million rows  {cells:5} cells  read {read:5.2} s  all {all:5.2} s  peak {} MiB",
+        rows as f64 / 1e6,
+        peak()
+    );
+    std::fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Cargo passes --bench.
+    let only: Option<usize> = std::env::args().skip(1).find_map(|a| a.parse().ok());
+    match only {
+        Some(n) => measure(n),
+        // A process each, so that the peak is its own.
+        None => {
+            for n in [8, 16, 32, 60, 64] {
+                let status = std::process::Command::new(std::env::current_exe()?).arg(n.to_string()).status()?;
+                if !status.success() {
+                    return Err(format!("{n} explainers: {status}").into());
+                }
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What an explainer holds when it asks for the model: a model that stands before the real one. It shows the host that the
+//! explainer is alive, ends it when the user wants to stop, counts the runs, and brings arrays to the model's device and
+//! back for an explainer that reads CPU memory only.
+
+use lightbox_sdk::spec::{LoadReport, ModelSpec};
+use lightbox_sdk::tch::Device;
+use lightbox_sdk::{
+    Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Patch, Request, Response, Result, Seed, Start,
+};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Who looks after plugins' calls: a worker's supervisor, or a user at a terminal.
+pub trait Watch: Send + Sync {
+    /// A plugin has called: it is alive.
+    fn alive(&self);
+
+    fn log(&self, line: &str);
+
+    /// `done` of `of` steps of the call that runs.
+    fn progress(&self, done: u64, of: u64);
+
+    fn cancelled(&self) -> bool {
+        crate::signals::interrupted()
+    }
+}
+
+/// The watch of a command at a terminal: lines go to stderr.
+pub struct Terminal;
+
+impl Watch for Terminal {
+    fn alive(&self) {}
+
+    fn log(&self, line: &str) {
+        eprintln!("{line}");
+    }
+
+    fn progress(&self, _: u64, _: u64) {}
+}
+
+/// A watch as the host of a plugin's call, and the batches of a fit where there is one.
+pub struct Calls<'a> {
+    pub watch: &'a dyn Watch,
+    pub fit: Option<&'a dyn Fn(bool) -> Result<Option<FitBatch>>>,
+}
+
+impl Host for Calls<'_> {
+    fn cancelled(&self) -> bool {
+        self.watch.alive();
+        self.watch.cancelled()
+    }
+
+    fn log(&self, line: &str) {
+        self.watch.alive();
+        self.watch.log(line);
+    }
+
+    fn progress(&self, done: u64, of: u64) {
+        self.watch.alive();
+        self.watch.progress(done, of);
+    }
+
+    fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {
+        self.watch.alive();
+        match self.fit {
+            Some(next) => next(rewind),
+            None => Err(Error::unsupported("this call has no batches to fit on")),
+        }
+    }
+}
+
+/// A model that is shared by the engine and its explainers' proxies, on one thread at a time.
+pub type Shared = Arc<Mutex<ModelHandle>>;
+
+struct Proxy {
+    model: Shared,
+    spec: ModelSpec,
+    watch: Arc<dyn Watch>,
+    /// Where the model is, if the caller's arrays are not to be there.
+    foreign: Option<Device>,
+    runs: Arc<AtomicU64>,
+}
+
+/// A handle for an explainer. `foreign`: the model's device, for an explainer that reads CPU memory only; `runs` counts.
+pub fn handle(
+    model: &Shared,
+    spec: &ModelSpec,
+    watch: &Arc<dyn Watch>,
+    foreign: Option<Device>,
+    runs: &Arc<AtomicU64>,
+) -> ModelHandle {
+    let (model, watch, runs) = (model.clone(), watch.clone(), runs.clone());
+    let proxy = Proxy { model, spec: spec.clone(), watch, foreign, runs };
+    ModelHandle::of(&spec.name, Box::new(proxy))
+}
+
+fn moved(array: &Array, device: Device) -> Result<Array> {
+    Array::from_tensor(&array.share_tensor()?.f_to_device(device)?)
+}
+
+impl Proxy {
+    fn check(&self) -> Result<()> {
+        self.watch.alive();
+        if self.watch.cancelled() { Err(Error::new(ErrorKind::Cancelled, "cancelled")) } else { Ok(()) }
+    }
+
+    fn outwards(&self, request: &Request, device: Device) -> Result<Request> {
+        let to = |a: &Array| moved(a, device);
+        let optional = |a: &Option<Array>| a.as_ref().map(to).transpose();
+        let patch =
+            |p: &Patch| Ok(Patch { site: p.site.clone(), scale: optional(&p.scale)?, shift: optional(&p.shift)? });
+        let seed = |s: &Seed| {
+            Ok(match s {
+                Seed::Class(targets) => Seed::Class(targets.clone()),
+                Seed::Site(site, tensor) => Seed::Site(site.clone(), to(tensor)?),
+            })
+        };
+        let start = |s: &Start| Ok::<_, Error>(Start { site: s.site.clone(), value: to(&s.value)? });
+        Ok(Request {
+            images: to(&request.images)?,
+            start: request.start.as_ref().map(start).transpose()?,
+            patches: request.patches.iter().map(patch).collect::<Result<_>>()?,
+            seeds: request
+                .seeds
+                .iter()
+                .map(|set| set.iter().map(seed).collect::<Result<Vec<_>>>())
+                .collect::<Result<_>>()?,
+            ..request.clone()
+        })
+    }
+}
+
+impl Model for Proxy {
+    fn spec(&self) -> ModelSpec {
+        self.spec.clone()
+    }
+
+    fn run(&self, request: &Request) -> Result<Response> {
+        self.check()?;
+        self.runs.fetch_add(request.batch() as u64, Ordering::Relaxed);
+        let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(device) = self.foreign else { return model.run(request) };
+        let response = model.run(&self.outwards(request, device)?)?;
+        let back = |(name, array): (String, Array)| Ok((name, array.to_cpu()?));
+        Ok(Response {
+            logits: response.logits.to_cpu()?,
+            values: response.values.into_iter().map(back).collect::<Result<_>>()?,
+            grads: response
+                .grads
+                .into_iter()
+                .map(|set| set.into_iter().map(back).collect::<Result<_>>())
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    fn parameters(&self) -> Result<Named> {
+        self.check()?;
+        let named = self.model.lock().unwrap_or_else(PoisonError::into_inner).parameters()?;
+        // Copies: an explainer that writes to them does not change the model.
+        let copy = |a: Array| match self.foreign {
+            None => crate::engine::own(&a),
+            Some(_) => a.to_cpu(),
+        };
+        named.into_iter().map(|(name, a)| Ok((name, copy(a)?))).collect()
+    }
+
+    fn load(&mut self, _: Named) -> Result<LoadReport> {
+        Err(Error::unsupported("an explainer cannot load weights into the model; fork_with makes a copy"))
+    }
+
+    fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
+        self.check()?;
+        let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(&edits)?;
+        Ok(Box::new(Proxy {
+            model: Arc::new(Mutex::new(fork)),
+            spec: self.spec.clone(),
+            watch: self.watch.clone(),
+            foreign: self.foreign,
+            runs: self.runs.clone(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_sdk::spec::InputSpec;
+    use std::sync::atomic::AtomicBool;
+
+    struct Plain;
+
+    impl Model for Plain {
+        fn spec(&self) -> ModelSpec {
+            ModelSpec::new("plain", InputSpec::imagenet(2), 2)
+        }
+        fn run(&self, request: &Request) -> Result<Response> {
+            let logits = Array::from_vec(&[request.batch(), 2], vec![0f32; request.batch() * 2])?;
+            Ok(Response { logits, values: Default::default(), grads: vec![] })
+        }
+        fn parameters(&self) -> Result<Named> {
+            Ok(vec![])
+        }
+        fn load(&mut self, _: Named) -> Result<LoadReport> {
+            Ok(LoadReport::default())
+        }
+        fn fork_with(&self, _: Named) -> Result<Box<dyn Model>> {
+            Ok(Box::new(Plain))
+        }
+    }
+
+    #[derive(Default)]
+    struct Counter {
+        alive: AtomicU64,
+        cancelled: AtomicBool,
+    }
+
+    impl Watch for Counter {
+        fn alive(&self) {
+            self.alive.fetch_add(1, Ordering::Relaxed);
+        }
+        fn log(&self, _: &str) {}
+        fn progress(&self, _: u64, _: u64) {}
+        fn cancelled(&self) -> bool {
+            self.cancelled.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_run_is_a_sign_of_life_is_counted_and_ends_when_cancelled() {
+        let model: Shared = Arc::new(Mutex::new(ModelHandle::of("plain", Box::new(Plain))));
+        let watch = Arc::new(Counter::default());
+        let (runs, dyn_watch) = (Arc::new(AtomicU64::new(0)), watch.clone() as Arc<dyn Watch>);
+        // A device makes it copy, as for an explainer that reads CPU memory only.
+        let proxy = handle(&model, &Plain.spec(), &dyn_watch, Some(Device::Cpu), &runs);
+        let request = Request::forward(Array::from_vec(&[3, 3, 2, 2], vec![0f32; 36]).unwrap());
+        assert_eq!(proxy.run(&request).unwrap().logits.shape(), [3, 2]);
+        assert_eq!((runs.load(Ordering::Relaxed), watch.alive.load(Ordering::Relaxed)), (3, 1));
+        let fork = proxy.fork_with(&vec![]).unwrap();
+        watch.cancelled.store(true, Ordering::Relaxed);
+        assert_eq!(fork.run(&request).unwrap_err().kind, ErrorKind::Cancelled);
+    }
+}

@@ -1,0 +1,136 @@
+//! Units: the pieces of work of a run, the least that is repeated when it continues. Each says what it needs.
+
+use super::spec::file_name;
+use serde::{Deserialize, Serialize};
+
+/// A piece of work.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "unit", rename_all = "kebab-case")]
+pub enum Unit {
+    /// Ask every explainer for its plan on a model.
+    Survey {
+        model: String,
+        explainers: Vec<String>,
+    },
+    /// Decode and resize all images to this side.
+    Prepare {
+        side: usize,
+    },
+    Train {
+        model: String,
+        fold: usize,
+        seed: usize,
+        side: usize,
+    },
+    /// Let an explainer see the training set.
+    Fit {
+        model: String,
+        fold: usize,
+        seed: usize,
+        side: usize,
+        explainer: String,
+    },
+    /// Classify (with `predict`), explain and score one block of the test images.
+    Explain {
+        model: String,
+        fold: usize,
+        seed: usize,
+        side: usize,
+        block: usize,
+        explainers: Vec<String>,
+        predict: bool,
+    },
+    /// Score stored maps of a block by metrics that they have not been scored by.
+    Score {
+        model: String,
+        fold: usize,
+        seed: usize,
+        side: usize,
+        block: usize,
+        explainers: Vec<String>,
+        metrics: Vec<String>,
+    },
+    /// Bring together what the blocks of a model, fold and training gave: metrics of predictions and pooled ones.
+    Reduce {
+        model: String,
+        fold: usize,
+        seed: usize,
+    },
+}
+
+/// A model in a fold and training, as part of names.
+pub fn training(model: &str, fold: usize, seed: usize) -> String {
+    let seed = if seed > 0 { format!("-seed{seed}") } else { String::new() };
+    format!("{}-fold{fold}{seed}", file_name(model))
+}
+
+impl Unit {
+    /// Names the unit in events and files. Two units of a run may have one key when they do different parts of a block.
+    pub fn key(&self) -> String {
+        match self {
+            Unit::Survey { model, .. } => format!("{}-survey", file_name(model)),
+            Unit::Prepare { side } => format!("prepare-{side}"),
+            Unit::Train { model, fold, seed, .. } => format!("{}-train", training(model, *fold, *seed)),
+            Unit::Fit { model, fold, seed, explainer, .. } => {
+                format!("{}-fit-{}", training(model, *fold, *seed), file_name(explainer))
+            }
+            Unit::Explain { model, fold, seed, block, .. } => {
+                format!("{}-block{block:04}", training(model, *fold, *seed))
+            }
+            Unit::Score { model, fold, seed, block, .. } => {
+                format!("{}-block{block:04}-score", training(model, *fold, *seed))
+            }
+            Unit::Reduce { model, fold, seed } => format!("{}-reduce", training(model, *fold, *seed)),
+        }
+    }
+
+    pub fn model(&self) -> Option<&str> {
+        match self {
+            Unit::Prepare { .. } => None,
+            Unit::Survey { model, .. }
+            | Unit::Train { model, .. }
+            | Unit::Fit { model, .. }
+            | Unit::Explain { model, .. }
+            | Unit::Score { model, .. }
+            | Unit::Reduce { model, .. } => Some(model),
+        }
+    }
+
+    /// Model, fold and training: a worker keeps what it has opened for them.
+    pub fn place(&self) -> Option<(&str, usize, usize)> {
+        match self {
+            Unit::Survey { .. } | Unit::Prepare { .. } => None,
+            Unit::Train { model, fold, seed, .. }
+            | Unit::Fit { model, fold, seed, .. }
+            | Unit::Explain { model, fold, seed, .. }
+            | Unit::Score { model, fold, seed, .. }
+            | Unit::Reduce { model, fold, seed } => Some((model, *fold, *seed)),
+        }
+    }
+
+    fn side(&self) -> Option<usize> {
+        match self {
+            Unit::Train { side, .. }
+            | Unit::Fit { side, .. }
+            | Unit::Explain { side, .. }
+            | Unit::Score { side, .. } => Some(*side),
+            _ => None,
+        }
+    }
+
+    /// Whether this unit can only run after `other`.
+    pub fn needs(&self, other: &Unit) -> bool {
+        let same = self.place().is_some() && self.place() == other.place();
+        match (self, other) {
+            (_, Unit::Prepare { side }) => self.side() == Some(*side),
+            (Unit::Fit { .. }, Unit::Train { .. }) => same,
+            (Unit::Explain { .. }, Unit::Train { .. }) => same,
+            (Unit::Score { .. }, Unit::Train { .. }) => same,
+            (Unit::Explain { explainers, .. }, Unit::Fit { explainer, .. }) => same && explainers.contains(explainer),
+            // A metric may ask the explainer again.
+            (Unit::Score { explainers, .. }, Unit::Fit { explainer, .. }) => same && explainers.contains(explainer),
+            (Unit::Reduce { .. }, Unit::Explain { .. } | Unit::Score { .. }) => same,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The hard kinds of method, written against the public SDK alone (`tests/hard`): fit, rules, beginning at a site, several
+//! maps.
+
+use lightbox::engine::{self, Engine, ExplainerChoice};
+use lightbox_core::checkpoint;
+use lightbox_sdk::spec::ModelOptions;
+use lightbox_tests::{built, relative, small_spec, succeed, unit, values};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// The map of an explainer of `tests/hard` on two made images, and how many images it ran the model on beyond the shared run.
+fn map(plugin: &str, model: &str, size: i64, choice: &str) -> (Tensor, u64) {
+    let mut options = ModelOptions { classes: 2, seed: 7, ..ModelOptions::default() };
+    options.params.insert("size".into(), size.into());
+    let file = built(&format!("plugins/liblightbox_{plugin}.so"));
+    let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
+    let mut engine = Engine::new(model, tch::Device::Cpu, 0, engine::terminal()).unwrap();
+    let hard = built("test-plugins/hard/liblightbox_hard.so");
+    engine.prepare(&hard, &ExplainerChoice::parse(choice).unwrap()).unwrap();
+    let values: Vec<f32> =
+        unit("hard", (2 * 3 * size * size) as usize).iter().map(|u| (2.0 * u - 1.0) as f32).collect();
+    let images = Tensor::from_slice(&values).reshape([2, 3, size, size]);
+    let mut batch = engine.run(&images, &[1, 0], &[1, 2], &[0], &mut |_| {}).unwrap();
+    let outputs = batch.maps.remove(0).1.unwrap();
+    (outputs.maps, engine.runs(0))
+}
+
+#[test]
+fn ablation_from_a_site_is_ablation_of_the_whole_model() {
+    // densenet121 begins at the layer, DeiT at the block before it.
+    for (plugin, model, size, channels) in
+        [("densenet", "densenet121", 64, 1024), ("densenet", "densenet-small", 64, 69), ("deit", "deit-mini", 64, 64)]
+    {
+        let (found, runs) = map(plugin, model, size, "hard-ablation");
+        assert!(runs >= 2 * channels as u64, "{model}: {runs}");
+        // The whole model a thousand times is for the small ones.
+        if model != "densenet121" {
+            let (whole, _) = map(plugin, model, size, "hard-ablation:whole=true");
+            let error = relative(&found, &whole);
+            assert!(error < 1e-3, "{model}: {error}");
+        }
+        assert!(found.abs().max().double_value(&[]) > 0.0, "{model}");
+        let (other, _) = map(plugin, model, size, "hard-ablation:batch=7");
+        assert!(relative(&other, &found) < 1e-3, "{model}");
+    }
+}
+
+#[test]
+fn guided_gradients_are_nowhere_those_of_the_plain_rule() {
+    let (guided, _) = map("densenet", "densenet-small", 64, "hard-guided");
+    assert_eq!(guided.size(), [2, 1, 64, 64]);
+    assert!(guided.isfinite().all().int64_value(&[]) == 1 && guided.max().double_value(&[]) > 0.0);
+}
+
+#[test]
+fn a_run_with_all_four() {
+    let folder = tempfile::tempdir().unwrap();
+    let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n\
+        [[explainers]]\nname = \"hard-concept\"\n[[explainers]]\nname = \"hard-guided\"\n\
+        [[explainers]]\nname = \"hard-ablation\"\n[[explainers]]\nname = \"hard-heads\"\nlabel = \"heads\"\n\
+        [[explainers]]\nname = \"hard-heads\"\nlabel = \"one\"\nmaps = [\"head 2\"]\n\
+        [[explainers]]\nname = \"attention\"\nparams = { fusion = \"index\", head = 2 }\n";
+    let spec = small_spec(folder.path(), extra);
+    let plugins = built("test-plugins/hard").to_string_lossy().into_owned();
+    let run = || succeed(&["run", &spec.to_string_lossy(), "--plugins", &plugins]);
+    let table = run();
+    for part in [
+        "heads head 0",
+        "heads head 3",
+        "one head 2",
+        "densenet-small x heads: not applicable: densenet-small has no attention",
+        "deit-mini x hard-guided: not applicable: deit-mini has no rule relu:guided",
+        "deit-mini x hard-concept: not applicable: deit-mini has no feature map",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert!(!table.contains("one head 0"), "{table}");
+    // Each map has its own scores, and a head's are those of the attention explainer's.
+    let out = folder.path().join("out");
+    let all = values(&out);
+    let of = |explainer: &str| -> Vec<f64> {
+        let mine = all.iter().filter(|(k, _)| k.0 == "deit-mini" && k.3 == explainer && k.4 == "pixel-auprc");
+        mine.filter_map(|(_, v)| *v).collect()
+    };
+    assert_eq!(of("heads.head 2").len(), 6);
+    assert_eq!(of("heads.head 2"), of("attention"));
+    assert_ne!(of("heads.head 1"), of("attention"));
+    // What was learned is a file of the run, and the training set is what it was learned from.
+    let fits: Vec<_> = std::fs::read_dir(out.join("fits")).unwrap().flatten().map(|e| e.path()).collect();
+    assert_eq!(fits.len(), 1);
+    let learned = checkpoint::read(&fits[0]).unwrap();
+    let images = learned.iter().find(|(n, _)| n == "images").map(|(_, t)| Vec::<f64>::try_from(t).unwrap()).unwrap();
+    let train = std::fs::read_to_string(out.join("splits/train_fold0.csv")).unwrap();
+    let count = |label: &str| train.lines().skip(1).filter(|l| l.split(',').nth(1) == Some(label)).count() as f64;
+    assert_eq!(images, [count("0"), count("1")]);
+    let direction = learned.iter().find(|(n, _)| n == "direction").map(|(_, t)| t.norm().double_value(&[])).unwrap();
+    assert!((direction - 1.0).abs() < 1e-5);
+    // Again: nothing is learned or computed anew.
+    assert_eq!(run(), table);
+    assert!(Path::new(&fits[0]).is_file());
+}
+
+#[test]
+fn the_hard_ones_pass_their_check() {
+    let file = built("test-plugins/hard/liblightbox_hard.so").to_string_lossy().into_owned();
+    for model in ["densenet-small", "deit-mini"] {
+        let out = succeed(&["check", &file, "--model", model, "--param", "batch=32", "--only", "hard-ablation"]);
+        assert!(out.contains(" 0 fail, 0 crash"), "{out}");
+        let rest = ["--only", "hard-concept", "--only", "hard-guided", "--only", "hard-heads"];
+        let out = succeed(&[&["check", &file, "--model", model], &rest[..]].concat());
+        assert!(out.contains(" 0 fail, 0 crash"), "{out}");
+    }
+}
+
+/// The two rules against their equations, by hand on one layer.
+#[test]
+fn rules_are_their_equations() {
+    use lightbox_sdk::prelude::*;
+    use lightbox_sdk::tape::{Tape, relu};
+    let x = Tensor::from_slice(&[-1.0f32, 2.0, 3.0, -4.0]).reshape([1, 1, 1, 4]);
+    let back = Tensor::from_slice(&[5.0f32, -6.0, 7.0, 8.0]).reshape([1, 1, 1, 4]);
+    let gradient = |rule: &str| -> Vec<f32> {
+        let targets = Array::from_vec(&[1], vec![0i64]).unwrap();
+        let request = Request::explain(Array::from_tensor(&x).unwrap(), targets, &[], &["input".to_string()]);
+        let rules = if rule.is_empty() { vec![] } else { vec![rule.to_string()] };
+        let request = Request { rules, ..request };
+        let response = Tape::run(&request, |tape, images| {
+            let images = tape.site("input", images)?;
+            let y = relu(&Some(tape), &images)?;
+            Ok(y.f_mul(&back)?.f_sum_dim_intlist([1i64, 2, 3].as_slice(), false, Kind::Float)?.f_reshape([1, 1])?)
+        });
+        response.unwrap().grads[0]["input"].to_vec::<f32>().unwrap()
+    };
+    assert_eq!(gradient(""), [0.0, -6.0, 7.0, 0.0]);
+    assert_eq!(gradient("relu:guided"), [0.0, 0.0, 7.0, 0.0]);
+    assert_eq!(gradient("relu:deconv"), [5.0, 0.0, 7.0, 8.0]);
+}
