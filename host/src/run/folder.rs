@@ -264,6 +264,20 @@ impl Folder {
         write_json(&self.0.join("cells.json"), cells)
     }
 
+    /// Takes away what units left that were ended before they wrote their records. For whoever holds the folder's lock.
+    pub fn drop_unrecorded(&self) -> Result<()> {
+        let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(()) };
+        for path in entries.flatten().map(|e| e.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let kinds = ["scores.parquet", "predictions.parquet", "maps.safetensors", "states.safetensors"];
+            let stem = kinds.iter().find_map(|kind| name.strip_suffix(&format!(".{kind}")));
+            if stem.is_some_and(|stem| !self.unit(stem, "json").is_file()) {
+                std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The records of all units, by the stem of their files.
     pub fn records(&self) -> Result<BTreeMap<String, Record>> {
         let mut all = BTreeMap::new();
@@ -361,6 +375,22 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_no_record_goes_and_the_rest_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder(place.path().to_path_buf());
+        std::fs::create_dir(place.path().join("units")).unwrap();
+        for (stem, kind) in
+            [("a", "json"), ("a", "scores.parquet"), ("b.2", "scores.parquet"), ("b.2", "maps.safetensors")]
+        {
+            std::fs::write(folder.unit(stem, kind), "x").unwrap();
+        }
+        folder.drop_unrecorded().unwrap();
+        let left = |stem, kind| folder.unit(stem, kind).is_file();
+        assert!(left("a", "json") && left("a", "scores.parquet"));
+        assert!(!left("b.2", "scores.parquet") && !left("b.2", "maps.safetensors"));
+    }
 
     #[test]
     fn changed_content_is_noticed_and_a_touched_file_is_not() {

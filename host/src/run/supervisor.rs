@@ -85,6 +85,9 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let sides = check_plugins(&spec, registry)?;
     std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
     let _lock = lock(&folder)?;
+    if folder.environment().is_file() {
+        folder.drop_unrecorded()?;
+    }
     // All that can be wrong with the data is said before the folder is taken.
     let notes = notes(source.as_ref());
     let splits = folder.0.join("splits");
