@@ -1,8 +1,8 @@
 //! `lightbox data make` and `lightbox data inspect`.
 
 use crate::error::{Error, Result};
+use crate::run::settle::notes;
 use crate::run::spec::RunSpec;
-use crate::run::supervisor::notes;
 use clap::{Args, Subcommand};
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::{self, DataSpec, Truth, image, mha};

@@ -3,10 +3,12 @@
 //! ```text
 //! lightbox run SPEC.toml
 //!   supervisor    resolves the spec, plans the units that are not done, keeps workers busy, survives them
+//!     settle      checks models, plugins and files, takes the folder or finds it to be of the same run
 //!     plan        what is wanted, what is there: units
 //!     scheduler   which unit is next
 //!     executor    where workers come from
-//!     worker      executes units: survey, prepare, train, fit, explain, score, reduce
+//!     worker      executes units: survey, prepare; train, fit, explain, score (and reduce) each in its file
+//!       scoring   how a batch's maps become rows
 //!   reporter      draws the events: terminal, plain lines, or JSON lines
 //!   summary       gathers the units' tables into one summary and writes its forms
 //! ```
@@ -17,10 +19,14 @@
 pub mod events;
 pub mod executor;
 mod explain;
+mod fit;
 pub mod folder;
 pub mod plan;
 pub mod reporter;
 pub mod scheduler;
+mod score;
+mod scoring;
+pub mod settle;
 pub mod spec;
 pub mod summary;
 pub mod supervisor;

@@ -256,7 +256,7 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
             bare = Picture::new(side * factor, side * factor, [235; 3]);
         }
         let blocks: Vec<usize> = (0..ids.blocks())
-            .filter(|&b| super::explain::plan_block(&split.test, spec.block, b).iter().any(|i| chosen.contains(i)))
+            .filter(|&b| super::scoring::block_of(&split.test, spec.block, b).iter().any(|i| chosen.contains(i)))
             .collect();
         let running = plan.running(model)?;
         let any = !running.is_empty();

@@ -1,0 +1,92 @@
+//! An explainer sees the training set; what it hands back is stored under its identity.
+
+use super::events::{Event, FailureKind};
+use super::scoring::failed;
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine;
+use crate::error::{Error, Exit, Result};
+use lightbox_core::checkpoint::{self, State};
+use lightbox_core::task::Explained;
+use lightbox_sdk::{Array, FitBatch, Request};
+use std::cell::RefCell;
+
+impl Worker {
+    /// Lets an explainer see the training set, and stores what it hands back.
+    pub fn fit(&mut self, unit: &Unit) -> Result<usize> {
+        let Unit::Fit { model: label, fold, seed, explainer, .. } = unit else {
+            return Err(Error::new(Exit::Other, "no unit of a fit"));
+        };
+        let (fold, seed) = (*fold, *seed);
+        let (source, split, spec) = (self.source()?, self.split()?, self.spec.clone());
+        let samples = source.samples();
+        self.open_engine(label, fold, seed, std::slice::from_ref(explainer))?;
+        let (store, identities, voice) = (self.store_of(label)?, self.identities()?, self.voice.clone());
+        let engine = self.opened()?;
+        let Some(needs) = engine.explainers.first().and_then(|e| e.fit().cloned()) else {
+            return Err(Error::plugin(format!("explainer {explainer} did not ask for a fit")));
+        };
+        let explained = spec.task.explained()?;
+        let target = if let Explained::Class(class) = explained { Some(class as i64) } else { None };
+        let train = &split.folds[fold].train;
+        let train = &train[..if needs.images == 0 { train.len() } else { needs.images.min(train.len()) }];
+        let (classes, side, at) = (engine.spec.classes, engine.spec.input.height, RefCell::new(0));
+        let key = unit.key();
+        let next = |rewind: bool| -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error> {
+            let other = |e: &dyn std::fmt::Display| lightbox_sdk::Error::invalid(e.to_string());
+            let mut at = at.borrow_mut();
+            if rewind {
+                *at = 0;
+            }
+            let indices = &train[*at..(*at + spec.batch_size).min(train.len())];
+            if indices.is_empty() {
+                return Ok(None);
+            }
+            *at += indices.len();
+            voice.say(Event::Progress { unit: key.clone(), done: *at, of: train.len() });
+            let images = Array::from_tensor(&store.batch(indices).map_err(|e| other(&e))?)?;
+            let response =
+                engine.request(&Request { values: needs.values.clone(), ..Request::forward(images.clone()) });
+            let response = response.map_err(|e| other(&e))?;
+            let n = indices.len();
+            let label = |i: &usize, c: usize| f32::from(u8::from(samples[*i].has(c)));
+            let labels = indices.iter().flat_map(|i| (0..classes).map(move |c| label(i, c))).collect();
+            let mut masks = Vec::with_capacity(n * side * side);
+            for &i in indices {
+                let class = target.map_or_else(|| samples[i].stratum(), |t| t as usize);
+                masks.extend(store.mask(i, samples[i].mask_bit(class)).unwrap_or_else(|| vec![0; side * side]));
+            }
+            let cpu_only = engine.explainers.first().is_some_and(|e| e.spec.cpu_only);
+            let place = |a: &Array| if cpu_only { a.to_cpu() } else { Ok(a.clone()) };
+            let values = response.values.iter().map(|(name, a)| Ok((name.clone(), place(a)?)));
+            Ok(Some(FitBatch {
+                images: place(&images)?,
+                labels: Array::from_vec(&[n, classes], labels)?,
+                masks: Array::from_vec(&[n, side, side], masks)?,
+                known: Array::from_vec(&[n], indices.iter().map(|&i| store.known(i)).collect::<Vec<bool>>())?,
+                ids: indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect(),
+                values: values.collect::<std::result::Result<_, lightbox_sdk::Error>>()?,
+                logits: place(&response.logits)?,
+            }))
+        };
+        let (model, name) = (label.clone(), explainer.clone());
+        voice.say(Event::CellStarted { unit: key.clone(), model, explainer: name });
+        let fitted = engine.fit(0, target, fold as u64, seed as u64, &next);
+        voice.say(Event::CellLeft { unit: key.clone() });
+        let fitted = match fitted {
+            Ok(fitted) => fitted,
+            Err(e) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, e.message)),
+            Err(e) => {
+                voice.say(failed(label, explainer, FailureKind::Error, e.message));
+                return Ok(0);
+            }
+        };
+        let mut state: State = Vec::new();
+        for (name, array) in &fitted {
+            state.push((name.clone(), array.share_tensor()?));
+        }
+        let id = identities.fit(label, fold, seed, explainer)?;
+        checkpoint::write(&self.folder.fit(label, fold, seed, explainer, &id), &state)?;
+        Ok(train.len())
+    }
+}

@@ -1,0 +1,204 @@
+//! What needs no new maps: stored maps of a block scored by further metrics, and the blocks of a fold brought together.
+
+use super::events::{Event, FailureKind};
+use super::explain::Made;
+use super::folder::{CellRecord, Record, read_json};
+use super::plan::{self, Index, Plan, is_set};
+use super::scoring::{Cell, CellBench, Rows, Scene, block_of, failed, is_explained, keep_states, score, target};
+use super::spec::MetricChoice;
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine;
+use crate::error::{Error, Exit, Result};
+use lightbox_core::checkpoint::{self, State};
+use lightbox_core::metrics::{self, Evaluation};
+use lightbox_core::results::{self, Names};
+use lightbox_core::summary::{CHANCE, Table};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+impl Worker {
+    /// Scores the stored maps of a block by further metrics.
+    pub fn score(&mut self, unit: &Unit, stem: &str) -> Result<Made> {
+        let Unit::Score { model: label, fold, seed, block, explainers, metrics: wanted, .. } = unit else {
+            return Err(Error::new(Exit::Other, "no unit of scores"));
+        };
+        let (label, fold, seed, block) = (label.as_str(), *fold, *seed, *block);
+        let (source, split) = (self.source()?, self.split()?);
+        let samples = source.samples();
+        let spec = self.spec.clone();
+        let choices: Vec<&MetricChoice> =
+            spec.metrics.iter().filter(|m| wanted.iter().any(|w| w == m.label())).collect();
+        let asks = |m: &&&MetricChoice| {
+            metrics::find(&m.name).is_ok_and(|m| [m.needs().model, m.needs().explainer, m.needs().fork].contains(&true))
+        };
+        // Only a metric that asks the model needs one, and its explainers.
+        let real: Vec<String> = explainers.iter().filter(|e| *e != CHANCE).cloned().collect();
+        let ask = choices.iter().any(|m| asks(&m));
+        self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
+        let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities()?);
+        let index = Index::new(&self.folder.records()?);
+        let engine = self.opened()?;
+        let side = engine.spec.input.height;
+        let indices = block_of(&split.test, spec.block, block);
+        let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
+        let mut made = Made { images: indices.len(), ..Made::default() };
+        let mut states: State = Vec::new();
+        'explainers: for name in explainers {
+            let id = identities.maps(label, fold, seed, block, name)?;
+            let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
+            let (images, stored, outputs) = if name == CHANCE {
+                let mut shown = Vec::new();
+                for &i in indices {
+                    if is_explained(&task, &samples[i], &store, i)? {
+                        shown.push(i as i64);
+                    }
+                }
+                (shown, None, vec![String::new()])
+            } else {
+                let stem = index.maps((label, fold, seed), block, name, &id).ok_or_else(missing)?;
+                let record: Record = read_json(&self.folder.unit(stem, "json"))?;
+                let outputs = record.cells.get(name).ok_or_else(missing)?.outputs.clone();
+                let file = checkpoint::read(&self.folder.unit(stem, "maps.safetensors"))?;
+                let find = |key: &str| file.iter().find(|(n, _)| n == key).map(|(_, t)| t.shallow_clone());
+                let images = Vec::<i64>::try_from(find("images").ok_or_else(missing)?)?;
+                (images, find(&format!("maps.{name}")), outputs)
+            };
+            let explainer = engine.explainers.iter().position(|e| e.label == *name);
+            let mut cells = Vec::new();
+            for output in &outputs {
+                cells.push(Cell::start(name, output, &choices, spec.seed)?);
+            }
+            for (at, part) in images.chunks(spec.batch_size).enumerate() {
+                self.voice.say(Event::Progress { unit: unit.key(), done: at * spec.batch_size, of: images.len() });
+                let part: Vec<usize> = part.iter().map(|i| *i as usize).collect();
+                let ids: Vec<u64> = part.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
+                let batch = store.batch(&part)?;
+                let mut targets = Vec::new();
+                for &i in &part {
+                    targets.push(target(&task, &samples[i])?.unwrap_or(-1));
+                }
+                if targets.contains(&-1) {
+                    let first = engine.classify(&batch)?.f_argmax(1, false)?;
+                    let first = Vec::<i64>::try_from(first)?;
+                    targets.iter_mut().zip(first).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = f);
+                }
+                let scene = Scene::new(&store, samples, &batch, &part, &targets, &ids, side)?;
+                for (k, cell) in cells.iter_mut().enumerate() {
+                    let map = match &stored {
+                        Some(all) => {
+                            let rows = all.f_narrow(0, (at * spec.batch_size) as i64, part.len() as i64)?;
+                            rows.f_select(1, k as i64)?.f_to_device(engine.device())?
+                        }
+                        None => {
+                            Tensor::f_zeros([part.len() as i64, side as i64, side as i64], (Kind::Float, Device::Cpu))?
+                        }
+                    };
+                    let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
+                    let (unit, model) = (unit.key(), label.to_string());
+                    if name != CHANCE {
+                        self.voice.say(Event::CellStarted { unit: unit.clone(), model, explainer: name.clone() });
+                    }
+                    let scored = score(cell, &map, &scene, &mut bench, &mut rows);
+                    self.voice.say(Event::CellLeft { unit });
+                    match scored {
+                        Ok(()) => {}
+                        Err(e) if e.exit == Exit::Interrupted || crate::signals::interrupted() || name == CHANCE => {
+                            return Err(e);
+                        }
+                        Err(e) => {
+                            // The explainer's own failure; the others' scores stand.
+                            self.voice.say(failed(label, name, FailureKind::Error, e.message));
+                            let number = rows.names.number(name);
+                            rows.rows.retain(|r| r.explainer != number);
+                            continue 'explainers;
+                        }
+                    }
+                }
+            }
+            cells.iter().try_for_each(|cell| keep_states(cell, &mut states))?;
+            let scores = choices.iter().map(|c| (c.label().to_string(), identities.metric(c.label()))).collect();
+            made.cells.insert(name.clone(), CellRecord { id, outputs, scores, ..CellRecord::default() });
+        }
+        if !states.is_empty() {
+            checkpoint::write(&self.folder.unit(stem, "states.safetensors"), &states)?;
+        }
+        results::write_scores(&self.folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
+        Ok(made)
+    }
+
+    /// Brings together the blocks of a model, fold and training.
+    pub fn reduce(&mut self, unit: &Unit, stem: &str) -> Result<Made> {
+        let Unit::Reduce { model: label, fold, seed } = unit else {
+            return Err(Error::new(Exit::Other, "no unit that reduces"));
+        };
+        let place = (label.as_str(), *fold, *seed);
+        let (spec, identities, source) = (self.spec.clone(), self.identities()?, self.source()?);
+        let cells = self.folder.cells()?;
+        let folds = self.split()?.folds.len();
+        let plan = Plan { spec: &spec, identities: &identities, cells: &cells, folds };
+        let index = Index::new(&self.folder.records()?);
+        let mut rows = Rows { names: Names::default(), rows: vec![], samples: source.samples(), place };
+        let (mut names, mut predictions) = (Names::default(), Vec::new());
+        for block in 0..identities.blocks() {
+            let id = identities.predictions(label, *fold, *seed, block)?;
+            let Some(stem) = index.predictions(place, block, &id) else { continue };
+            let file = self.folder.unit(stem, "predictions.parquet");
+            results::read_predictions(&file, &mut names, &mut |p| predictions.push(p))?;
+        }
+        let table = Table::new(&predictions, &spec.task, &names);
+        for choice in &spec.metrics {
+            let metric = metrics::find(&choice.name)?;
+            if metric.needs().maps.is_none() {
+                rows.push("", -1, "", "", choice.label(), metric.predictions(&table.view(&spec.task))?);
+            }
+        }
+        let running = plan.running(label)?;
+        let chance = plan::chance_metrics(&spec)?;
+        let mut opened: BTreeMap<String, State> = BTreeMap::new();
+        for choice in plan::map_metrics(&spec)?.into_iter().filter(|m| is_set(m)) {
+            let metric = metrics::find(&choice.name)?;
+            let parameters = metric.spec().resolve(&choice.params)?;
+            let has_chance = chance.iter().any(|c| c.label() == choice.label()) && !spec.explainers.is_empty();
+            for explainer in running.iter().map(|(e, _)| e.as_str()).chain(has_chance.then_some(CHANCE)) {
+                // By output: what all blocks have summed up.
+                let mut merged: BTreeMap<String, Box<dyn Evaluation>> = BTreeMap::new();
+                for block in 0..identities.blocks() {
+                    let maps = identities.maps(label, *fold, *seed, block, explainer)?;
+                    let ids = (maps.as_str(), identities.metric(choice.label()));
+                    let found = index.scores(place, block, explainer, choice.label(), (ids.0, &ids.1));
+                    let Some(stem) = found else { continue };
+                    if !opened.contains_key(stem) {
+                        let file = self.folder.unit(stem, "states.safetensors");
+                        opened.insert(stem.into(), if file.is_file() { checkpoint::read(&file)? } else { vec![] });
+                    }
+                    let mut states: BTreeMap<String, State> = BTreeMap::new();
+                    for (name, tensor) in &opened[stem] {
+                        let parts: Vec<&str> = name.split('\u{1f}').collect();
+                        if let [e, output, metric, field] = parts[..]
+                            && (e, metric) == (explainer, choice.label())
+                        {
+                            states.entry(output.into()).or_default().push((field.into(), tensor.shallow_clone()));
+                        }
+                    }
+                    for (output, state) in states {
+                        if !merged.contains_key(&output) {
+                            merged.insert(output.clone(), metric.start(&parameters, spec.seed)?);
+                        }
+                        if let Some(evaluation) = merged.get_mut(&output) {
+                            evaluation.merge(&state)?;
+                        }
+                    }
+                }
+                for (output, evaluation) in merged {
+                    if let Some(score) = evaluation.finish()? {
+                        rows.push("", -1, explainer, &output, choice.label(), score);
+                    }
+                }
+            }
+        }
+        results::write_scores(&self.folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
+        let reduced = Some(plan.reduced(label, *fold, *seed)?);
+        Ok(Made { images: table.images.len(), reduced, ..Made::default() })
+    }
+}

@@ -1,0 +1,261 @@
+//! How a batch's maps are scored: what a cell is scored with, the forms of its maps, the bench that a metric may ask, and the
+//! rows that come of it.
+
+use super::events::{Event, Failure, FailureKind};
+use super::spec::MetricChoice;
+use crate::engine::{self, Engine};
+use crate::error::Result;
+use lightbox_core::checkpoint::State;
+use lightbox_core::data::Sample;
+use lightbox_core::data::store::Store;
+use lightbox_core::maps::{self, Fault};
+use lightbox_core::metrics::{self, Bench, Evaluation, Form, Level, Needs, Score, Size};
+use lightbox_core::results::{Names, Row};
+use lightbox_core::task::{Explained, Task};
+use lightbox_sdk::Array;
+use tch::Tensor;
+
+/// The class to explain of an image, negative for the predicted; none where the task explains none of it.
+pub(super) fn target(task: &Task, sample: &Sample) -> Result<Option<i64>> {
+    Ok(match task.explained()? {
+        Explained::Class(class) => Some(class as i64),
+        Explained::Predicted => Some(-1),
+        Explained::Label => sample.classes.last().map(|c| *c as i64),
+    })
+}
+
+/// Whether an image is explained: by default those where there is something to find.
+pub(super) fn is_explained(task: &Task, sample: &Sample, store: &Store, index: usize) -> Result<bool> {
+    let Some(target) = target(task, sample)? else { return Ok(false) };
+    if task.select == "all" {
+        return Ok(true);
+    }
+    let marked = |class: usize| {
+        let bit = sample.mask_bit(class);
+        bit.is_some() && store.mask(index, bit).is_some_and(|m| m.contains(&1))
+    };
+    Ok(match target {
+        -1 => sample.classes.iter().any(|&c| marked(c)),
+        class => marked(class as usize),
+    })
+}
+
+/// A cell at work: an explainer's map and its metrics.
+pub(super) struct Cell {
+    pub(super) explainer: String,
+    pub(super) output: String,
+    pub(super) evaluations: Vec<(MetricChoice, Needs, Box<dyn Evaluation>)>,
+}
+
+impl Cell {
+    pub(super) fn start(explainer: &str, output: &str, choices: &[&MetricChoice], seed: u64) -> Result<Self> {
+        let mut evaluations = Vec::new();
+        for choice in choices {
+            let metric = metrics::find(&choice.name)?;
+            let parameters = metric.spec().resolve(&choice.params)?;
+            evaluations.push(((*choice).clone(), metric.needs(), metric.start(&parameters, seed)?));
+        }
+        Ok(Cell { explainer: explainer.into(), output: output.into(), evaluations })
+    }
+}
+
+/// What all cells of a batch are scored with.
+pub(super) struct Scene<'a> {
+    pub(super) images: &'a Tensor,
+    pub(super) indices: &'a [usize],
+    pub(super) targets: &'a [i64],
+    pub(super) ids: &'a [u64],
+    /// [n, side, side] uint8 on the maps' device.
+    pub(super) masks: Tensor,
+    pub(super) known: Vec<bool>,
+    pub(super) side: usize,
+}
+
+impl<'a> Scene<'a> {
+    pub(super) fn new(
+        store: &Store,
+        samples: &[Sample],
+        images: &'a Tensor,
+        indices: &'a [usize],
+        targets: &'a [i64],
+        ids: &'a [u64],
+        side: usize,
+    ) -> Result<Self> {
+        let mut bytes = Vec::with_capacity(indices.len() * side * side);
+        let mut known = Vec::new();
+        for (&i, &target) in indices.iter().zip(targets) {
+            let mask = store.mask(i, samples[i].mask_bit(target as usize));
+            known.push(mask.is_some());
+            bytes.extend(mask.unwrap_or_else(|| vec![0; side * side]));
+        }
+        let shape = [indices.len() as i64, side as i64, side as i64];
+        let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?;
+        Ok(Scene { images, indices, targets, ids, masks, known, side })
+    }
+}
+
+/// The bench of a cell: its model, and its explainer by number.
+pub(super) struct CellBench<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) explainer: Option<usize>,
+    pub(super) task: &'a Task,
+    pub(super) batch: usize,
+}
+
+impl CellBench<'_> {
+    fn core(e: impl std::fmt::Display) -> lightbox_core::Error {
+        lightbox_core::Error::new(e.to_string())
+    }
+}
+
+impl Bench for CellBench<'_> {
+    fn run(&mut self, images: &Tensor) -> lightbox_core::Result<Tensor> {
+        self.task.scores(&self.engine.classify(images).map_err(Self::core)?)
+    }
+
+    fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
+        let index = self.explainer.ok_or_else(|| Self::core("chance has no explainer"))?;
+        let batch = self.engine.run(images, targets, ids, &[index], &mut |_| {}).map_err(Self::core)?;
+        if batch.tampered.is_some() {
+            return Err(Self::core(engine::tampered(&self.engine.explainers[index].label)));
+        }
+        let outcome = batch.maps.into_iter().next().ok_or_else(|| Self::core("the explainer does not apply"))?;
+        outcome.1.map_err(Self::core)?.output(0).map_err(Self::core)
+    }
+
+    fn parameters(&mut self) -> lightbox_core::Result<Vec<(String, Tensor)>> {
+        let named = self.engine.parameters().map_err(Self::core)?;
+        named.into_iter().map(|(name, a)| Ok((name, a.share_tensor().map_err(Self::core)?))).collect()
+    }
+
+    fn fork(
+        &mut self,
+        edits: Vec<(String, Tensor)>,
+        f: &mut dyn FnMut(&mut dyn Bench) -> lightbox_core::Result<()>,
+    ) -> lightbox_core::Result<()> {
+        let mut named = Vec::new();
+        for (name, tensor) in &edits {
+            named.push((name.clone(), Array::from_tensor(tensor).map_err(Self::core)?));
+        }
+        let mut fork = self.engine.fork(&named).map_err(Self::core)?;
+        if let Some(index) = self.explainer {
+            let explainer = &self.engine.explainers[index];
+            fork.copy_explainer(explainer).map_err(Self::core)?;
+        }
+        let explainer = self.explainer.map(|_| 0);
+        f(&mut CellBench { engine: &fork, explainer, task: self.task, batch: self.batch })
+    }
+
+    fn batch_size(&self) -> usize {
+        self.batch
+    }
+
+    fn check(&mut self) -> lightbox_core::Result<()> {
+        self.engine.check().map_err(Self::core)
+    }
+}
+
+/// Scores maps [n, h, w] of a cell. Each form of them is made once, whatever the number of metrics.
+pub(super) fn score(
+    cell: &mut Cell,
+    raw: &Tensor,
+    scene: &Scene<'_>,
+    bench: &mut dyn Bench,
+    rows: &mut Rows<'_>,
+) -> Result<()> {
+    let faults = maps::faults(raw)?;
+    // What is not finite is scored by nobody; zeros keep the others' arithmetic whole.
+    let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
+    let masks = scene.masks.f_to_device(raw.device())?;
+    let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
+    for (choice, needs, evaluation) in &mut cell.evaluations {
+        let Some((size, form)) = needs.maps else { continue };
+        if !forms.iter().any(|(k, _)| *k == (size, form)) {
+            let sized = match size {
+                Size::Native => clean.shallow_clone(),
+                Size::Mask => match forms.iter().find(|((s, f), _)| *s == size && *f == Form::Raw) {
+                    Some((_, made)) => made.shallow_clone(),
+                    None => maps::upsample(&clean, (scene.side, scene.side))?,
+                },
+            };
+            let made = if form == Form::MinMax { maps::min_max(&sized)? } else { sized };
+            forms.push(((size, form), made));
+        }
+        let made = forms.iter().find(|(k, _)| *k == (size, form)).map(|(_, t)| t);
+        let batch = metrics::Batch {
+            images: scene.images,
+            targets: scene.targets,
+            ids: scene.ids,
+            maps: made,
+            faults: &faults,
+            masks: needs.masks.then_some(&masks),
+            known: &scene.known,
+        };
+        let scores = evaluation.update(&batch, bench)?;
+        for ((&i, &target), score) in scene.indices.iter().zip(scene.targets).zip(scores) {
+            rows.add(i, target, &cell.explainer, &cell.output, choice.label(), score);
+        }
+    }
+    Ok(())
+}
+
+/// The rows of a unit.
+pub(super) struct Rows<'a> {
+    pub(super) names: Names,
+    pub(super) rows: Vec<Row>,
+    pub(super) samples: &'a [Sample],
+    pub(super) place: (&'a str, usize, usize),
+}
+
+impl Rows<'_> {
+    pub(super) fn add(&mut self, image: usize, target: i64, explainer: &str, output: &str, metric: &str, score: Score) {
+        let id = self.samples[image].id.clone();
+        self.push(&id, target as i32, explainer, output, metric, score);
+    }
+
+    pub(super) fn push(&mut self, image: &str, target: i32, explainer: &str, output: &str, metric: &str, score: Score) {
+        let names = &mut self.names;
+        let (model, fold, seed) = self.place;
+        let row = Row {
+            image: names.number(image),
+            model: names.number(model),
+            fold: fold as i32,
+            seed: seed as i32,
+            explainer: names.number(explainer),
+            output: names.number(output),
+            metric: names.number(metric),
+            target,
+            value: None,
+            status: metrics::Status::Ok,
+            reason: 0,
+        };
+        self.rows.push(row.with(score, names));
+    }
+}
+
+pub(super) fn failed(model: &str, explainer: &str, kind: FailureKind, reason: String) -> Event {
+    let (model, explainer, id) = (model.to_string(), Some(explainer.to_string()), String::new());
+    Event::CellFailed(Failure { model, explainer, kind, reason, id })
+}
+
+/// The unit's name of a state: explainer, output, metric and what is kept, separated by a character that no label has.
+pub(super) fn state_name(parts: [&str; 4]) -> String {
+    parts.join("\u{1f}")
+}
+
+pub(super) fn keep_states(cell: &Cell, into: &mut State) -> Result<()> {
+    for (choice, _, evaluation) in &cell.evaluations {
+        if metrics::find(&choice.name)?.spec().level == Level::Set {
+            for (field, tensor) in evaluation.state()? {
+                into.push((state_name([&cell.explainer, &cell.output, choice.label(), &field]), tensor));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The test images of a block.
+pub(super) fn block_of(test: &[usize], size: usize, block: usize) -> &[usize] {
+    let start = (block * size).min(test.len());
+    &test[start..(start + size).min(test.len())]
+}
