@@ -11,9 +11,10 @@ use super::worker::Worker;
 use crate::engine;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint::{self, State};
-use lightbox_core::metrics::{self, Evaluation};
+use lightbox_core::metrics::{self, Bench, Evaluation, NoBench};
 use lightbox_core::results::{self, Names};
 use lightbox_core::summary::{CHANCE, Table};
+use lightbox_core::task::Explained;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -35,11 +36,15 @@ impl Worker {
         // Only a metric that asks the model needs one, and its explainers.
         let real: Vec<String> = explainers.iter().filter(|e| *e != CHANCE).cloned().collect();
         let ask = choices.iter().any(|m| asks(&m));
-        self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
+        // The predicted class is the model's answer too.
+        let needs_model = ask || spec.task.explained()? == Explained::Predicted;
+        if needs_model {
+            self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
+        }
         let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities()?);
         let index = Index::new(&self.folder.records()?);
-        let engine = self.opened()?;
-        let side = engine.spec.input.height;
+        let (side, device) = (identities.side(label)?, self.device);
+        let engine = needs_model.then(|| self.opened()).transpose()?;
         let indices = block_of(&split.test, spec.block, block);
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
         let mut made = Made { images: indices.len(), ..Made::default() };
@@ -64,7 +69,7 @@ impl Worker {
                 let images = Vec::<i64>::try_from(find("images").ok_or_else(missing)?)?;
                 (images, find(&format!("maps.{name}")), outputs)
             };
-            let explainer = engine.explainers.iter().position(|e| e.label == *name);
+            let explainer = engine.and_then(|e| e.explainers.iter().position(|e| e.label == *name));
             let mut cells = Vec::new();
             for output in &outputs {
                 cells.push(Cell::start(name, output, &choices, spec.seed)?);
@@ -79,7 +84,8 @@ impl Worker {
                     targets.push(target(&task, &samples[i])?.unwrap_or(-1));
                 }
                 if targets.contains(&-1) {
-                    let first = engine.classify(&batch)?.f_argmax(1, false)?;
+                    let model = engine.ok_or_else(|| Error::new(Exit::Other, "no model is open"))?;
+                    let first = model.classify(&batch)?.f_argmax(1, false)?;
                     let first = Vec::<i64>::try_from(first)?;
                     targets.iter_mut().zip(first).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = f);
                 }
@@ -88,18 +94,28 @@ impl Worker {
                     let map = match &stored {
                         Some(all) => {
                             let rows = all.f_narrow(0, (at * spec.batch_size) as i64, part.len() as i64)?;
-                            rows.f_select(1, k as i64)?.f_to_device(engine.device())?
+                            rows.f_select(1, k as i64)?.f_to_device(device)?
                         }
                         None => {
                             Tensor::f_zeros([part.len() as i64, side as i64, side as i64], (Kind::Float, Device::Cpu))?
                         }
                     };
-                    let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
+                    let (mut asked, mut none);
+                    let bench: &mut dyn Bench = match engine {
+                        Some(engine) => {
+                            asked = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
+                            &mut asked
+                        }
+                        None => {
+                            none = NoBench;
+                            &mut none
+                        }
+                    };
                     let (unit, model) = (unit.key(), label.to_string());
                     if name != CHANCE {
                         self.voice.say(Event::CellStarted { unit: unit.clone(), model, explainer: name.clone() });
                     }
-                    let scored = score(cell, &map, &scene, &mut bench, &mut rows);
+                    let scored = score(cell, &map, &scene, bench, &mut rows);
                     self.voice.say(Event::CellLeft { unit });
                     match scored {
                         Ok(()) => {}

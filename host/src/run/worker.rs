@@ -74,7 +74,7 @@ pub struct Worker {
     pub(super) spec: RunSpec,
     pub(super) environment: Environment,
     pub(super) voice: Arc<Voice>,
-    device: Device,
+    pub(super) device: Device,
     number: usize,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
