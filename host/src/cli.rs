@@ -99,9 +99,13 @@ enum Command {
         #[arg(long)]
         number: usize,
     },
-    /// The child of a scan of plugin folders
+    /// The child that opens plugins
     #[command(hide = true)]
-    Describe { files: Vec<PathBuf> },
+    Describe {
+        files: Vec<PathBuf>,
+        #[arg(long)]
+        models: Option<String>,
+    },
     /// The child of `check`
     #[command(hide = true)]
     CheckWorker(check::WorkerArgs),
@@ -188,10 +192,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::Worker { run, device, threads, number } => {
             run::worker::main(&run, &device, threads, number).map(|()| Exit::Ok)
         }
-        Command::Describe { files } => {
-            crate::registry::describe(&files);
-            Ok(Exit::Ok)
-        }
+        Command::Describe { files, models } => crate::registry::describe(&files, models.as_deref()).map(|()| Exit::Ok),
     }
 }
 

@@ -7,7 +7,8 @@
 use crate::child::{Child, Mouth, Said};
 use crate::error::{Error, Result};
 use crate::loader::{self, Plugin};
-use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelSpec};
+use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelOptions, ModelSpec};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -212,18 +213,53 @@ fn describe_one(file: &Path) -> Answer {
     }
 }
 
-/// The child of a scan: opens files one after the other and answers with a line each.
-pub fn describe(files: &[PathBuf]) {
+/// A model with the options that a run builds it with.
+#[derive(Serialize, Deserialize)]
+pub struct Question {
+    pub file: PathBuf,
+    pub name: String,
+    pub options: ModelOptions,
+}
+
+/// The child that opens plugins: files (or the models of `questions`, as JSON) one after the other, a line each.
+pub fn describe(files: &[PathBuf], questions: Option<&str>) -> Result<()> {
     let mouth = Mouth::open();
     files.iter().for_each(|file| mouth.say(&describe_one(file)));
+    let questions: Vec<Question> = serde_json::from_str(questions.unwrap_or("[]"))
+        .map_err(|e| Error::input(format!("malformed questions: {e}")))?;
+    for question in questions {
+        let spec = open(&question.file)
+            .and_then(|plugin| Ok(plugin.model_spec(&question.name, &question.options)?))
+            .map_err(|e| e.message);
+        mouth.say(&spec);
+    }
+    Ok(())
 }
 
 /// Has files described by a child. Fewer answers than files mean that the next one ended the child; then the reason.
 fn ask(files: &[PathBuf]) -> Result<(Vec<Answer>, Option<String>)> {
     let mut arguments: Vec<OsString> = vec!["describe".into(), "--".into()];
     arguments.extend(files.iter().map(|f| f.clone().into_os_string()));
+    answers(&arguments, files.len())
+}
+
+/// What models say of themselves under other options than their own; of each a specification or an error's text. Asked in a
+/// child too: what a parameter makes of a plugin is not known before.
+pub fn model_specs(questions: &[Question]) -> Result<Vec<std::result::Result<ModelSpec, String>>> {
+    let text = serde_json::to_string(questions).map_err(|e| Error::input(e.to_string()))?;
+    let (mut specs, crash) = answers(&["describe".into(), "--models".into(), text.into()], questions.len())?;
+    // It did not answer, and who comes after it is not asked any more.
+    specs.extend(crash.map(Err));
+    Ok(specs)
+}
+
+/// What a child says, `wanted` lines of it; where there are fewer, how it ended.
+fn answers<T: DeserializeOwned + Send + 'static>(
+    arguments: &[OsString],
+    wanted: usize,
+) -> Result<(Vec<T>, Option<String>)> {
     let (send, said) = channel();
-    let mut child = Child::start::<Answer>(&arguments, Stdio::inherit(), move |s| drop(send.send(s)))?;
+    let mut child = Child::start::<T>(arguments, Stdio::inherit(), move |s| drop(send.send(s)))?;
     let mut answers = Vec::new();
     loop {
         match said.recv_timeout(SCAN_LIMIT) {
@@ -236,7 +272,7 @@ fn ask(files: &[PathBuf]) -> Result<(Vec<Answer>, Option<String>)> {
                     how if how.starts_with("it crashed") => how.replace("it crashed", "it crashed when it was opened"),
                     _ => "it ended the process when it was opened".into(),
                 };
-                let crash = (answers.len() < files.len()).then_some(crash);
+                let crash = (answers.len() < wanted).then_some(crash);
                 return Ok((answers, crash));
             }
             Err(RecvTimeoutError::Timeout) => {

@@ -154,6 +154,18 @@ fn kill_minus_nine_and_ctrl_c_lose_nothing() {
 }
 
 #[test]
+fn a_model_that_cannot_describe_itself_for_the_run_is_an_error_and_no_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = small_spec(folder.path(), "[[models]]\nname = \"hostile-spec\"\n");
+    let plugins = text(&built("test-plugins/hostile"));
+    fail(
+        &["run", &text(&spec), "--plugins", &plugins],
+        3,
+        "model hostile-spec: it crashed when it was opened (SIGABRT",
+    );
+}
+
+#[test]
 fn a_hostile_explainer_costs_its_cell_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let hostile = [

@@ -5,7 +5,7 @@ use super::folder::{Environment, FileState, Folder, Machine, read_json, write_js
 use super::plan::classes;
 use super::spec::{ModelChoice, RunSpec};
 use crate::error::{Error, Result};
-use crate::registry::{self, Registry};
+use crate::registry::{self, Question, Registry};
 use lightbox_core::data::Source;
 use lightbox_core::files;
 use lightbox_sdk::spec::{ModelOptions, ParamType, Params};
@@ -62,10 +62,10 @@ fn check_weights(model: &ModelChoice, folds: usize) -> Result<()> {
 
 /// Finds every plugin, checks every parameter and weights file; the models' input sides.
 pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<usize>> {
-    let mut sides = Vec::new();
+    let mut questions = Vec::new();
     for model in &spec.models {
         let label = model.label();
-        let file = &registry.model(&model.name)?.0.file;
+        let file = registry.model(&model.name)?.0.file.clone();
         let outputs = classes(spec, model);
         if outputs < spec.task.classes.len() {
             let wanted = spec.task.classes.len();
@@ -73,8 +73,12 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<u
         }
         let options = ModelOptions { classes: outputs, params: model.params.clone(), ..ModelOptions::default() };
         check_weights(model, spec.split.folds)?;
-        let described = registry::open(file)?.model_spec(&model.name, &options);
-        let described = described.map_err(|e| Error::input(format!("model {label}: {}", e.message)))?;
+        questions.push(Question { file, name: model.name.clone(), options });
+    }
+    let mut sides = Vec::new();
+    for (model, described) in spec.models.iter().zip(registry::model_specs(&questions)?) {
+        let label = model.label();
+        let described = described.map_err(|e| Error::input(format!("model {label}: {e}")))?;
         if described.input.height != described.input.width {
             return Err(Error::input(format!("model {label}: runs take models with square input")));
         }

@@ -145,6 +145,13 @@ register_model!("hostile-gradient-part", |_| model_spec("hostile-gradient-part")
     Ok(Box::new(HostileModel("hostile-gradient-part")))
 });
 
+// Describes itself as it is, and ends the process when it is to have a number of classes.
+register_model!(
+    "hostile-spec",
+    |options| if options.classes == 0 { model_spec("hostile-spec") } else { std::process::abort() },
+    |_| Ok(Box::new(HostileModel("hostile-spec")))
+);
+
 fn model_spec(name: &str) -> Result<ModelSpec> {
     let reference = Reference { citation: "none".into(), id: String::new() };
     let sites = vec![
