@@ -4,13 +4,16 @@ use crate::{Error, Result};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+/// What the names of files begin with that are being written.
+pub const HALF: &str = ".writing-";
+
 /// Writes a file through a temporary one beside it, synced before it takes the name: after a crash or on a full disk
 /// the old content, or nothing, is there.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let at = |e: std::io::Error| Error::io(path, &e);
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
-    let mut temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(at)?;
+    let mut temporary = tempfile::Builder::new().prefix(HALF).tempfile_in(folder).map_err(at)?;
     {
         let mut buffer = BufWriter::new(temporary.as_file_mut());
         write(&mut buffer).map_err(at)?;

@@ -333,7 +333,7 @@ impl<'a> Gather<'a> {
                 other => other.to_string(),
             }
         };
-        if found.maps > 0 && found.failed == found.maps && metric.spec.level == Level::Image {
+        if found.maps > 0 && found.failed == found.maps {
             return Ok(State::Failed { reason: format!("{} maps were not finite", found.failed) });
         }
         let (mut folds, mut images) = (Vec::new(), 0);

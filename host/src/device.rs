@@ -43,6 +43,23 @@ pub fn kernels() -> String {
     format!("ATen {aten}; {}{}", flags.join(" "), limits.collect::<String>())
 }
 
+/// The models of the NVIDIA cards that the driver knows, each once, separated by commas; empty without a driver.
+pub fn gpus() -> String {
+    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+    let texts = cards.filter_map(|card| std::fs::read_to_string(card.path().join("information")).ok());
+    models(texts).join(", ")
+}
+
+/// The `Model:` lines of the driver's texts, sorted, each once.
+fn models(texts: impl Iterator<Item = String>) -> Vec<String> {
+    let mut found: Vec<String> = texts
+        .filter_map(|text| text.lines().find_map(|l| l.strip_prefix("Model:")).map(|name| name.trim().to_string()))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// Asks libtorch for operations that give the same numbers every time. cuDNN and several CUDA kernels otherwise add in an
 /// order that varies.
 fn repeatable() -> Result<()> {
@@ -130,6 +147,12 @@ mod tests {
         assert_eq!(choose("cpu").unwrap(), Device::Cpu);
         assert!(choose("gpu").unwrap_err().message.contains("`gpu` is none of auto, cpu, cuda, cuda:N"));
         assert!(choose("cuda:99").unwrap_err().message.contains("device cuda:99 was asked for"));
+    }
+
+    #[test]
+    fn cards_are_named_by_the_driver_each_model_once() {
+        let text = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 17\n".to_string();
+        assert_eq!(models([text.clone(), text, "nothing".into()].into_iter()), ["NVIDIA H100 80GB HBM3"]);
     }
 
     #[test]

@@ -240,6 +240,15 @@ fn check_finds_what_each_hostile_plugin_does() {
     check("writes", "does not write to its input", "FAIL", "the images have changed");
     check("drop", shape, "FAIL", "panicked: in drop");
     check("plan", "plans", "CRASH", "SIGSEGV");
+    check("fit-crash", "fits", "CRASH", "SIGSEGV");
+    check("fit-hang", "fits", "CRASH", "no answer within 8 s");
+    // Nothing of a dead one is tried again, and nothing of its neighbours left out.
+    let count = |subject: &str| {
+        all["tests"].as_array().unwrap().iter().filter(|f| f["subject"] == format!("hostile-{subject}")).count()
+    };
+    assert_eq!((count("fit-crash"), count("fit-hang"), count("plan")), (3, 3, 2));
+    assert_eq!((count("error"), count("crash"), count("cancelled")), (9, 9, 9));
+    check("cancelled", shape, "FAIL", "cancelled");
     check("site", "plans", "FAIL", "has no site blocks.99");
     check("not-applicable", "plans", "WARN", "not applicable to densenet-small: it never is");
     let gradients = "gradients equal finite differences";

@@ -176,7 +176,7 @@ fn write(
     let folder = file.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
     let at = |e: std::io::Error| Error::io(file, &e);
-    let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(at)?;
+    let temporary = tempfile::Builder::new().prefix(crate::files::HALF).tempfile_in(folder).map_err(at)?;
     let out: &File = temporary.as_file();
     out.write_all_at(&(header.len() as u64).to_le_bytes(), 0).map_err(at)?;
     out.write_all_at(header.as_bytes(), 8).map_err(at)?;

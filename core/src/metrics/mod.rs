@@ -178,6 +178,14 @@ impl Score {
         Score { value: None, status: Status::Failed, reason }
     }
 
+    /// A map that counts in the value of a set, with this fault; it has no value of its own.
+    pub fn counted(fault: Fault) -> Self {
+        match fault {
+            Fault::NotFinite => Score::failed("the map is not finite"),
+            fault => Score { value: None, ..Score::of(0.0, fault) },
+        }
+    }
+
     /// The value of a map with this fault.
     pub fn of(value: f64, fault: Fault) -> Self {
         Score { reason: if fault == Fault::Constant { Score::CONSTANT } else { "" }, ..Score::ok(value) }

@@ -4,7 +4,7 @@
 //! two histograms: they are added exactly, in any order, over units and workers. Rounding moves the value by less than 1e-4
 //! on maps of 224 x 224 pixels. Oracle: scikit-learn `average_precision_score` on the rounded values.
 
-use super::pixel_auprc::{REFERENCE, both};
+use super::pixel_auprc::{REFERENCE, both, no_mask};
 use super::{Batch, Bench, Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size, State};
 use crate::maps::Fault;
 use crate::{Error, Result};
@@ -55,13 +55,17 @@ struct Histograms {
 impl Evaluation for Histograms {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
         let (maps, masks) = both(batch)?;
+        let mut scores = Vec::new();
         for i in 0..batch.known.len() as i64 {
             let mask = masks.f_get(i)?.f_flatten(0, -1)?;
-            if !batch.known[i as usize] || mask.f_any()?.f_int64_value(&[])? == 0 {
+            let marked = batch.known[i as usize] && mask.f_any()?.f_int64_value(&[])? != 0;
+            if let Some(score) = no_mask(batch.known[i as usize], marked) {
+                scores.push(score);
                 continue;
             }
             let map = maps.f_get(i)?.f_flatten(0, -1)?;
             let broken = batch.faults[i as usize] == Fault::NotFinite;
+            scores.push(Score::counted(batch.faults[i as usize]));
             if map.device() == Device::Cpu {
                 let (values, marks) = (Vec::<f32>::try_from(&map)?, Vec::<u8>::try_from(&mask)?);
                 for (value, mark) in values.into_iter().zip(marks) {
@@ -81,7 +85,7 @@ impl Evaluation for Histograms {
                 self.positives.iter_mut().zip(count(&marked)?).for_each(|(a, n)| *a += n);
             }
         }
-        Ok(Vec::new())
+        Ok(scores)
     }
 
     /// The levels that occur, and how often among the positives and among all.

@@ -55,7 +55,7 @@ pub struct WorkerArgs {
     asked: bool,
     #[arg(long)]
     only: Vec<String>,
-    /// Subjects whose making has ended the process [repeatable]
+    /// Subjects that ended the process, and in which test, as NAME=TEST [repeatable]
     #[arg(long)]
     dead: Vec<String>,
     /// Subjects that hung [repeatable]
@@ -187,8 +187,8 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
             return Err(Error::new(Exit::Other, format!("the tests' process failed between two tests: {how}")));
         };
         let opening = test == "opens";
-        if [MODEL_MADE, EXPLAINER_MADE, PLANS].contains(&test.as_str()) {
-            dead.push(subject.clone());
+        if [MODEL_MADE, EXPLAINER_MADE, PLANS, FITS, FITS_AGAIN].contains(&test.as_str()) {
+            dead.push(format!("{subject}={test}"));
         } else if silent {
             // One that hangs once would hang in every further test.
             hung.push(subject.clone());
@@ -284,9 +284,10 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             None => pass(),
         }
     });
+    let dead = |name: &String| args.dead.iter().filter_map(|d| d.rsplit_once('=')).find(|d| d.0 == name).map(|d| d.1);
     let wanted = |name: &String| args.only.is_empty() || args.only.contains(name);
     for spec in manifest.models.iter().filter(|m| wanted(&m.name)) {
-        model::check(&plugin, spec, args.dead.contains(&spec.name), &mut test);
+        model::check(&plugin, spec, dead(&spec.name).is_some(), &mut test);
     }
     let other = match args.model.as_slice() {
         [file, name] => Some((PathBuf::from(file), name.clone())),
@@ -299,7 +300,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             (_, Some(own)) => make_small(&plugin, &own.name),
             _ => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
         };
-        explainer::check(&plugin, spec, &params, &watch, &mut model, args.dead.contains(&spec.name), &mut test);
+        explainer::check(&plugin, spec, &params, &watch, &mut model, dead(&spec.name), &mut test);
     }
     say(&Line::Done);
     Ok(())
@@ -421,6 +422,8 @@ fn refuses<T>(result: std::result::Result<T, lightbox_sdk::Error>, what: &str) -
 const MODEL_MADE: &str = "is made, and describes itself";
 const EXPLAINER_MADE: &str = "is made, describes itself, and its defaults are valid";
 const PLANS: &str = "plans";
+const FITS: &str = "fits";
+const FITS_AGAIN: &str = "learns the same again";
 
 /// What a subject's first test makes; made anew, without a test, in a child that goes on after it.
 fn made<T>(

@@ -13,7 +13,6 @@ use lightbox_core::checkpoint::{self, State};
 use lightbox_core::metrics;
 use lightbox_core::results::{self, Names, Prediction};
 use lightbox_core::summary::CHANCE;
-use lightbox_sdk::ErrorKind;
 use lightbox_sdk::spec::Plan;
 use std::collections::{BTreeMap, HashSet};
 use tch::{Device, Kind, Tensor};
@@ -59,6 +58,14 @@ impl Worker {
         let mut predictions: Vec<(usize, Vec<f64>, Vec<f64>)> = Vec::new();
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
         let mut broken: HashSet<usize> = HashSet::new();
+        for (index, explainer) in engine.explainers.iter().enumerate() {
+            if let Plan::NotApplicable { reason } = &explainer.plan {
+                // The survey heard otherwise.
+                broken.insert(index);
+                let text = format!("it does not apply in fold {fold}: {reason}");
+                voice.say(failed(label, &explainer.label, FailureKind::Error, text));
+            }
+        }
         let runs_before: Vec<u64> = (0..engine.explainers.len()).map(|i| engine.runs(i)).collect();
         let (mut done, of) = (0, shown.len() + if predict { rest.len() } else { 0 });
         let predicted =
@@ -115,33 +122,29 @@ impl Worker {
                 let name = engine.explainers[index].label.clone();
                 *seconds.entry(index).or_default() +=
                     result.seconds.iter().find(|(i, _)| *i == index).map_or(0.0, |(_, s)| *s);
-                let take = || -> std::result::Result<(), (FailureKind, Error)> {
-                    let outputs = outcome.map_err(|e| match e.kind {
-                        ErrorKind::Cancelled => (FailureKind::Error, Error::new(Exit::Interrupted, e.to_string())),
-                        _ => (FailureKind::Error, Error::from(e)),
-                    })?;
-                    let plain = |e: Error| (FailureKind::Error, e);
+                let take = || -> Result<()> {
+                    let outputs = outcome?;
                     let kept = stored.entry(index).or_insert_with(|| (outputs.names.clone(), vec![]));
                     if kept.0 != outputs.names {
                         let text = format!("explainer {name} names its maps {:?}, before {:?}", outputs.names, kept.0);
-                        return Err(plain(Error::plugin(text)));
+                        return Err(Error::plugin(text));
                     }
                     for (k, output) in outputs.names.iter().enumerate() {
                         let mine = cells.entry(index).or_default();
                         if mine.len() == k {
-                            mine.push(Cell::start(&name, output, &choices, spec.seed).map_err(plain)?);
+                            mine.push(Cell::start(&name, output, &choices, spec.seed)?);
                         }
-                        let explainer = Some(index);
+                        let explainer = Some((index, k));
                         let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
-                        let map = outputs.output(k).map_err(plain)?;
-                        score(&mut mine[k], &map, &scene, &mut bench, &mut rows).map_err(plain)?;
+                        let map = outputs.output(k)?;
+                        score(&mut mine[k], &map, &scene, &mut bench, &mut rows)?;
                     }
-                    let copy = outputs.maps.f_to_device(Device::Cpu).map_err(|e| plain(e.into()))?;
+                    let copy = outputs.maps.f_to_device(Device::Cpu)?;
                     let side = |t: &Tensor| t.size()[2..].to_vec();
                     if let Some(first) = kept.1.first().filter(|first| side(first) != side(&copy)) {
                         let (now, before) = (side(&copy), side(first));
                         let text = format!("explainer {name} gives maps of {now:?}, before of {before:?}");
-                        return Err(plain(Error::plugin(text)));
+                        return Err(Error::plugin(text));
                     }
                     kept.1.push(copy);
                     Ok(())
@@ -153,10 +156,11 @@ impl Worker {
                 voice.say(Event::CellLeft { unit });
                 match taken {
                     Ok(()) => {}
-                    Err((_, e)) if e.exit == Exit::Interrupted || crate::signals::interrupted() => return Err(e),
-                    Err((kind, e)) => {
+                    Err(e) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, e.message)),
+                    Err(e) if e.exit == Exit::DiskFull => return Err(e),
+                    Err(e) => {
                         broken.insert(index);
-                        voice.say(failed(label, &name, kind, e.message));
+                        voice.say(failed(label, &name, FailureKind::Error, e.message));
                     }
                 }
             }
@@ -176,7 +180,7 @@ impl Worker {
         let mut file: State = vec![("images".into(), Tensor::f_from_slice(&explained)?)];
         for (index, explainer) in engine.explainers.iter().enumerate() {
             let name = &explainer.label;
-            if broken.contains(&index) || !matches!(explainer.plan, Plan::Run(_)) {
+            if broken.contains(&index) {
                 let number = rows.names.number(name);
                 rows.rows.retain(|r| r.explainer != number);
                 continue;

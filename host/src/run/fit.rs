@@ -24,7 +24,9 @@ impl Worker {
         let (store, identities, voice) = (self.store_of(label)?, self.identities()?, self.voice.clone());
         let engine = self.opened()?;
         let Some(needs) = engine.explainers.first().and_then(|e| e.fit().cloned()) else {
-            return Err(Error::plugin(format!("explainer {explainer} did not ask for a fit")));
+            let text = format!("it asks for no fit in fold {fold}");
+            voice.say(failed(label, explainer, FailureKind::Error, text));
+            return Ok(0);
         };
         let explained = spec.task.explained()?;
         let target = if let Explained::Class(class) = explained { Some(class as i64) } else { None };

@@ -14,6 +14,7 @@
 //! ```
 
 use super::events::Failure;
+use super::settle::parameter_files;
 use super::spec::RunSpec;
 use super::unit::{Unit, training};
 use crate::device;
@@ -21,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::registry::Registry;
 use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
-use lightbox_sdk::spec::ParamType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,9 @@ pub struct Machine {
     pub lightbox: String,
     pub libtorch: String,
     pub device: String,
+    /// The driver's name of the GPU; empty on the CPU. Of several, those that differ.
+    #[serde(default)]
+    pub gpu: String,
     pub cpu: String,
     /// Which CPU kernels run; see [`device::kernels`].
     pub kernels: String,
@@ -101,6 +104,7 @@ impl Machine {
             lightbox: env!("CARGO_PKG_VERSION").into(),
             libtorch: lightbox_sdk::BUILT_WITH_TORCH.into(),
             device: device.into(),
+            gpu: if device == "cpu" { String::new() } else { device::gpus() },
             cpu: cpu.map_or_else(|| "unknown".into(), |(_, name)| name.to_string()),
             kernels: device::kernels(),
             threads,
@@ -114,6 +118,7 @@ impl Machine {
             ("lightbox", self.lightbox.clone(), now.lightbox.clone()),
             ("libtorch", self.libtorch.clone(), now.libtorch.clone()),
             ("device", kind(&self.device), kind(&now.device)),
+            ("GPU", self.gpu.clone(), now.gpu.clone()),
             ("threads", self.threads.to_string(), now.threads.to_string()),
             ("kernels", self.kernels.clone(), now.kernels.clone()),
         ];
@@ -135,15 +140,13 @@ impl Environment {
         };
         for model in &spec.models {
             let (found, described) = registry.model(&model.name)?;
+            given.extend(parameter_files(&model.params, &described.parameters).into_iter().map(|(_, path)| path));
             add(format!("model {}", model.name), &found.file, &described.version)?;
         }
         for explainer in &spec.explainers {
             let (found, described) = registry.explainer(&explainer.name)?;
             add(format!("explainer {}", explainer.name), &found.file, &described.version)?;
-            for parameter in described.parameters.iter().filter(|p| p.kind == ParamType::Path) {
-                let value = explainer.params.get(&parameter.name).and_then(|v| v.as_str()).filter(|v| !v.is_empty());
-                given.extend(value.map(PathBuf::from));
-            }
+            given.extend(parameter_files(&explainer.params, &described.parameters).into_iter().map(|(_, path)| path));
         }
         let mut hashes = BTreeMap::new();
         for file in given {
@@ -264,8 +267,17 @@ impl Folder {
         write_json(&self.0.join("cells.json"), cells)
     }
 
-    /// Takes away what units left that were ended before they wrote their records. For whoever holds the folder's lock.
+    /// Takes away what units left that were ended before they wrote their records, and files half written. For whoever holds
+    /// the folder's lock.
     pub fn drop_unrecorded(&self) -> Result<()> {
+        let trainings = std::fs::read_dir(self.0.join("checkpoints")).into_iter().flatten().flatten().map(|e| e.path());
+        let places = ["", "units", "prepared", "fits"].iter().map(|name| self.0.join(name)).chain(trainings);
+        for path in places.filter_map(|p| std::fs::read_dir(p).ok()).flatten().flatten().map(|e| e.path()) {
+            let half = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(files::HALF));
+            if half && path.is_file() {
+                std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
+            }
+        }
         let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(()) };
         for path in entries.flatten().map(|e| e.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -386,7 +398,11 @@ mod tests {
         {
             std::fs::write(folder.unit(stem, kind), "x").unwrap();
         }
+        let half = place.path().join("checkpoints/m-fold0").join(format!("{}x", files::HALF));
+        std::fs::create_dir_all(half.parent().unwrap()).unwrap();
+        std::fs::write(&half, "x").unwrap();
         folder.drop_unrecorded().unwrap();
+        assert!(!half.is_file());
         let left = |stem, kind| folder.unit(stem, kind).is_file();
         assert!(left("a", "json") && left("a", "scores.parquet"));
         assert!(!left("b.2", "scores.parquet") && !left("b.2", "maps.safetensors"));

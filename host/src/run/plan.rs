@@ -59,11 +59,18 @@ impl Identities {
     ) -> Result<Self> {
         let names = |indices: &[usize]| hash(indices.iter().map(|&i| samples[i].id.as_str()));
         let file = |path: &std::path::Path| environment.files.get(path).cloned().unwrap_or_default();
+        // Of the files that parameters name.
+        let contents = |params: &BTreeMap<String, serde_json::Value>| {
+            let values = params.values().filter_map(|v| v.as_str());
+            values.map(|v| file(std::path::Path::new(v))).collect::<Vec<_>>().join(",")
+        };
         let data = hash([environment.data.clone(), json(&spec.data)?]);
         let mut models = BTreeMap::new();
         for (model, &side) in spec.models.iter().zip(sides) {
             let plugin = &environment.plugin("model", &model.name)?.sha256;
-            let build = hash([&model.name, plugin, &json(&model.params)?, &classes(spec, model).to_string()]);
+            let contents = contents(&model.params);
+            let build = [&model.name, plugin, &json(&model.params)?, &classes(spec, model).to_string(), &contents];
+            let build = hash(build);
             let train = json(&model.train)?;
             let weights = (0..split.folds.len())
                 .map(|fold| hash([model.weights_file(fold).map(|f| file(&f)).unwrap_or_default(), train.clone()]))
@@ -74,9 +81,7 @@ impl Identities {
         let mut explainers = BTreeMap::new();
         for explainer in &spec.explainers {
             let plugin = &environment.plugin("explainer", &explainer.name)?.sha256;
-            let values = explainer.params.values().filter_map(|v| v.as_str());
-            let contents: Vec<String> = values.map(|v| file(std::path::Path::new(v))).collect();
-            let id = hash([&explainer.name, plugin, &json(&explainer.params)?, &contents.join(",")]);
+            let id = hash([&explainer.name, plugin, &json(&explainer.params)?, &contents(&explainer.params)]);
             explainers.insert(explainer.label().to_string(), id);
         }
         let metric = |m: &MetricChoice| Ok((m.label().to_string(), hash([m.name.clone(), json(&m.params)?])));

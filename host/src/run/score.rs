@@ -69,7 +69,7 @@ impl Worker {
                 let images = Vec::<i64>::try_from(find("images").ok_or_else(missing)?)?;
                 (images, find(&format!("maps.{name}")), outputs)
             };
-            let explainer = engine.and_then(|e| e.explainers.iter().position(|e| e.label == *name));
+            let explainer = |k: usize| Some((engine?.explainers.iter().position(|e| e.label == *name)?, k));
             let mut cells = Vec::new();
             for output in &outputs {
                 cells.push(Cell::start(name, output, &choices, spec.seed)?);
@@ -103,7 +103,7 @@ impl Worker {
                     let (mut asked, mut none);
                     let bench: &mut dyn Bench = match engine {
                         Some(engine) => {
-                            asked = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
+                            asked = CellBench { engine, explainer: explainer(k), task: &task, batch: spec.batch_size };
                             &mut asked
                         }
                         None => {
@@ -119,7 +119,10 @@ impl Worker {
                     self.voice.say(Event::CellLeft { unit });
                     match scored {
                         Ok(()) => {}
-                        Err(e) if e.exit == Exit::Interrupted || crate::signals::interrupted() || name == CHANCE => {
+                        Err(e) if crate::signals::interrupted() => {
+                            return Err(Error::new(Exit::Interrupted, e.message));
+                        }
+                        Err(e) if e.exit == Exit::DiskFull || name == CHANCE => {
                             return Err(e);
                         }
                         Err(e) => {

@@ -97,7 +97,8 @@ impl<'a> Scene<'a> {
 /// The bench of a cell: its model, and its explainer by number.
 pub(super) struct CellBench<'a> {
     pub(super) engine: &'a Engine,
-    pub(super) explainer: Option<usize>,
+    /// Its number, and that of its map.
+    pub(super) explainer: Option<(usize, usize)>,
     pub(super) task: &'a Task,
     pub(super) batch: usize,
 }
@@ -114,13 +115,13 @@ impl Bench for CellBench<'_> {
     }
 
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
-        let index = self.explainer.ok_or_else(|| Self::core("chance has no explainer"))?;
+        let (index, output) = self.explainer.ok_or_else(|| Self::core("chance has no explainer"))?;
         let batch = self.engine.run(images, targets, ids, &[index], &mut |_| {}).map_err(Self::core)?;
         if batch.tampered.is_some() {
             return Err(Self::core(engine::tampered(&self.engine.explainers[index].label)));
         }
         let outcome = batch.maps.into_iter().next().ok_or_else(|| Self::core("the explainer does not apply"))?;
-        outcome.1.map_err(Self::core)?.output(0).map_err(Self::core)
+        outcome.1.map_err(Self::core)?.output(output).map_err(Self::core)
     }
 
     fn parameters(&mut self) -> lightbox_core::Result<Vec<(String, Tensor)>> {
@@ -138,11 +139,11 @@ impl Bench for CellBench<'_> {
             named.push((name.clone(), Array::from_tensor(tensor).map_err(Self::core)?));
         }
         let mut fork = self.engine.fork(&named).map_err(Self::core)?;
-        if let Some(index) = self.explainer {
+        if let Some((index, _)) = self.explainer {
             let explainer = &self.engine.explainers[index];
             fork.copy_explainer(explainer).map_err(Self::core)?;
         }
-        let explainer = self.explainer.map(|_| 0);
+        let explainer = self.explainer.map(|(_, output)| (0, output));
         f(&mut CellBench { engine: &fork, explainer, task: self.task, batch: self.batch })
     }
 

@@ -8,10 +8,12 @@ use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::Source;
 use lightbox_core::files;
-use lightbox_sdk::spec::{ModelOptions, ParamType, Params};
+use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamType, Params};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is to be known of the data.
 pub fn notes(source: &dyn Source) -> Vec<String> {
@@ -24,6 +26,43 @@ pub fn notes(source: &dyn Source) -> Vec<String> {
         );
     }
     notes
+}
+
+/// Makes plugins' parameters that are paths absolute: those of the spec from the spec's folder, defaults from the plugin's.
+pub(super) fn absolute_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
+    let base = spec.base.clone();
+    let fill = |params: &mut BTreeMap<String, Value>, known: &[ParamSpec], plugin: &Path| {
+        for parameter in known.iter().filter(|p| p.kind == ParamType::Path) {
+            let beside = plugin.parent().unwrap_or(Path::new("."));
+            let (value, base) = match params.get(&parameter.name) {
+                Some(value) => (value, base.as_path()),
+                None => (&parameter.default, beside),
+            };
+            if let Some(path) = value.as_str().filter(|v| !v.is_empty()) {
+                let path = base.join(path).to_string_lossy().into_owned();
+                params.insert(parameter.name.clone(), Value::from(path));
+            }
+        }
+    };
+    for model in &mut spec.models {
+        let (found, described) = registry.model(&model.name)?;
+        fill(&mut model.params, &described.parameters, &found.file);
+    }
+    for explainer in &mut spec.explainers {
+        let (found, described) = registry.explainer(&explainer.name)?;
+        fill(&mut explainer.params, &described.parameters, &found.file);
+    }
+    Ok(())
+}
+
+/// The files and folders that plugins' parameters name.
+pub(super) fn parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> Vec<(String, PathBuf)> {
+    let paths = known.iter().filter(|p| p.kind == ParamType::Path);
+    let given = |p: &ParamSpec| {
+        let value = params.get(&p.name)?.as_str().filter(|v| !v.is_empty())?;
+        Some((p.name.clone(), PathBuf::from(value)))
+    };
+    paths.filter_map(given).collect()
 }
 
 /// What of the models can be wrong before the data is read.
@@ -73,6 +112,8 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<u
         }
         let options = ModelOptions { classes: outputs, params: model.params.clone(), ..ModelOptions::default() };
         check_weights(model, spec.split.folds)?;
+        check_parameter_files(&model.params, &registry.model(&model.name)?.1.parameters)
+            .map_err(|e| Error::input(format!("model {label}: {e}")))?;
         questions.push(Question { file, name: model.name.clone(), options });
     }
     let mut sides = Vec::new();
@@ -100,14 +141,16 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<u
         let described = registry.explainer(&explainer.name)?.1;
         let place = |e: String| Error::input(format!("explainer {}: {e}", explainer.label()));
         Params::resolve(&described.parameters, &explainer.params).map_err(|e| place(e.message))?;
-        for parameter in described.parameters.iter().filter(|p| p.kind == ParamType::Path) {
-            let value = explainer.params.get(&parameter.name).and_then(|v| v.as_str()).filter(|v| !v.is_empty());
-            if let Some(path) = value.filter(|p| !Path::new(p).exists()) {
-                return Err(place(format!("parameter {}: {path}: no such file or folder", parameter.name)));
-            }
-        }
+        check_parameter_files(&explainer.params, &described.parameters).map_err(place)?;
     }
     Ok(sides)
+}
+
+fn check_parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> std::result::Result<(), String> {
+    match parameter_files(params, known).iter().find(|(_, path)| !path.exists()) {
+        Some((name, path)) => Err(format!("parameter {name}: {}: no such file or folder", path.display())),
+        None => Ok(()),
+    }
 }
 
 /// One process a folder.

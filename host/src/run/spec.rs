@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {
+    /// The folder that relative paths of plugins' parameters go from: the spec's.
+    #[serde(skip)]
+    pub base: PathBuf,
     /// Letters, digits, `-` and `_`; the default output is `runs/NAME`.
     pub name: String,
     #[serde(default)]
@@ -218,7 +221,7 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
-                    // A plugin's own parameters are its own matter.
+                    // Which of a plugin's parameters are paths, its specification says: `settle::absolute_parameters`.
                     _ if key == "params" => {}
                     other => absolute_paths(other, base),
                 }
@@ -333,6 +336,7 @@ impl RunSpec {
         absolute_paths(&mut value, base);
         sets.iter().try_for_each(|assignment| set(&mut value, assignment))?;
         let mut spec: RunSpec = value.try_into().map_err(bad)?;
+        spec.base = base.to_path_buf();
         if spec.output.as_os_str().is_empty() {
             spec.output = Path::new("runs").join(&spec.name);
         }

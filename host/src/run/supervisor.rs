@@ -6,7 +6,7 @@ use super::folder::{Cells, Folder, Survey};
 use super::plan::{Identities, Index, Plan, Verdict};
 use super::reporter::Reporter;
 use super::scheduler::Scheduler;
-use super::settle::{check_models, check_plugins, lock, notes, settle};
+use super::settle::{absolute_parameters, check_models, check_plugins, lock, notes, settle};
 use super::spec::{ModelChoice, RunSpec};
 use super::summary;
 use super::unit::Unit;
@@ -63,7 +63,16 @@ const OWN: [&str; 14] = [
 
 /// The devices that a spec names, separated by commas.
 fn devices(spec: &RunSpec) -> Result<Vec<String>> {
-    spec.device.split(',').map(|name| Ok(device::name(device::choose(name.trim())?))).collect()
+    let all: Vec<String> =
+        spec.device.split(',').map(|name| Ok(device::name(device::choose(name.trim())?))).collect::<Result<_>>()?;
+    let kind = |d: &String| d.split(':').next().unwrap_or_default().to_string();
+    match all.iter().find(|d| kind(d) != kind(&all[0])) {
+        Some(other) => Err(Error::input(format!(
+            "device = \"{}\": {} and {other} round differently; a run's devices are of one kind",
+            spec.device, all[0]
+        ))),
+        None => Ok(all),
+    }
 }
 
 /// Runs a spec to its end, or continues it.
@@ -73,6 +82,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     spec.output = std::path::absolute(&spec.output)?;
     let folder = Folder(spec.output.clone());
     let devices = devices(&spec)?;
+    absolute_parameters(&mut spec, registry)?;
     check_models(&spec, &devices)?;
     let source = data::open(&spec.data, &spec.task)?;
     spec.task = spec.task.resolve(source.classes())?;
@@ -331,7 +341,10 @@ impl Supervisor<'_> {
             }
             let signal = executor.poll(Duration::from_millis(50));
             for id in 0..self.workers {
-                let silent = self.busy[id].last.is_some_and(|l| l.elapsed() > limit);
+                // The limit is one of plugins: what the host does alone takes as long as it takes.
+                let own = |u: &Unit| matches!(u, Unit::Prepare { .. } | Unit::Reduce { .. });
+                let limited = !self.scheduler.running(id).is_some_and(own);
+                let silent = limited && self.busy[id].last.is_some_and(|l| l.elapsed() > limit);
                 let heard = matches!(&signal, Some((other, _)) if *other == id);
                 if silent && !heard && self.scheduler.running(id).is_some() {
                     executor.end(id, true);

@@ -101,8 +101,12 @@ pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Resul
             Err(e) => {
                 let diverged = e.exit == Exit::Diverged;
                 let prepare = matches!(order.unit, Unit::Prepare { .. } | Unit::Reduce { .. });
-                let fatal = matches!(e.exit, Exit::DiskFull | Exit::Interrupted) || prepare;
-                let fatal = fatal.then_some(e.exit as u8);
+                // A plugin may say "cancelled" when nobody has cancelled: that is its own failure.
+                let fatal = match crate::signals::interrupted() {
+                    true => Some(Exit::Interrupted),
+                    false => (e.exit == Exit::DiskFull || prepare).then_some(e.exit),
+                };
+                let fatal = fatal.map(|exit| exit as u8);
                 voice.say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
             }
         }
@@ -295,14 +299,16 @@ impl Worker {
         // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
         let task = self.spec.task.clone();
         let side = engine.spec.input.height;
-        let marked = self.source()?.samples().iter().any(|s| match &s.truth {
+        let (source, split) = (self.source()?, self.split()?);
+        let is_marked = |i: &usize| match &source.samples()[*i].truth {
             data::Truth::Unknown => false,
             data::Truth::Boxes(boxes) => {
                 boxes.iter().any(|b| !matches!(task.explained(), Ok(Explained::Class(c)) if c != b.class))
             }
             data::Truth::MaskFile(_) => true,
-        });
-        if marked {
+        };
+        // In every fold, since a method that has no value in some has none.
+        if split.folds.iter().all(|fold| fold.train.iter().any(is_marked)) {
             engine.set_mean_mask(vec![0.0; side * side], side)?;
         }
         for name in explainers {

@@ -34,8 +34,21 @@ impl Explainer for Hostile {
                 unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
                 Err(Error::invalid("still here"))
             }
+            "hostile-fit-crash" | "hostile-fit-hang" => {
+                Ok(Needs { fit: Some(FitNeeds::default()), ..Needs::default() }.into())
+            }
             "hostile-not-applicable" => Ok(Plan::not_applicable("it never is")),
             _ => Ok(Needs::default().into()),
+        }
+    }
+
+    fn fit(&self, _: &FitContext<'_>) -> Result<Named> {
+        if self.0 == "hostile-fit-crash" {
+            // SAFETY: there is none; that is the point.
+            unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+        }
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1));
         }
     }
 
@@ -77,6 +90,10 @@ register_explainer!(Hostile("hostile-crash", |_| {
     unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
     Err(Error::invalid("still here"))
 }));
+register_explainer!(Hostile("hostile-fit-crash", |c| map(c, 0.0)));
+register_explainer!(Hostile("hostile-fit-hang", |c| map(c, 0.0)));
+// Nobody has cancelled.
+register_explainer!(Hostile("hostile-cancelled", |c| Err(c.cancelled())));
 register_explainer!(Hostile("hostile-exit", |_| std::process::exit(0)));
 register_explainer!(Hostile("hostile-hang", |_| loop {
     std::thread::sleep(std::time::Duration::from_secs(1));
