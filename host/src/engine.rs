@@ -219,7 +219,7 @@ impl Engine {
             for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
                 self.spec.site(site).map_err(place)?;
             }
-            if let Some(rule) = needs.rules.iter().find(|r| !self.spec.rules.contains(r)) {
+            if let Some(rule) = needs.rules.iter().find(|r| !self.spec.has_rule(r)) {
                 plan = Plan::not_applicable(format!("{} has no rule {rule}", self.spec.name));
             } else if needs.mean_mask && self.mean_mask.is_none() {
                 plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");

@@ -2,7 +2,8 @@
 
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::{Tape, relu, step};
+use lightbox_sdk::rules::{self, relu};
+use lightbox_sdk::tape::{Tape, step};
 use lightbox_sdk::tch::Tensor;
 
 lightbox_sdk::export!();
@@ -26,7 +27,7 @@ fn spec(options: &ModelOptions) -> Result<ModelSpec> {
             Site::vector("logits", SiteKind::Logits, classes),
         ],
         cam_site: Some("conv2".into()),
-        rules: lightbox_sdk::tape::RELU_RULES.map(String::from).to_vec(),
+        rules: rules::RELU.map(String::from).to_vec(),
         trainable: true,
         ..ModelSpec::new("NAME", InputSpec::imagenet(SIZE), classes)
     })

@@ -40,6 +40,8 @@ pub mod model;
 mod model_abi;
 #[cfg(feature = "nn")]
 pub mod nn;
+#[cfg(feature = "tch")]
+pub mod rules;
 pub mod spec;
 #[cfg(feature = "tch")]
 pub mod tape;

@@ -56,7 +56,7 @@ pub struct Request {
     pub seeds: Vec<Vec<Seed>>,
     /// Differentiate with respect to the values of these sites (after patches).
     pub grads: Vec<String>,
-    /// Modified backward rules; each must be in [`ModelSpec::rules`]. They change gradients, never values.
+    /// Modified backward rules; each must be in [`ModelSpec::rules`], see [`ModelSpec::has_rule`]. They change gradients, never values.
     pub rules: Vec<String>,
 }
 

@@ -169,7 +169,7 @@ impl Request {
                 }
             }
         }
-        if let Some(rule) = self.rules.iter().find(|r| !spec.rules.contains(r)) {
+        if let Some(rule) = self.rules.iter().find(|r| !spec.has_rule(r)) {
             return Err(Error::unsupported(format!("model {} has no rule {rule}", spec.name)));
         }
         Ok(())

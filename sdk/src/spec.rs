@@ -314,7 +314,7 @@ pub struct ModelSpec {
     /// The last attention layer, where there is one.
     #[serde(default)]
     pub attention_site: Option<String>,
-    /// Modified backward rules that `run` understands.
+    /// Modified backward rules that `run` understands; `rules.rs` says what each does.
     #[serde(default)]
     pub rules: Vec<String>,
     #[serde(default)]
@@ -344,6 +344,11 @@ impl ModelSpec {
             trainable: false,
             mixed_precision: false,
         }
+    }
+
+    /// True when the model has this rule, with or without a number: of `linear:gamma=0.1` that is `linear:gamma`.
+    pub fn has_rule(&self, rule: &str) -> bool {
+        self.rules.iter().any(|r| r == rule.split('=').next().unwrap_or(rule))
     }
 
     /// The site of this name; otherwise an error that lists the known.
@@ -466,7 +471,8 @@ pub struct Needs {
     pub mean_mask: bool,
     /// The explainer will call the model itself.
     pub model: bool,
-    /// The gradients are to be taken under these modified rules; each must be in [`ModelSpec::rules`]. Explainers with the
+    /// The gradients are to be taken under these modified rules; each must be in [`ModelSpec::rules`], with `=NUMBER` after it
+    /// where the rule takes another number. Explainers with the
     /// same rules share a run.
     pub rules: Vec<String>,
     /// Batches of the training set before the first explanation.

@@ -6,7 +6,6 @@
 use crate::model::{Request, Response, Seed};
 use crate::{Array, Error, Place, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, c_char, c_void};
 use tch::{Kind, Tensor};
 
 /// One run's bookkeeping.
@@ -39,34 +38,6 @@ pub fn step(
     }
     let value = f(x, tape)?;
     site(tape, name, value)
-}
-
-/// The rules that [`relu`] knows: guided backpropagation (Springenberg et al., "Striving for Simplicity", arXiv:1412.6806)
-/// and the deconvolution of Zeiler and Fergus (arXiv:1311.2901).
-pub const RELU_RULES: [&str; 2] = ["relu:guided", "relu:deconv"];
-
-unsafe extern "C" {
-    fn lightbox_relu(x: *const c_void, rule: i64, error: *mut c_char, error_len: usize) -> *mut c_void;
-}
-
-/// A ReLU whose gradient follows the request's rules.
-pub fn relu(tape: &Option<&mut Tape<'_>>, x: &Tensor) -> Result<Tensor> {
-    let asked = |rule: &str| tape.as_ref().is_some_and(|t| t.request.rules.iter().any(|r| r == rule));
-    let mut rules = (0..RELU_RULES.len()).filter(|&i| asked(RELU_RULES[i]));
-    let Some(rule) = rules.next() else { return Ok(x.f_relu()?) };
-    if rules.next().is_some() {
-        return Err(Error::invalid(format!("a ReLU has one rule, and {} are asked for", RELU_RULES.join(" and "))));
-    }
-    let mut error = [0 as c_char; 512];
-    // SAFETY: the tensor lives through the call; `error` is as long as it says.
-    let made = unsafe { lightbox_relu(x.as_ptr() as *const c_void, rule as i64, error.as_mut_ptr(), error.len()) };
-    if made.is_null() {
-        // SAFETY: the shim writes at most one byte less than the buffer, which began as zeros.
-        let message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy();
-        return Err(Error::new(crate::ErrorKind::Torch, message));
-    }
-    // SAFETY: a new `at::Tensor` that nobody else owns.
-    Ok(unsafe { Tensor::from_ptr(made.cast()) })
 }
 
 /// [`Tape::site`] where there may be no tape, as in training.
@@ -118,6 +89,11 @@ impl<'a> Tape<'a> {
     /// Where the run begins, if not with the images.
     pub fn start(&self) -> Option<&str> {
         self.request.start.as_ref().map(|s| s.site.as_str())
+    }
+
+    /// The modified rules that gradients follow; see [`crate::rules`].
+    pub fn rules(&self) -> &[String] {
+        &self.request.rules
     }
 
     /// True when gradients follow modified rules.

@@ -291,4 +291,5 @@ def main():
         print(make.__name__, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

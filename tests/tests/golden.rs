@@ -3,7 +3,7 @@
 //! the input are made from their names (see `lightbox_tests::fill`); the final ReLU of torchvision's model was out of place.
 
 use lightbox_core::checkpoint;
-use lightbox_tests::{fill, input, lightbox, oracle, relative, succeed, texts, unit, weights};
+use lightbox_tests::{built, fill, input, lightbox, oracle, relative, succeed, texts, unit, weights};
 use tch::Tensor;
 
 #[test]
@@ -151,4 +151,55 @@ fn a_checkpoint_for_another_model_and_nan_weights_are_clear_errors() {
     let (_, err, code) = explain("densenet121");
     assert_eq!(code, 3);
     assert!(err.contains("features.conv0.weight holds values that are not finite; the checkpoint is broken"), "{err}");
+}
+
+/// Relevance under backward rules, summed over squares of 16 x 16 pixels, against `tests/oracle/rules.py`: Zennit's for the
+/// DenseNet, a second derivation that propagates relevance in place of gradients for the others.
+fn check_rules(model: &str, golden: &str, rules: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
+    checkpoint::write(w.as_ref(), &weights(&oracle(&format!("{golden}.keys.json")))).unwrap();
+    checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
+    let plugins = built("test-plugins/hard").to_string_lossy().into_owned();
+    let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw, "--device", "cpu"];
+    arguments.extend(["--plugins", &plugins]);
+    let name = |rule: &str| match rule.ends_with("product:uniform") || rule.ends_with("softmax:detach") {
+        true => format!(
+            "hard-relevance:rules={rule}+activation:identity+norm:detach{}",
+            if golden == "S60" { "+gate:detach" } else { "" }
+        ),
+        false => format!("hard-relevance:rules={rule}"),
+    };
+    let names: Vec<String> = rules.iter().map(|r| name(r)).collect();
+    names.iter().for_each(|name| arguments.extend(["--explainer", name]));
+    succeed(&arguments);
+    let found = checkpoint::read(raw.as_ref()).unwrap();
+    let goldens = checkpoint::read(&oracle("rules.safetensors")).unwrap();
+    for (rule, name) in rules.iter().zip(&names) {
+        let map = &found.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name}")).1;
+        let sums = map.unsqueeze(1).avg_pool2d([16], [16], [0], false, true, None::<i64>).squeeze_dim(1) * 256.0;
+        let wanted = &goldens.iter().find(|(n, _)| *n == format!("{golden}.{rule}")).unwrap().1;
+        let error = relative(&sums, wanted);
+        eprintln!("{model} {rule}: {error:.2e}");
+        assert!(error < 1e-3, "{model} {rule}: {error}");
+    }
+}
+
+#[test]
+fn rules_of_densenet_are_zennits() {
+    let rules = ["linear:epsilon=0.1", "linear:gamma", "linear:zplus", "relu:guided", "relu:deconv"];
+    check_rules("densenet121", "densenet121", &rules);
+}
+
+#[test]
+fn rules_of_transformers_are_those_of_relevance_itself() {
+    let rules = [
+        "linear:epsilon+product:uniform",
+        "linear:epsilon+softmax:detach",
+        "linear:gamma+product:uniform",
+        "linear:gamma+softmax:detach",
+    ];
+    check_rules("deit_tiny_patch16_224", "deit_tiny_patch16_224", &rules);
+    check_rules("patchconvnet_s60", "S60", &rules);
 }

@@ -57,7 +57,7 @@ pub(super) fn check(
         let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
         if let Plan::Run(needs) = &plan {
             needs.check_requires().map_err(|e| e.to_string())?;
-            if let Some(rule) = needs.rules.iter().find(|r| !model_spec.rules.contains(r)) {
+            if let Some(rule) = needs.rules.iter().find(|r| !model_spec.has_rule(r)) {
                 let reason = format!("{} has no rule {rule}", model_spec.name);
                 return Ok((model, model_spec, Plan::NotApplicable { reason }));
             }

@@ -7,6 +7,7 @@
 
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
+use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step, wants};
 use lightbox_sdk::tch::Tensor;
 
@@ -154,7 +155,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some(format!("blocks.{}.norm1", config.depth - 1)),
         attention_site: Some(format!("blocks.{}.attn", config.depth - 1)),
-        rules: vec![],
+        rules: rules::LINEAR.iter().chain(&rules::TRANSFORMER).map(|r| r.to_string()).collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -228,20 +229,20 @@ struct Deit {
 }
 
 impl Deit {
-    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        self.base.linear(x, name)
+    fn linear(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
+        self.base.linear(at, x, name)
     }
 
-    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        self.base.layer_norm(x, name, EPS)
+    fn norm(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
+        self.base.layer_norm(at, x, name, EPS)
     }
 
     /// Patches, prefix tokens and positions.
-    fn embed(&self, images: &Tensor) -> Result<Tensor> {
+    fn embed(&self, at: &At<'_, '_>, images: &Tensor) -> Result<Tensor> {
         let (b, patch, dim) = (images.size()[0], self.config.patch, self.config.dim);
         let get = |name: &str| self.base.params.get(name);
         let (weight, bias) = (get("patch_embed.proj.weight")?, get("patch_embed.proj.bias")?);
-        let x = images.f_conv2d(weight, Some(bias), [patch], [0], [1], 1)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+        let x = rules::conv2d(at, images, weight, Some(bias), (patch, 0, 1))?.f_flatten(2, -1)?.f_transpose(1, 2)?;
         let mut tokens = vec![get("cls_token")?.f_expand([b, 1, dim], false)?];
         if self.config.distilled {
             tokens.push(get("dist_token")?.f_expand([b, 1, dim], false)?);
@@ -256,7 +257,7 @@ impl Deit {
         let (dim, heads) = (self.config.dim, self.config.heads);
         let (b, mut n) = (x.size()[0], x.size()[1]);
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
-        let y = site(tape, &name("norm1"), self.norm(&x, &name("norm1"))?)?;
+        let y = site(tape, &name("norm1"), self.norm(tape, &x, &name("norm1"))?)?;
         let after = [name("attn.q"), name("attn.logits"), name("attn"), format!("blocks.{i}"), "norm".to_string()];
         let read = tape.is_none() || after.iter().any(|site| wants(tape, site));
         if i + 1 == self.config.depth && !read {
@@ -269,14 +270,14 @@ impl Deit {
             Ok(t.f_reshape([b, tokens, parts, heads, dim / heads])?.f_permute([2, 0, 3, 1, 4])?)
         };
         let (q, k, v) = if n == all {
-            let qkv = split(self.linear(&y, &name("attn.qkv"))?, 3)?;
+            let qkv = split(self.linear(tape, &y, &name("attn.qkv"))?, 3)?;
             (qkv.f_select(0, 0)?, qkv.f_select(0, 1)?, qkv.f_select(0, 2)?)
         } else {
             let part = |y: &Tensor, start: i64, count: i64| -> Result<Tensor> {
                 let get = |leaf: &str| self.base.params.get(&name(&format!("attn.qkv.{leaf}")));
                 let (weight, bias) = (get("weight")?, get("bias")?);
                 let (weight, bias) = (weight.f_narrow(0, start, count)?, bias.f_narrow(0, start, count)?);
-                Ok(y.f_linear(&weight, Some(&bias))?)
+                rules::linear(tape, y, &weight, Some(&bias))
             };
             let q = split(part(&y.f_narrow(1, 0, n)?, 0, dim)?, 1)?.f_select(0, 0)?;
             let kv = split(part(&y, dim, 2 * dim)?, 2)?;
@@ -285,22 +286,24 @@ impl Deit {
         let q = site(tape, &name("attn.q"), q)?;
         let k = site(tape, &name("attn.k"), k)?;
         let v = site(tape, &name("attn.v"), v)?;
-        // The weights exist only where somebody asks for them, and where a gradient on CUDA is wanted: libtorch's fused
-        // attention adds that up in an order that varies.
+        // The weights exist only where somebody asks for them, under rules, and where a gradient on CUDA is wanted: libtorch's
+        // fused attention adds that up in an order that varies.
         let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
-        let y = if varies || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
+        let ruled = tape.as_ref().is_some_and(|t| t.has_rules());
+        let y = if varies || ruled || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
             let scale = ((dim / heads) as f64).powf(-0.5);
-            let logits = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(-2, -1)?)?;
+            let logits = rules::matmul(tape, &q.f_mul_scalar(scale)?, &k.f_transpose(-2, -1)?)?;
             let logits = site(tape, &name("attn.logits"), logits)?;
-            let weights = site(tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
-            weights.f_matmul(&v)?
+            let weights = rules::softmax(tape, &logits)?;
+            let weights = site(tape, &name("attn"), weights)?;
+            rules::matmul(tape, &weights, &v)?
         } else {
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
         };
-        let y = self.linear(&y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
+        let y = self.linear(tape, &y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
         x = x.f_add(&y)?;
-        let y = self.linear(&self.norm(&x, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
-        Ok(x.f_add(&self.linear(&y, &name("mlp.fc2"))?)?)
+        let y = self.linear(tape, &self.norm(tape, &x, &name("norm2"))?, &name("mlp.fc1"))?;
+        Ok(x.f_add(&self.linear(tape, &rules::gelu(tape, &y)?, &name("mlp.fc2"))?)?)
     }
 }
 
@@ -320,15 +323,15 @@ impl Network for Deit {
     fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let tape = &mut tape;
         let x = step(tape, "input", images, |x, _| Ok(x))?;
-        let mut x = step(tape, "embed", x, |x, _| self.embed(&x))?;
+        let mut x = step(tape, "embed", x, |x, tape| self.embed(tape, &x))?;
         for i in 0..self.config.depth {
             x = step(tape, &format!("blocks.{i}"), x, |x, tape| self.block(x, i, tape))?;
         }
-        let x = step(tape, "norm", x, |x, _| self.norm(&x, "norm"))?;
-        step(tape, "logits", x, |x, _| {
-            let logits = self.linear(&x.f_select(1, 0)?, "head")?;
+        let x = step(tape, "norm", x, |x, tape| self.norm(tape, &x, "norm"))?;
+        step(tape, "logits", x, |x, tape| {
+            let logits = self.linear(tape, &x.f_select(1, 0)?, "head")?;
             match self.config.distilled {
-                true => Ok(logits.f_add(&self.linear(&x.f_select(1, 1)?, "head_dist")?)?.f_div_scalar(2.0)?),
+                true => Ok(logits.f_add(&self.linear(tape, &x.f_select(1, 1)?, "head_dist")?)?.f_div_scalar(2.0)?),
                 false => Ok(logits),
             }
         })

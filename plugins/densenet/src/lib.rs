@@ -9,7 +9,8 @@ mod fast;
 
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tape::{RELU_RULES, Tape, relu, step};
+use lightbox_sdk::rules::{self, At, relu};
+use lightbox_sdk::tape::{Tape, step};
 use lightbox_sdk::tch::{Device, Tensor};
 use std::cell::OnceCell;
 
@@ -132,7 +133,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some("features.relu5".into()),
         attention_site: None,
-        rules: RELU_RULES.map(String::from).to_vec(),
+        rules: rules::RELU.iter().chain(&rules::LINEAR).map(|r| r.to_string()).collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -221,16 +222,17 @@ impl DenseNet {
         Ok(self.trunk.get_or_init(|| trunk))
     }
 
-    fn norm(&self, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
+    /// A norm stands before its ReLU, not after a convolution, so it cannot be merged: under rules it is a map of its own.
+    fn norm(&self, at: &At<'_, '_>, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
         let get = |leaf: &str| self.base.params.get(&format!("{name}.{leaf}"));
         let (weight, bias) = (Some(get("weight")?), Some(get("bias")?));
         let (mean, var) = (Some(get("running_mean")?), Some(get("running_var")?));
-        Ok(x.f_batch_norm(weight, bias, mean, var, train, MOMENTUM, EPS, true)?)
+        rules::affine(at, x.f_batch_norm(weight, bias, mean, var, train, MOMENTUM, EPS, true)?)
     }
 
-    fn conv(&self, x: &Tensor, name: &str, stride: i64, padding: i64) -> Result<Tensor> {
+    fn conv(&self, at: &At<'_, '_>, x: &Tensor, name: &str, stride: i64, padding: i64) -> Result<Tensor> {
         let weight = self.base.params.get(&format!("{name}.weight"))?;
-        Ok(x.f_conv2d(weight, None::<&Tensor>, [stride], [padding], [1], 1)?)
+        rules::conv2d(at, x, weight, None, (stride, padding, 1))
     }
 
     /// From the value of the last norm on.
@@ -239,18 +241,18 @@ impl DenseNet {
         let x = step(tape, "features.relu5", x, |x, tape| relu(tape, &x))?;
         let x = step(tape, "embedding", x, |x, _| Ok(x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?))?;
         let (weight, bias) = (self.base.params.get(HEAD[0])?, self.base.params.get(HEAD[1])?);
-        step(tape, "logits", x, |x, _| Ok(x.f_linear(weight, Some(bias))?))
+        step(tape, "logits", x, |x, tape| rules::linear(tape, &x, weight, Some(bias)))
     }
 
-    fn dense_block(&self, x: Tensor, block: usize, train: bool, tape: &Option<&mut Tape<'_>>) -> Result<Tensor> {
+    fn dense_block(&self, x: Tensor, block: usize, train: bool, tape: &At<'_, '_>) -> Result<Tensor> {
         let mut features = vec![x];
         for layer in 1..=self.config.blocks[block - 1] {
             let name = format!("features.denseblock{block}.denselayer{layer}");
             let y = Tensor::f_cat(&features, 1)?;
-            let y = relu(tape, &self.norm(&y, &format!("{name}.norm1"), train)?)?;
-            let y = self.conv(&y, &format!("{name}.conv1"), 1, 0)?;
-            let y = relu(tape, &self.norm(&y, &format!("{name}.norm2"), train)?)?;
-            features.push(self.conv(&y, &format!("{name}.conv2"), 1, 1)?);
+            let y = relu(tape, &self.norm(tape, &y, &format!("{name}.norm1"), train)?)?;
+            let y = self.conv(tape, &y, &format!("{name}.conv1"), 1, 0)?;
+            let y = relu(tape, &self.norm(tape, &y, &format!("{name}.norm2"), train)?)?;
+            features.push(self.conv(tape, &y, &format!("{name}.conv2"), 1, 1)?);
         }
         Ok(Tensor::f_cat(&features, 1)?)
     }
@@ -273,7 +275,7 @@ impl Network for DenseNet {
         let tape = &mut tape;
         let x = step(tape, "input", images, |x, _| Ok(x))?;
         let mut x = step(tape, "features.pool0", x, |x, tape| {
-            let x = self.norm(&self.conv(&x, "features.conv0", 2, 3)?, "features.norm0", train)?;
+            let x = self.norm(tape, &self.conv(tape, &x, "features.conv0", 2, 3)?, "features.norm0", train)?;
             Ok(relu(tape, &x)?.f_max_pool2d([3], [2], [1], [1], false)?)
         })?;
         for block in 1..=self.config.blocks.len() {
@@ -283,15 +285,15 @@ impl Network for DenseNet {
             if block < self.config.blocks.len() {
                 let name = format!("features.transition{block}");
                 x = step(tape, &name, x, |x, tape| {
-                    let y = relu(tape, &self.norm(&x, &format!("{name}.norm"), train)?)?;
-                    let y = self.conv(&y, &format!("{name}.conv"), 1, 0)?;
+                    let y = relu(tape, &self.norm(tape, &x, &format!("{name}.norm"), train)?)?;
+                    let y = self.conv(tape, &y, &format!("{name}.conv"), 1, 0)?;
                     Ok(y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)
                 })?;
             }
         }
         // The step of norm5 is the tail's; a run that begins later has nothing to normalise.
         let begun = tape.as_ref().is_none_or(|t| t.begun());
-        let norm5 = if begun { self.norm(&x, "features.norm5", train)? } else { x };
+        let norm5 = if begun { self.norm(tape, &x, "features.norm5", train)? } else { x };
         self.tail(norm5, tape)
     }
 

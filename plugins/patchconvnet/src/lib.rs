@@ -9,6 +9,7 @@
 
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
+use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step};
 use lightbox_sdk::tch::{Kind, Tensor};
 
@@ -127,7 +128,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some(format!("blocks.{}", config.depth - 1)),
         attention_site: Some(format!("{POOL}.attn")),
-        rules: vec![],
+        rules: [&rules::LINEAR[..], &rules::TRANSFORMER, &rules::GATE].concat().into_iter().map(String::from).collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -199,20 +200,20 @@ struct PatchConvNet {
 }
 
 impl PatchConvNet {
-    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        self.base.linear(x, name)
+    fn linear(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
+        self.base.linear(at, x, name)
     }
 
-    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        self.base.layer_norm(x, name, EPS)
+    fn norm(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
+        self.base.layer_norm(at, x, name, EPS)
     }
 
-    fn stem(&self, mut x: Tensor) -> Result<Tensor> {
+    fn stem(&self, at: &At<'_, '_>, mut x: Tensor) -> Result<Tensor> {
         for i in 0..4 {
             let weight = self.params().get(&format!("patch_embed.proj.{}.0.weight", 2 * i))?;
-            x = x.f_conv2d(weight, None::<&Tensor>, [2], [1], [1], 1)?;
+            x = rules::conv2d(at, &x, weight, None, (2, 1, 1))?;
             if i < 3 {
-                x = x.f_gelu("none")?;
+                x = rules::gelu(at, &x)?;
             }
         }
         Ok(x.f_flatten(2, -1)?.f_transpose(1, 2)?.f_contiguous()?)
@@ -223,19 +224,19 @@ impl PatchConvNet {
     }
 
     /// The residual branch of a trunk block on tokens [B, N, C].
-    fn branch(&self, x: &Tensor, block: usize) -> Result<Tensor> {
+    fn branch(&self, at: &At<'_, '_>, x: &Tensor, block: usize) -> Result<Tensor> {
         let name = |leaf: &str| format!("blocks.{block}.attn.qkv_pos.{leaf}");
         let [b, n, c]: [i64; 3] = x.size().try_into().map_err(|s| Error::invalid(format!("tokens of shape {s:?}")))?;
         let side = (n as f64).sqrt().round() as i64;
-        let y = self.linear(&self.norm(x, &format!("blocks.{block}.norm1"))?, &name("0"))?.f_gelu("none")?;
+        let y = rules::gelu(at, &self.linear(at, &self.norm(at, x, &format!("blocks.{block}.norm1"))?, &name("0"))?)?;
         let y = y.f_reshape([b, side, side, c])?.f_permute([0, 3, 1, 2])?;
         let (weight, bias) = (self.base.params.get(&name("2.weight"))?, self.base.params.get(&name("2.bias"))?);
-        let y = y.f_conv2d(weight, Some(bias), [1], [1], [1], c)?.f_gelu("none")?;
+        let y = rules::gelu(at, &rules::conv2d(at, &y, weight, Some(bias), (1, 1, c))?)?;
         let y = y.f_permute([0, 2, 3, 1])?.f_reshape([b, n, c])?;
         let gate = y.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
-        let gate = self.linear(&gate, &name("4.conv_reduce"))?.f_relu()?;
-        let gate = self.linear(&gate, &name("4.conv_expand"))?.f_sigmoid()?;
-        self.linear(&y.f_mul(&gate)?, &name("5"))
+        let gate = self.linear(at, &gate, &name("4.conv_reduce"))?.f_relu()?;
+        let gate = self.linear(at, &gate, &name("4.conv_expand"))?.f_sigmoid()?;
+        self.linear(at, &rules::gate(at, &y, &gate)?, &name("5"))
     }
 
     /// What another number of classes changes.
@@ -253,23 +254,30 @@ impl PatchConvNet {
         let token = self.base.params.get("cls_token")?;
         let tokens = token.size()[1];
         let token = token.f_expand([b, tokens, dim], false)?;
-        let all = self.norm(&Tensor::f_cat(&[&token, &x], 1)?, &name("norm1"))?;
+        let all = self.norm(tape, &Tensor::f_cat(&[&token, &x], 1)?, &name("norm1"))?;
         let keys = if self.config.multi { all.f_narrow(1, tokens, x.size()[1])? } else { all.shallow_clone() };
         let head = |t: Tensor| t.f_unsqueeze(1);
-        let q = head(self.linear(&all.f_narrow(1, 0, tokens)?, &name("attn.q"))?)?;
+        let q = head(self.linear(tape, &all.f_narrow(1, 0, tokens)?, &name("attn.q"))?)?;
         let q = site(tape, &name("attn.q"), q)?;
-        let k = site(tape, &name("attn.k"), head(self.linear(&keys, &name("attn.k"))?)?)?;
-        let v = site(tape, &name("attn.v"), head(self.linear(&keys, &name("attn.v"))?)?)?;
-        let logits = q.f_mul_scalar((dim as f64).powf(-0.5))?.f_matmul(&k.f_transpose(-2, -1)?)?;
+        let k = site(tape, &name("attn.k"), head(self.linear(tape, &keys, &name("attn.k"))?)?)?;
+        let v = site(tape, &name("attn.v"), head(self.linear(tape, &keys, &name("attn.v"))?)?)?;
+        let logits = rules::matmul(tape, &q.f_mul_scalar((dim as f64).powf(-0.5))?, &k.f_transpose(-2, -1)?)?;
         let logits = site(tape, &name("attn.logits"), logits)?;
-        let weights = site(tape, &name("attn"), logits.f_softmax(-1, logits.f_kind()?)?)?;
-        let gathered = self.linear(&weights.f_matmul(&v)?.f_squeeze_dim(1)?, &name("attn.proj"))?;
+        let weights = rules::softmax(tape, &logits)?;
+        let weights = site(tape, &name("attn"), weights)?;
+        let gathered = rules::matmul(tape, &weights, &v)?.f_squeeze_dim(1)?;
+        let gathered = self.linear(tape, &gathered, &name("attn.proj"))?;
         let token = token.f_addcmul(self.base.params.get(&name("gamma_1"))?, &gathered)?;
-        let y = self.linear(&self.norm(&token, &name("norm2"))?, &name("mlp.fc1"))?.f_gelu("none")?;
-        let token = token.f_addcmul(self.base.params.get(&name("gamma_2"))?, &self.linear(&y, &name("mlp.fc2"))?)?;
-        let token = self.norm(&token, "norm")?;
+        let y = self.linear(tape, &self.norm(tape, &token, &name("norm2"))?, &name("mlp.fc1"))?;
+        let y = self.linear(tape, &rules::gelu(tape, &y)?, &name("mlp.fc2"))?;
+        let token = token.f_addcmul(self.base.params.get(&name("gamma_2"))?, &y)?;
+        let token = self.norm(tape, &token, "norm")?;
         match self.config.multi {
-            false => self.linear(&token.f_select(1, 0)?, "head"),
+            false => self.linear(tape, &token.f_select(1, 0)?, "head"),
+            true if tape.as_ref().is_some_and(|t| t.has_rules()) => {
+                let logit = |j: i64| self.linear(tape, &token.f_select(1, j)?, &format!("head.{j}"));
+                Ok(Tensor::f_cat(&(0..tokens).map(logit).collect::<Result<Vec<_>>>()?, 1)?)
+            }
             true => {
                 // One head a class, on its own token: a product row by row.
                 let stack = |leaf: &str| -> Result<Tensor> {
@@ -299,10 +307,10 @@ impl Network for PatchConvNet {
     fn forward(&self, images: Tensor, _: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let tape = &mut tape;
         let x = step(tape, "input", images, |x, _| Ok(x))?;
-        let mut x = step(tape, "patch_embed", x, |x, _| self.stem(x))?;
+        let mut x = step(tape, "patch_embed", x, |x, tape| self.stem(tape, x))?;
         for i in 0..self.config.depth {
-            x = step(tape, &format!("blocks.{i}"), x, |x, _| {
-                Ok(x.f_addcmul(self.params().get(&format!("blocks.{i}.gamma_1"))?, &self.branch(&x, i)?)?)
+            x = step(tape, &format!("blocks.{i}"), x, |x, tape| {
+                Ok(x.f_addcmul(self.params().get(&format!("blocks.{i}.gamma_1"))?, &self.branch(tape, &x, i)?)?)
             })?;
         }
         step(tape, "logits", x, |x, tape| self.pool(x, tape))
@@ -358,12 +366,12 @@ mod tests {
             x.conv2d(get(&format!("{leaf}.weight")), Some(get(&format!("{leaf}.bias"))), [1], [padding], [1], groups)
         };
         // The reference's own way: an image of channels throughout.
-        let y = model.norm(&x, "blocks.0.norm1").unwrap().transpose(1, 2).reshape([2, 64, 4, 4]);
+        let y = model.norm(&None, &x, "blocks.0.norm1").unwrap().transpose(1, 2).reshape([2, 64, 4, 4]);
         let y = conv(&conv(&y, "0", 0, 1).gelu("none"), "2", 1, 64).gelu("none");
         let gate = y.mean_dim([2i64, 3].as_slice(), true, Kind::Float);
         let gate = conv(&conv(&gate, "4.conv_reduce", 0, 1).relu(), "4.conv_expand", 0, 1).sigmoid();
         let slow = conv(&(y * gate), "5", 0, 1).flatten(2, -1).transpose(1, 2);
-        let fast = model.branch(&x, 0).unwrap();
+        let fast = model.branch(&None, &x, 0).unwrap();
         assert!((fast - slow).abs().max().double_value(&[]) < 1e-5);
     }
 

@@ -2,6 +2,7 @@
 
 mod train;
 
+use crate::rules::{self, At};
 use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
 use crate::tape::Tape;
 use crate::{Array, Error, Model, Named, Request, Response, Result, Trainer};
@@ -214,17 +215,19 @@ impl Base {
         Base { spec: self.spec.clone(), params }
     }
 
-    /// `x W^T + b` with the parameters `NAME.weight` and `NAME.bias`; a 1x1 convolution's weight is taken as a matrix.
-    pub fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+    /// `x W^T + b` with the parameters `NAME.weight` and `NAME.bias`; a 1x1 convolution's weight is taken as a matrix. Follows
+    /// the request's rules, see [`rules::linear`].
+    pub fn linear(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
         let weight = self.params.get(&format!("{name}.weight"))?;
         let weight = if weight.dim() == 4 { weight.f_flatten(1, -1)? } else { weight.shallow_clone() };
-        Ok(x.f_linear(&weight, Some(self.params.get(&format!("{name}.bias"))?))?)
+        rules::linear(at, x, &weight, Some(self.params.get(&format!("{name}.bias"))?))
     }
 
-    /// Layer normalisation over the last dimension with the parameters `NAME.weight` and `NAME.bias`.
-    pub fn layer_norm(&self, x: &Tensor, name: &str, eps: f64) -> Result<Tensor> {
+    /// Layer normalisation over the last dimension with the parameters `NAME.weight` and `NAME.bias`. Follows the request's
+    /// rules, see [`rules::layer_norm`].
+    pub fn layer_norm(&self, at: &At<'_, '_>, x: &Tensor, name: &str, eps: f64) -> Result<Tensor> {
         let (weight, bias) = (self.params.get(&format!("{name}.weight"))?, self.params.get(&format!("{name}.bias"))?);
-        Ok(x.f_layer_norm(weight.size(), Some(weight), Some(bias), eps, true)?)
+        rules::layer_norm(at, x, weight, bias, eps)
     }
 }
 

@@ -1,9 +1,10 @@
-//! Four kinds of method that are hard to write against an ABI, on the public SDK alone: one learns from the training set
-//! first, one changes how gradients flow, one runs only what follows a layer, one hands back several maps.
+//! Kinds of method that are hard to write against an ABI, on the public SDK alone: one learns from the training set first, two
+//! change how gradients flow, one runs only what follows a layer, one hands back several maps.
 
 mod ablation;
 mod concept;
 mod guided;
 mod heads;
+mod relevance;
 
 lightbox_sdk::export!();
