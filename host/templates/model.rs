@@ -2,7 +2,7 @@
 
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::rules::{self, relu};
+use lightbox_sdk::rules::{self, At, conv2d, relu};
 use lightbox_sdk::tape::{Tape, step};
 use lightbox_sdk::tch::Tensor;
 
@@ -27,7 +27,7 @@ fn spec(options: &ModelOptions) -> Result<ModelSpec> {
             Site::vector("logits", SiteKind::Logits, classes),
         ],
         cam_site: Some("conv2".into()),
-        rules: rules::RELU.map(String::from).to_vec(),
+        rules: rules::RELU.iter().chain(&rules::LINEAR).map(|r| r.to_string()).collect(),
         trainable: true,
         ..ModelSpec::new("NAME", InputSpec::imagenet(SIZE), classes)
     })
@@ -49,9 +49,10 @@ fn make(options: &ModelOptions) -> Result<Box<dyn Model>> {
 struct TypeName(Base);
 
 impl TypeName {
-    fn conv(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+    /// Under the request's rules, as every layer that can.
+    fn conv(&self, at: &At<'_, '_>, x: &Tensor, name: &str) -> Result<Tensor> {
         let get = |leaf: &str| self.0.params.get(&format!("{name}.{leaf}"));
-        Ok(x.f_conv2d(get("weight")?, Some(get("bias")?), [2], [1], [1], 1)?)
+        conv2d(at, x, get("weight")?, Some(get("bias")?), (2, 1, 1))
     }
 }
 
@@ -71,9 +72,12 @@ impl Network for TypeName {
     fn forward(&self, images: Tensor, _train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let tape = &mut tape;
         let x = step(tape, "input", images, |x, _| Ok(x))?;
-        let x = step(tape, "conv1", x, |x, tape| relu(tape, &self.conv(&x, "conv1")?))?;
-        let x = step(tape, "conv2", x, |x, tape| relu(tape, &self.conv(&x, "conv2")?))?;
-        step(tape, "logits", x, |x, _| self.0.linear(&x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?, "head"))
+        let x = step(tape, "conv1", x, |x, tape| relu(tape, &self.conv(tape, &x, "conv1")?))?;
+        let x = step(tape, "conv2", x, |x, tape| relu(tape, &self.conv(tape, &x, "conv2")?))?;
+        step(tape, "logits", x, |x, tape| {
+            let pooled = x.f_mean_dim([2i64, 3].as_slice(), false, x.f_kind()?)?;
+            self.0.linear(tape, &pooled, "head")
+        })
     }
 
     fn load(&mut self, named: Named) -> Result<LoadReport> {
