@@ -61,7 +61,7 @@ fn measure(
     )?;
     for explainer in explainers {
         let plugin = if *explainer == "gradcam" { "cam" } else { explainer };
-        engine.prepare(&file(plugin), &ExplainerChoice::parse(explainer)?)?;
+        engine.add(&file(plugin), &ExplainerChoice::parse(explainer)?)?;
     }
     let batch = if device == Device::Cpu { BATCH } else { 128 };
     let images = Tensor::randn([batch, 3, 224, 224], (Kind::Float, Device::Cpu)).to_device(device);

@@ -1,6 +1,6 @@
 //! One model and its explainers, ready to run on batches.
 //!
-//! [`Engine::prepare`] asks every explainer what it needs; [`Engine::run`] merges the answers into one request and serves a
+//! [`Engine::add`] asks every explainer what it needs; [`Engine::run`] merges the answers into one request and serves a
 //! batch with one run of the model, whatever the number of explainers. Explainers that want gradients under modified rules
 //! share a run a set of rules.
 //!
@@ -14,13 +14,16 @@ use lightbox_core::maps::checksum;
 use lightbox_core::seed;
 use lightbox_sdk::hash::fnv1a;
 use lightbox_sdk::host::Serving;
-use lightbox_sdk::spec::{ExplainerSpec, ModelOptions, ModelSpec, Needs, Params, Plan};
+use lightbox_sdk::spec::{
+    ExplainerSpec, ImageRecord, ModelOptions, ModelSpec, Needs, OtherClass, ParamSpec, ParamType, Params, Plan,
+};
 use lightbox_sdk::{
-    Array, DType, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Place, Request,
+    Array, DType, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Objective, Place,
+    Request,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,7 +74,7 @@ impl ExplainerChoice {
 }
 
 /// An explainer that was asked for its plan.
-pub struct Prepared {
+pub struct Planned {
     pub label: String,
     pub spec: ExplainerSpec,
     pub file: PathBuf,
@@ -86,7 +89,7 @@ pub struct Prepared {
     runner: ModelHandle,
 }
 
-impl Prepared {
+impl Planned {
     fn needs(&self) -> Option<&Needs> {
         if let Plan::Run(needs) = &self.plan { Some(needs) } else { None }
     }
@@ -101,11 +104,13 @@ impl Prepared {
 pub struct Engine {
     model: Shared,
     pub spec: ModelSpec,
-    pub explainers: Vec<Prepared>,
+    pub explainers: Vec<Planned>,
     device: Device,
     seed: u64,
     watch: Arc<dyn Watch>,
     mean_mask: Option<Array>,
+    /// What the data source says of images, by their numbers.
+    records: Arc<HashMap<u64, ImageRecord>>,
 }
 
 /// The maps of one explainer for a batch.
@@ -183,14 +188,14 @@ fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
 
 /// A host whose calls reach nobody, for tests of plugins: cancelled by Ctrl-C, lines go to stderr.
 pub fn terminal() -> Arc<dyn Watch> {
-    Arc::new(proxy::Terminal)
+    Arc::new(proxy::Terminal::default())
 }
 
 impl Engine {
     pub fn new(model: ModelHandle, device: Device, seed: u64, watch: Arc<dyn Watch>) -> Result<Self> {
         let spec = model.spec()?;
         let model = Arc::new(Mutex::new(model));
-        Ok(Engine { model, spec, explainers: vec![], device, seed, watch, mean_mask: None })
+        Ok(Engine { model, spec, explainers: vec![], device, seed, watch, mean_mask: None, records: Arc::default() })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
@@ -199,12 +204,24 @@ impl Engine {
         Ok(())
     }
 
+    /// What the data source says of images, for explainers that look.
+    pub fn set_records(&mut self, records: impl IntoIterator<Item = ImageRecord>) {
+        self.records = Arc::new(records.into_iter().map(|r| (image_id(&r.name), r)).collect());
+    }
+
+    /// The records of images, in their order; none where one has none.
+    pub fn records(&self, ids: &[u64]) -> Vec<ImageRecord> {
+        ids.iter().map(|id| self.records.get(id).cloned()).collect::<Option<_>>().unwrap_or_default()
+    }
+
     /// Opens an explainer and asks for its needs. Wrong parameters, an unknown site or rule and a plugin that cannot be
     /// opened are errors; "not applicable" is a plan.
-    pub fn prepare(&mut self, file: &Path, choice: &ExplainerChoice) -> Result<()> {
+    pub fn add(&mut self, file: &Path, choice: &ExplainerChoice) -> Result<()> {
         let plugin = registry::open(file)?;
         let spec = plugin.manifest.explainers.iter().find(|e| e.name == choice.name).cloned();
         let spec = spec.ok_or_else(|| Error::plugin(format!("{} has no explainer {}", file.display(), choice.name)))?;
+        let mut choice = choice.clone();
+        default_paths(&mut choice.params, &spec.parameters, file);
         let params = Params::resolve(&spec.parameters, &choice.params)
             .map_err(|e| Error::input(format!("explainer {}: {e}", choice.name)))?;
         let handle = plugin.make_explainer(&choice.name)?;
@@ -215,6 +232,7 @@ impl Engine {
         if let Plan::Run(needs) = &plan {
             let place = |e: lightbox_sdk::Error| Error::from(e.context(format!("explainer {}", choice.name)));
             needs.check_requires().map_err(place)?;
+            needs.check_others(self.spec.classes).map_err(place)?;
             let fit = needs.fit.iter().flat_map(|f| &f.values);
             for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
                 self.spec.site(site).map_err(place)?;
@@ -230,8 +248,7 @@ impl Engine {
         let foreign = (spec.cpu_only && self.device != Device::Cpu).then_some(self.device);
         let runner = proxy::handle(&self.model, &self.spec, &self.watch, foreign, &runs);
         let (file, fitted) = (file.to_path_buf(), BTreeMap::new());
-        let choice = choice.clone();
-        self.explainers.push(Prepared { label, spec, file, plan, runs, choice, handle, params, fitted, runner });
+        self.explainers.push(Planned { label, spec, file, plan, runs, choice, handle, params, fitted, runner });
         Ok(())
     }
 
@@ -279,12 +296,13 @@ impl Engine {
         let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(edits)?;
         let mut fork = Engine::new(fork, self.device, self.seed, self.watch.clone())?;
         fork.mean_mask = self.mean_mask.clone();
+        fork.records = self.records.clone();
         Ok(fork)
     }
 
     /// Takes over an explainer of another engine, with what it has learned.
-    pub fn copy_explainer(&mut self, explainer: &Prepared) -> Result<()> {
-        self.prepare(&explainer.file, &explainer.choice)?;
+    pub fn copy_explainer(&mut self, explainer: &Planned) -> Result<()> {
+        self.add(&explainer.file, &explainer.choice)?;
         if let Some(copy) = self.explainers.last_mut() {
             copy.fitted = explainer.fitted.clone();
         }
@@ -325,24 +343,24 @@ impl Engine {
         targets: &[i64],
         ids: &[u64],
         active: &[usize],
-        before: &mut dyn FnMut(&Prepared),
+        before: &mut dyn FnMut(&Planned),
     ) -> Result<Batch> {
         let n = images.size()[0] as usize;
         let images = Array::from_tensor(&images.f_to_device(self.device)?)?;
         let wanted = Array::from_vec(&[n], targets.to_vec())?;
         // The explainers of each set of rules; the plain set is first and runs in any case.
-        let mut groups: BTreeMap<Vec<String>, (Vec<String>, Vec<String>)> = BTreeMap::from([Default::default()]);
+        let mut groups: BTreeMap<Vec<String>, Needs> = BTreeMap::from([Default::default()]);
         for needs in active.iter().filter_map(|&i| self.explainers[i].needs()) {
             let group = groups.entry(rules(needs)).or_default();
-            merge(&mut group.0, &needs.values);
-            merge(&mut group.1, &needs.gradients);
+            merge(&mut group.values, &needs.values);
+            merge(&mut group.gradients, &needs.gradients);
+            merge(&mut group.others, &needs.others);
         }
         let mut responses = BTreeMap::new();
-        for (rules, (values, gradients)) in groups {
-            let request = Request::explain(images.clone(), wanted.clone(), &values, &gradients);
-            let mut response = self.request(&Request { rules: rules.clone(), ..request })?;
-            let gradients = response.grads.pop().unwrap_or_default();
-            responses.insert(rules, (response, gradients));
+        for (rules, needs) in groups {
+            let needs = Needs { rules: rules.clone(), ..needs };
+            let response = self.request(&shared(&images, &wanted, &needs)?)?;
+            responses.insert(rules, (response, needs.others));
         }
         let Some((plain, _)) = responses.get(&Vec::new()) else { return Err(Error::plugin("the model was not run")) };
         let logits = self.check_logits(&plain.logits, n)?;
@@ -360,10 +378,14 @@ impl Engine {
         for &index in active {
             let explainer = &self.explainers[index];
             let Some(needs) = explainer.needs() else { continue };
-            let Some((response, gradients)) = responses.get(&rules(needs)) else { continue };
+            let Some((response, others)) = responses.get(&rules(needs)) else { continue };
             before(explainer);
             let cpu = explainer.spec.cpu_only && self.device != Device::Cpu;
             let prefix = rules(needs).join("+");
+            let gradients_of = |class: Option<&OtherClass>| {
+                let place = class.map_or(Some(0), |c| others.iter().position(|o| o == c).map(|i| i + 1));
+                place.and_then(|i| response.grads.get(i)).unwrap_or(&NO_GRADIENTS)
+            };
             let site = |name: &String, from: &BTreeMap<String, Array>| {
                 from.get(name).cloned().ok_or_else(|| {
                     let model = &self.spec.name;
@@ -380,8 +402,18 @@ impl Engine {
                     values.insert(name.clone(), given.give(cpu, format!("{prefix} value {name}"), &array)?);
                 }
                 for name in &needs.gradients {
-                    let array = site(name, gradients)?;
+                    let array = site(name, gradients_of(None))?;
                     grads.insert(name.clone(), given.give(cpu, format!("{prefix} gradient {name}"), &array)?);
+                }
+                let mut other_grads = Vec::new();
+                for class in &needs.others {
+                    let mut set = BTreeMap::new();
+                    for name in &needs.gradients {
+                        let array = site(name, gradients_of(Some(class)))?;
+                        let key = format!("{prefix} gradient {class:?} {name}");
+                        set.insert(name.clone(), given.give(cpu, key, &array)?);
+                    }
+                    other_grads.push(set);
                 }
                 let own_images = given.give(cpu, "images".into(), &images)?;
                 let own_logits = given.give(cpu, "logits".into(), &plain.logits)?;
@@ -399,6 +431,9 @@ impl Engine {
                     seed: self.seed,
                     values: values.clone(),
                     gradients: grads.clone(),
+                    others: other_grads.clone(),
+                    records: self.records(ids),
+                    plugin_folder: explainer.file.parent().map(Path::to_path_buf),
                     mean_mask: mean.clone(),
                     fitted: explainer.fitted.clone(),
                     runner: needs.model.then(|| explainer.runner.as_ref()),
@@ -411,6 +446,12 @@ impl Engine {
                 // Whatever it answered: is all as it was?
                 let keyed = values.iter().map(|(name, a)| (format!("{prefix} value {name}"), a));
                 let keyed = keyed.chain(grads.iter().map(|(name, a)| (format!("{prefix} gradient {name}"), a)));
+                let of = |(class, set): (&OtherClass, &'_ BTreeMap<String, Array>)| {
+                    let name = |name: &String| format!("{prefix} gradient {class:?} {name}");
+                    set.iter().map(|(n, a)| (name(n), a.clone())).collect::<Vec<_>>()
+                };
+                let of_others: Vec<(String, Array)> = needs.others.iter().zip(&other_grads).flat_map(of).collect();
+                let keyed = keyed.chain(of_others.iter().map(|(key, a)| (key.clone(), a)));
                 for (key, array) in keyed.chain([("images".into(), &own_images), ("logits".into(), &own_logits)]) {
                     if !given.is_unchanged(cpu, key, array)? {
                         batch.tampered = Some(index);
@@ -441,6 +482,9 @@ impl Engine {
         self.device
     }
 }
+
+/// What a run without gradients has.
+static NO_GRADIENTS: BTreeMap<String, Array> = BTreeMap::new();
 
 /// What explainers of a batch were given: sums of all arrays before the first call, and CPU copies, each made once.
 #[derive(Default)]
@@ -488,7 +532,35 @@ fn rules(needs: &Needs) -> Vec<String> {
     rules
 }
 
-fn merge(all: &mut Vec<String>, more: &[String]) {
+/// The request that serves an explainer, or several.
+pub(crate) fn shared(
+    images: &Array,
+    targets: &Array,
+    needs: &Needs,
+) -> std::result::Result<Request, lightbox_sdk::Error> {
+    let mut request = Request::explain(images.clone(), targets.clone(), &needs.values, &needs.gradients);
+    let n = request.batch();
+    for class in &needs.others {
+        let class = match *class {
+            OtherClass::Class(class) => class as i64,
+            OtherClass::Rank(rank) => -(rank as i64) - 1,
+        };
+        request.objectives.push(vec![Objective::Class(Array::from_vec(&[n], vec![class; n])?)]);
+    }
+    Ok(Request { rules: needs.rules.clone(), ..request })
+}
+
+/// Fills in those parameters that are paths and not given: their defaults are relative to the folder of the plugin.
+pub(crate) fn default_paths(params: &mut BTreeMap<String, Value>, known: &[ParamSpec], file: &Path) {
+    let missing = known.iter().filter(|p| p.kind == ParamType::Path && !params.contains_key(&p.name));
+    let defaults = missing.filter_map(|p| Some((&p.name, p.default.as_str().filter(|d| !d.is_empty())?)));
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let found: Vec<(String, Value)> =
+        defaults.map(|(name, d)| (name.clone(), Value::from(folder.join(d).to_string_lossy()))).collect();
+    params.extend(found);
+}
+
+fn merge<T: Clone + PartialEq>(all: &mut Vec<T>, more: &[T]) {
     for site in more {
         if !all.contains(site) {
             all.push(site.clone());

@@ -11,7 +11,7 @@ use lightbox_core::data::resize::resize;
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::picture::Picture;
 use lightbox_core::{checkpoint, files, tensors};
-use lightbox_sdk::spec::{InputSpec, ModelOptions, Plan};
+use lightbox_sdk::spec::{ImageRecord, InputSpec, ModelOptions, Plan};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,9 @@ pub struct ExplainArgs {
     seed: u64,
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
+    /// Keep the images' three channels, as `colour = true` of a run's data; otherwise colour becomes luminance
+    #[arg(long)]
+    colour: bool,
     /// The folder for overlays
     #[arg(long, default_value = "overlays")]
     out: PathBuf,
@@ -54,7 +57,8 @@ pub struct ExplainArgs {
     raw: Option<PathBuf>,
 }
 
-/// What is explained: a normalised batch and, for image files, their names and grey pixels at the model's size.
+/// What is explained: a normalised batch and, for image files, their names and grey pixels at the model's size (of a colour
+/// image the mean of its channels).
 struct Input {
     batch: Tensor,
     pictures: Vec<(PathBuf, Vec<u8>)>,
@@ -64,26 +68,36 @@ fn is_batch(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "npy" || e == "safetensors")
 }
 
-fn read_images(paths: &[PathBuf], input: &InputSpec) -> Result<Input> {
+/// Reads images as a run stores them: resized channel by channel, 8 bits stay 8 bits, deeper images keep 16.
+fn read_images(paths: &[PathBuf], input: &InputSpec, colour: bool) -> Result<Input> {
     let (h, w) = (input.height, input.width);
     let read = |path: &PathBuf| -> Result<Vec<f32>> {
-        let grey = image::read(path, false)?;
-        let unit = grey.unit().map_err(|e| e.with_path(path))?;
-        let pixels = resize(&unit, (grey.width, grey.height), (w, h));
-        // As a run stores them: 8 bits stay 8 bits, deeper images keep 16.
-        let levels = if grey.is_8_bit() { 255.0 } else { 65535.0 };
-        Ok(pixels.into_iter().map(|v| (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels).collect())
+        let image = image::read(path, colour)?;
+        let unit = image.unit().map_err(|e| e.with_path(path))?;
+        let levels = if image.is_8_bit() { 255.0 } else { 65535.0 };
+        let mut pixels = Vec::with_capacity(input.channels * h * w);
+        for c in 0..image.channels {
+            let channel: Vec<f32> = unit.iter().skip(c).step_by(image.channels).copied().collect();
+            let resized = resize(&channel, (image.width, image.height), (w, h));
+            pixels.extend(resized.into_iter().map(|v| (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels));
+        }
+        // A grey image, in a colour set too, has three equal channels.
+        while pixels.len() < input.channels * h * w {
+            pixels.extend_from_within(..h * w);
+        }
+        Ok(pixels)
     };
     let pixels: Vec<Vec<f32>> = paths.par_iter().map(read).collect::<Result<_>>()?;
     let mut values = Vec::with_capacity(pixels.len() * input.channels * h * w);
     for image in &pixels {
-        for (mean, std) in input.mean.iter().zip(&input.std) {
-            values.extend(image.iter().map(|&v| ((f64::from(v) - mean) / std) as f32));
+        for (channel, (mean, std)) in image.chunks(h * w).zip(input.mean.iter().zip(&input.std)) {
+            values.extend(channel.iter().map(|&v| ((f64::from(v) - mean) / std) as f32));
         }
     }
     let shape = [pixels.len() as i64, input.channels as i64, h as i64, w as i64];
     let batch = Tensor::f_from_slice(&values)?.f_reshape(shape)?;
-    let bytes = |p: Vec<f32>| p.into_iter().map(|v| (v * 255.0 + 0.5) as u8).collect();
+    let mean = |p: &[f32], i: usize| p.iter().skip(i).step_by(h * w).sum::<f32>() / input.channels as f32;
+    let bytes = |p: Vec<f32>| (0..h * w).map(|i| (mean(&p, i) * 255.0 + 0.5) as u8).collect();
     Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels.into_iter().map(bytes)).collect() })
 }
 
@@ -137,14 +151,14 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     }
     let mut engine = Engine::new(model, device, args.seed, engine::terminal())?;
     for choice in &choices {
-        engine.prepare(&registry.explainer(&choice.name)?.0.file, choice)?;
+        engine.add(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
             eprintln!("not applicable: {} x {}: {reason}", args.model, choice.label());
         }
     }
-    let applies = |e: &engine::Prepared| matches!(e.plan, Plan::Run(_));
+    let applies = |e: &engine::Planned| matches!(e.plan, Plan::Run(_));
     if !engine.explainers.iter().any(applies) {
-        let reason = |e: &engine::Prepared| match &e.plan {
+        let reason = |e: &engine::Planned| match &e.plan {
             Plan::NotApplicable { reason } => format!("{}: {reason}", e.label),
             _ => e.label.clone(),
         };
@@ -165,8 +179,12 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     }
     let input = match batched {
         true => Input { batch: tensors::read_batch(&args.images[0])?, pictures: vec![] },
-        false => read_images(&args.images, &engine.spec.input)?,
+        false => read_images(&args.images, &engine.spec.input, args.colour)?,
     };
+    engine.set_records(input.pictures.iter().filter_map(|(path, _)| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some(ImageRecord { name, ..ImageRecord::default() })
+    }));
 
     let n = input.batch.size()[0] as usize;
     let active: Vec<usize> = (0..engine.explainers.len()).collect();

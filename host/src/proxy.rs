@@ -2,11 +2,14 @@
 //! explainer is alive, ends it when the user wants to stop, counts the runs, and brings arrays to the model's device and
 //! back for an explainer that reads CPU memory only.
 
+use indicatif::ProgressBar;
 use lightbox_sdk::spec::{LoadReport, ModelSpec};
 use lightbox_sdk::tch::Device;
 use lightbox_sdk::{
-    Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Patch, Request, Response, Result, Seed, Start,
+    Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result,
+    Start,
 };
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,17 +28,31 @@ pub trait Watch: Send + Sync {
     }
 }
 
-/// The watch of a command at a terminal: lines go to stderr.
-pub struct Terminal;
+/// The watch of a command at a terminal: lines go to stderr, and a bar shows how far a call has come.
+pub struct Terminal(ProgressBar);
+
+impl Default for Terminal {
+    fn default() -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
+        Terminal(bar)
+    }
+}
 
 impl Watch for Terminal {
     fn alive(&self) {}
 
     fn log(&self, line: &str) {
-        eprintln!("{line}");
+        self.0.suspend(|| eprintln!("{line}"));
     }
 
-    fn progress(&self, _: u64, _: u64) {}
+    fn progress(&self, done: u64, of: u64) {
+        self.0.set_length(of);
+        self.0.set_position(done);
+        if done >= of {
+            self.0.reset();
+            self.0.finish_and_clear();
+        }
+    }
 }
 
 /// A watch as the host of a plugin's call, and the batches of a fit where there is one.
@@ -56,8 +73,8 @@ impl Host for Calls<'_> {
     }
 
     fn progress(&self, done: u64, of: u64) {
-        self.watch.alive();
         self.watch.progress(done, of);
+        self.watch.alive();
     }
 
     fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {
@@ -109,10 +126,10 @@ impl Proxy {
         let optional = |a: &Option<Array>| a.as_ref().map(to).transpose();
         let patch =
             |p: &Patch| Ok(Patch { site: p.site.clone(), scale: optional(&p.scale)?, shift: optional(&p.shift)? });
-        let seed = |s: &Seed| {
-            Ok(match s {
-                Seed::Class(targets) => Seed::Class(targets.clone()),
-                Seed::Site(site, tensor) => Seed::Site(site.clone(), to(tensor)?),
+        let objective = |o: &Objective| {
+            Ok(match o {
+                Objective::Class(targets) => Objective::Class(targets.clone()),
+                Objective::Site(site, tensor) => Objective::Site(site.clone(), to(tensor)?),
             })
         };
         let start = |s: &Start| Ok::<_, Error>(Start { site: s.site.clone(), value: to(&s.value)? });
@@ -120,10 +137,10 @@ impl Proxy {
             images: to(&request.images)?,
             start: request.start.as_ref().map(start).transpose()?,
             patches: request.patches.iter().map(patch).collect::<Result<_>>()?,
-            seeds: request
-                .seeds
+            objectives: request
+                .objectives
                 .iter()
-                .map(|set| set.iter().map(seed).collect::<Result<Vec<_>>>())
+                .map(|set| set.iter().map(objective).collect::<Result<Vec<_>>>())
                 .collect::<Result<_>>()?,
             ..request.clone()
         })

@@ -1,12 +1,13 @@
 //! Explainers: what an author implements, and what it is given. How they cross is in `explainer_abi.rs`.
 
 use crate::host::Caller;
-use crate::spec::{ExplainerSpec, ModelSpec, Params, Plan};
+use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Params, Plan};
 use crate::{Array, Error, ErrorKind, FitBatch, ModelRef, Named, Result};
 use ndarray::Array3;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 pub use crate::explainer_abi::{ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
 
@@ -74,6 +75,9 @@ pub struct Context<'a> {
     pub(crate) explainer: String,
     pub(crate) values: BTreeMap<String, Array>,
     pub(crate) gradients: BTreeMap<String, Array>,
+    pub(crate) others: Vec<BTreeMap<String, Array>>,
+    pub(crate) records: Vec<ImageRecord>,
+    pub(crate) plugin_folder: Option<PathBuf>,
     pub(crate) mean_mask: Option<Array>,
     pub(crate) fitted: BTreeMap<String, Array>,
     pub(crate) runner: Option<ModelRef<'a>>,
@@ -91,6 +95,24 @@ impl<'a> Context<'a> {
     pub fn gradient(&self, site: &str) -> Result<&Array> {
         let found = self.gradients.get(site);
         found.ok_or_else(|| Error::invalid(format!("the plan did not ask for the gradient at {site}")))
+    }
+
+    /// The gradient of another class's logit: that of place `i` in [`Needs::others`](crate::spec::Needs::others).
+    pub fn gradient_of(&self, i: usize, site: &str) -> Result<&Array> {
+        let found = self.others.get(i).and_then(|set| set.get(site));
+        found.ok_or_else(|| Error::invalid(format!("the plan did not ask for the gradient of class {i} at {site}")))
+    }
+
+    /// What the data source says of image `b` of this batch; `None` for an image of no source.
+    pub fn record(&self, b: usize) -> Option<&ImageRecord> {
+        self.records.get(b)
+    }
+
+    /// The folder in which the plugin's library lies, beside which it may ship files of its own; `None` in a test. A file that
+    /// changes numbers is better a parameter of type `Path`: its default is relative to this folder, and its content part of
+    /// a run's identity.
+    pub fn plugin_folder(&self) -> Option<&Path> {
+        self.plugin_folder.as_deref()
     }
 
     /// The mean of the training set's masks, [H, W] float32 in [0, 1], CPU, if the plan asked for it.

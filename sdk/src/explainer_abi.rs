@@ -6,13 +6,14 @@ use crate::explainer::{ExplainerEntry, FitContext, Maps};
 use crate::host::{Caller, Serving, Silent};
 use crate::message::{Packer, Unpacker, pack_named, unpack_named};
 use crate::model_abi::drop_guarded;
-use crate::spec::{ExplainerSpec, ModelSpec, Needs, Params, Plan};
+use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Needs, Params, Plan};
 use crate::{Array, Context, Error, Explainer, ModelHandle, ModelRef, Named, Result};
 use abi_stable::sabi_trait::TD_Opaque;
 use abi_stable::std_types::{RNone, ROption, RResult, RSome, RStr, RString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
+use std::path::PathBuf;
 
 #[derive(Serialize, Deserialize)]
 struct Query {
@@ -33,6 +34,12 @@ struct ContextWire {
     values: BTreeMap<String, usize>,
     #[serde(default)]
     gradients: BTreeMap<String, usize>,
+    #[serde(default)]
+    others: Vec<BTreeMap<String, usize>>,
+    #[serde(default)]
+    records: Vec<ImageRecord>,
+    #[serde(default)]
+    plugin_folder: Option<PathBuf>,
     #[serde(default)]
     mean_mask: Option<usize>,
     #[serde(default)]
@@ -71,6 +78,11 @@ pub struct ExplainInput<'a> {
     pub seed: u64,
     pub values: BTreeMap<String, Array>,
     pub gradients: BTreeMap<String, Array>,
+    /// In the order of [`Needs::others`].
+    pub others: Vec<BTreeMap<String, Array>>,
+    /// One an image, or none.
+    pub records: Vec<ImageRecord>,
+    pub plugin_folder: Option<PathBuf>,
     pub mean_mask: Option<Array>,
     pub fitted: BTreeMap<String, Array>,
     pub runner: Option<ModelRef<'a>>,
@@ -139,6 +151,9 @@ impl ExplainerHandle {
             seed: input.seed,
             values: packer.add_map(&input.values),
             gradients: packer.add_map(&input.gradients),
+            others: input.others.iter().map(|set| packer.add_map(set)).collect(),
+            records: input.records,
+            plugin_folder: input.plugin_folder,
             mean_mask: input.mean_mask.as_ref().map(|m| packer.add(m)),
             fitted: packer.add_map(&input.fitted),
         };
@@ -211,6 +226,9 @@ impl ExplainerAbi for Adapter {
                 explainer: self.spec.name.clone(),
                 values: arrays.map(wire.values)?,
                 gradients: arrays.map(wire.gradients)?,
+                others: wire.others.into_iter().map(|set| arrays.map(set)).collect::<Result<_>>()?,
+                records: wire.records,
+                plugin_folder: wire.plugin_folder,
                 mean_mask: arrays.optional(wire.mean_mask)?,
                 fitted: arrays.map(wire.fitted)?,
                 runner: model.into_option().map(ModelRef),
@@ -275,6 +293,8 @@ pub struct ContextBuilder {
     params: BTreeMap<String, serde_json::Value>,
     values: BTreeMap<String, Array>,
     gradients: BTreeMap<String, Array>,
+    others: Vec<BTreeMap<String, Array>>,
+    records: Vec<ImageRecord>,
     mean_mask: Option<Array>,
     fitted: BTreeMap<String, Array>,
     runner: Option<ModelHandle>,
@@ -284,8 +304,21 @@ impl ContextBuilder {
     /// `images` [B, C, H, W] float32. Targets are class 0, logits zeros, ids 0, 1, ... unless set.
     pub fn new(model: ModelSpec, images: Array) -> Self {
         let targets = vec![0; images.shape().first().copied().unwrap_or(0)];
-        let (logits, seed, params, values, gradients, mean_mask, fitted, runner) = Default::default();
-        ContextBuilder { model, images, targets, logits, seed, params, values, gradients, mean_mask, fitted, runner }
+        ContextBuilder {
+            model,
+            images,
+            targets,
+            logits: None,
+            seed: 0,
+            params: BTreeMap::new(),
+            values: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            others: vec![],
+            records: vec![],
+            mean_mask: None,
+            fitted: BTreeMap::new(),
+            runner: None,
+        }
     }
 
     pub fn targets(mut self, targets: &[i64]) -> Self {
@@ -315,6 +348,19 @@ impl ContextBuilder {
 
     pub fn gradient(mut self, site: &str, gradient: Array) -> Self {
         self.gradients.insert(site.into(), gradient);
+        self
+    }
+
+    /// The gradient of the class at place `i` of the plan's others.
+    pub fn gradient_of(mut self, i: usize, site: &str, gradient: Array) -> Self {
+        self.others.resize_with(self.others.len().max(i + 1), BTreeMap::new);
+        self.others[i].insert(site.into(), gradient);
+        self
+    }
+
+    /// One an image.
+    pub fn records(mut self, records: Vec<ImageRecord>) -> Self {
+        self.records = records;
         self
     }
 
@@ -355,6 +401,9 @@ impl ContextBuilder {
             explainer: spec.name.clone(),
             values: self.values,
             gradients: self.gradients,
+            others: self.others,
+            records: self.records,
+            plugin_folder: None,
             mean_mask: self.mean_mask,
             fitted: self.fitted,
             runner: self.runner.as_ref().map(ModelHandle::as_ref),

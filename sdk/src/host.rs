@@ -5,6 +5,7 @@
 use crate::abi::{self, HostCalls, Message};
 use crate::message::{Packer, Unpacker};
 use crate::model::Named;
+use crate::spec::ImageRecord;
 use crate::{Array, Error, ErrorKind, Result};
 use abi_stable::std_types::{RResult, RStr, RString, RVec};
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,8 @@ pub struct FitBatch {
     pub known: Array,
     /// Stable numbers of the images.
     pub ids: Vec<u64>,
+    /// What the data source says of each image.
+    pub records: Vec<ImageRecord>,
     /// Values of the sites that [`FitNeeds`](crate::spec::FitNeeds) names.
     pub values: Named,
     /// [B, classes] float32.
@@ -66,6 +69,8 @@ struct FitWire {
     masks: usize,
     known: usize,
     ids: Vec<u64>,
+    #[serde(default)]
+    records: Vec<ImageRecord>,
     values: Vec<(String, usize)>,
     logits: usize,
 }
@@ -113,6 +118,7 @@ fn answer(host: &dyn Host, name: &str, message: Message) -> Result<Message> {
                 masks: packer.add(&batch.masks),
                 known: packer.add(&batch.known),
                 ids: batch.ids,
+                records: batch.records,
                 values: packer.add_named(&batch.values),
                 logits: packer.add(&batch.logits),
             };
@@ -162,6 +168,7 @@ impl Caller {
             masks: arrays.get(wire.masks)?,
             known: arrays.get(wire.known)?,
             ids: wire.ids,
+            records: wire.records,
             values: arrays.named(wire.values)?,
             logits: arrays.get(wire.logits)?,
         }))

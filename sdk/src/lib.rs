@@ -53,7 +53,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use explainer::{Context, ContextBuilder, ExplainInput, Explainer, ExplainerHandle, FitContext, FitInput, Maps};
 pub use guard::guard;
 pub use host::{FitBatch, Host};
-pub use model::{Model, ModelHandle, ModelRef, Named, Patch, Request, Response, Seed, Start, Trainer, TrainerHandle};
+pub use model::{
+    Model, ModelHandle, ModelRef, Named, Objective, Patch, Request, Response, Start, Trainer, TrainerHandle,
+};
 
 #[doc(hidden)]
 pub use abi_stable;
@@ -73,12 +75,12 @@ pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
 /// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
 pub mod prelude {
     pub use crate::spec::{
-        ExplainerSpec, Family, FitNeeds, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs, ParamSpec,
-        Params, Plan, Reference, Site, SiteKind, TrainerOptions,
+        ExplainerSpec, Family, FitNeeds, ImageRecord, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs,
+        OtherClass, ParamSpec, Params, Plan, Reference, Site, SiteKind, TrainerOptions,
     };
     pub use crate::{
         Array, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
-        ModelHandle, Named, Patch, Request, Response, Result, Seed, Start, Trainer, export, register_explainer,
+        ModelHandle, Named, Objective, Patch, Request, Response, Result, Start, Trainer, export, register_explainer,
         register_model,
     };
 }

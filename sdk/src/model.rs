@@ -35,8 +35,9 @@ pub struct Start {
 
 /// What a set of gradients is of: the sum over its parts.
 #[derive(Debug, Clone)]
-pub enum Seed {
-    /// Each image's logit of a class, `[B]` i64; a negative entry means the class that this very run ranks first.
+pub enum Objective {
+    /// Each image's logit of a class, `[B]` i64; a negative entry means the class of a rank in this very run: -1 the highest
+    /// logit, -2 the second.
     Class(Array),
     /// `sum(tensor * value of the site)`, `tensor` of the site's shape.
     Site(String, Array),
@@ -52,8 +53,8 @@ pub struct Request {
     pub patches: Vec<Patch>,
     /// Sites whose values (after patches) are to be handed back.
     pub values: Vec<String>,
-    /// Each seed set yields the gradient of its sum with respect to every site of `grads`.
-    pub seeds: Vec<Vec<Seed>>,
+    /// Each set of objectives yields the gradient of its sum with respect to every site of `grads`.
+    pub objectives: Vec<Vec<Objective>>,
     /// Differentiate with respect to the values of these sites (after patches).
     pub grads: Vec<String>,
     /// Modified backward rules; each must be in [`ModelSpec::rules`], see [`ModelSpec::has_rule`]. They change gradients, never values.
@@ -63,8 +64,8 @@ pub struct Request {
 impl Request {
     /// A plain forward pass.
     pub fn forward(images: Array) -> Self {
-        let (start, patches, values, seeds, grads, rules) = Default::default();
-        Request { images, start, patches, values, seeds, grads, rules }
+        let (start, patches, values, objectives, grads, rules) = Default::default();
+        Request { images, start, patches, values, objectives, grads, rules }
     }
 
     /// A forward pass from a site on.
@@ -81,8 +82,8 @@ impl Request {
 
     /// A forward pass that also hands back values and gradients of the classes' logits.
     pub fn explain(images: Array, targets: Array, values: &[String], grads: &[String]) -> Self {
-        let seeds = if grads.is_empty() { vec![] } else { vec![vec![Seed::Class(targets)]] };
-        Request { values: values.to_vec(), grads: grads.to_vec(), seeds, ..Request::forward(images) }
+        let objectives = if grads.is_empty() { vec![] } else { vec![vec![Objective::Class(targets)]] };
+        Request { values: values.to_vec(), grads: grads.to_vec(), objectives, ..Request::forward(images) }
     }
 }
 
@@ -92,7 +93,7 @@ pub struct Response {
     /// [B, classes] float32.
     pub logits: Array,
     pub values: BTreeMap<String, Array>,
-    /// One map a seed set, from site to gradient, each of the site's shape.
+    /// One map a set of objectives, from site to gradient, each of the site's shape.
     pub grads: Vec<BTreeMap<String, Array>>,
 }
 

@@ -4,7 +4,7 @@ use crate::abi::{self, Message, ModelAbi, ModelAbi_TO, ModelBox, TrainerAbi, Tra
 use crate::message::{Packer, Unpacker, check_requires, pack_named, take, unpack_named};
 use crate::model::{ModelEntry, Start};
 use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
-use crate::{Array, DType, Error, Model, Named, Patch, Request, Response, Result, Seed, Trainer};
+use crate::{Array, DType, Error, Model, Named, Objective, Patch, Request, Response, Result, Trainer};
 use abi_stable::sabi_trait::TD_Opaque;
 use abi_stable::std_types::{RResult, RStr, RString};
 use serde::{Deserialize, Serialize};
@@ -13,9 +13,9 @@ use std::mem::ManuallyDrop;
 
 /// What a request may require. A model built against an SDK without one of these refuses it.
 #[cfg(not(feature = "abi-next"))]
-const KNOWN: [&str; 5] = ["patches", "seeds", "grads", "rules", "start"];
+const KNOWN: [&str; 5] = ["patches", "objectives", "grads", "rules", "start"];
 #[cfg(feature = "abi-next")]
-const KNOWN: [&str; 6] = ["patches", "seeds", "grads", "rules", "start", "noise"];
+const KNOWN: [&str; 6] = ["patches", "objectives", "grads", "rules", "start", "noise"];
 
 #[derive(Serialize, Deserialize)]
 struct PatchWire {
@@ -26,7 +26,7 @@ struct PatchWire {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum SeedWire {
+enum ObjectiveWire {
     Class(usize),
     Site(String, usize),
 }
@@ -44,7 +44,7 @@ struct RequestWire {
     #[serde(default)]
     values: Vec<String>,
     #[serde(default)]
-    seeds: Vec<Vec<SeedWire>>,
+    objectives: Vec<Vec<ObjectiveWire>>,
     #[serde(default)]
     grads: Vec<String>,
     #[serde(default)]
@@ -68,16 +68,16 @@ impl Request {
             let shift = patch.shift.as_ref().map(|a| packer.add(a));
             patches.push(PatchWire { site: patch.site.clone(), scale, shift });
         }
-        let mut seed = |seed: &Seed| match seed {
-            Seed::Class(targets) => SeedWire::Class(packer.add(targets)),
-            Seed::Site(site, tensor) => SeedWire::Site(site.clone(), packer.add(tensor)),
+        let mut objective = |o: &Objective| match o {
+            Objective::Class(targets) => ObjectiveWire::Class(packer.add(targets)),
+            Objective::Site(site, tensor) => ObjectiveWire::Site(site.clone(), packer.add(tensor)),
         };
-        let seeds = self.seeds.iter().map(|set| set.iter().map(&mut seed).collect()).collect();
+        let objectives = self.objectives.iter().map(|set| set.iter().map(&mut objective).collect()).collect();
         let start = self.start.as_ref().map(|s| (s.site.clone(), packer.add(&s.value)));
         let (values, grads, rules) = (self.values.clone(), self.grads.clone(), self.rules.clone());
         let used = [
             ("patches", !self.patches.is_empty()),
-            ("seeds", !self.seeds.is_empty()),
+            ("objectives", !self.objectives.is_empty()),
             ("grads", !self.grads.is_empty()),
             ("rules", !self.rules.is_empty()),
             ("start", self.start.is_some()),
@@ -85,7 +85,7 @@ impl Request {
         let requires: Vec<String> = used.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
         #[cfg(feature = "abi-next")]
         let requires = [requires, vec!["noise".into()]].concat();
-        packer.finish(&RequestWire { requires, images, start, patches, values, seeds, grads, rules })
+        packer.finish(&RequestWire { requires, images, start, patches, values, objectives, grads, rules })
     }
 
     fn unpack(message: Message) -> Result<Self> {
@@ -95,10 +95,10 @@ impl Request {
             Ok(Patch { site: p.site, scale: arrays.optional(p.scale)?, shift: arrays.optional(p.shift)? })
         };
         let start = wire.start.map(|(site, i)| Ok::<_, Error>(Start { site, value: arrays.get(i)? })).transpose()?;
-        let seed = |s| {
+        let objective = |s| {
             Ok(match s {
-                SeedWire::Class(i) => Seed::Class(arrays.get(i)?),
-                SeedWire::Site(site, i) => Seed::Site(site, arrays.get(i)?),
+                ObjectiveWire::Class(i) => Objective::Class(arrays.get(i)?),
+                ObjectiveWire::Site(site, i) => Objective::Site(site, arrays.get(i)?),
             })
         };
         Ok(Request {
@@ -106,10 +106,10 @@ impl Request {
             start,
             patches: wire.patches.into_iter().map(patch).collect::<Result<_>>()?,
             values: wire.values,
-            seeds: wire
-                .seeds
+            objectives: wire
+                .objectives
                 .into_iter()
-                .map(|set| set.into_iter().map(seed).collect::<Result<Vec<_>>>())
+                .map(|set| set.into_iter().map(objective).collect::<Result<Vec<_>>>())
                 .collect::<Result<_>>()?,
             grads: wire.grads,
             rules: wire.rules,
@@ -156,12 +156,12 @@ impl Request {
         for site in self.values.iter().chain(&self.grads).chain(self.patches.iter().map(|p| &p.site)) {
             spec.site(site)?;
         }
-        for seed in self.seeds.iter().flatten() {
-            match seed {
-                Seed::Site(site, _) => {
+        for objective in self.objectives.iter().flatten() {
+            match objective {
+                Objective::Site(site, _) => {
                     spec.site(site)?;
                 }
-                Seed::Class(targets) => {
+                Objective::Class(targets) => {
                     let [n] = targets.dims("targets")?;
                     if n != b {
                         return Err(Error::invalid(format!("{n} targets for {b} images")));

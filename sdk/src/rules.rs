@@ -246,7 +246,7 @@ mod tests {
 
     use super::*;
     use crate::tape::site;
-    use crate::{Array, Request, Seed};
+    use crate::{Array, Objective, Request};
     use tch::{Device, Kind};
 
     /// Values from -1 to 1 without a pattern, the same every time.
@@ -268,7 +268,7 @@ mod tests {
         let request = Request {
             values: vec!["z".into()],
             grads: vec!["x".into()],
-            seeds: vec![vec![Seed::Site("z".into(), Array::from_tensor(g)?)]],
+            objectives: vec![vec![Objective::Site("z".into(), Array::from_tensor(g)?)]],
             rules: rules.iter().map(|r| r.to_string()).collect(),
             ..Request::forward(images)
         };

@@ -215,8 +215,9 @@ pub struct Site {
     /// Roles of the tokens before the grid's: `cls`, `dist`.
     #[serde(default)]
     pub prefix: Vec<String>,
+    /// Which of the network's repeated blocks it is in or the end of, in their order.
     #[serde(default)]
-    pub block: Option<usize>,
+    pub depth: Option<usize>,
     /// Attention only: whose the queries are. `tokens` (every token, prefix first), `cls` (one class token) or
     /// `per-class` (one token a class).
     #[serde(default)]
@@ -238,7 +239,7 @@ impl Site {
             channels,
             grid: Some(grid),
             prefix: Vec::new(),
-            block: None,
+            depth: None,
             query: String::new(),
             start: false,
             text: String::new(),
@@ -262,8 +263,8 @@ impl Site {
         Site { kind, layout, query, ..Site::tokens(name, heads, grid, prefix) }
     }
 
-    pub fn block(mut self, block: usize) -> Self {
-        self.block = Some(block);
+    pub fn depth(mut self, depth: usize) -> Self {
+        self.depth = Some(depth);
         self
     }
 
@@ -446,6 +447,28 @@ impl ExplainerSpec {
     }
 }
 
+/// A class whose logit the shared run differentiates besides the target's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OtherClass {
+    /// This class, for every image.
+    Class(usize),
+    /// The class that each image ranks at this place by its logit; 0 is the highest.
+    Rank(usize),
+}
+
+/// What the data source says of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageRecord {
+    /// Unique in the data source: usually the file's name.
+    pub name: String,
+    /// `None` where the source has no patient numbers.
+    pub patient: Option<String>,
+    /// The source's further columns: those of a table that are no image, label, patient, box or mask.
+    pub columns: BTreeMap<String, String>,
+}
+
 /// What [`Explainer::fit`](crate::Explainer::fit) is to see.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -457,7 +480,7 @@ pub struct FitNeeds {
 }
 
 /// What an explainer may require of a host.
-pub const KNOWN_NEEDS: [&str; 2] = ["rules", "fit"];
+pub const KNOWN_NEEDS: [&str; 3] = ["rules", "fit", "others"];
 
 /// What an explainer wants from the run that all explainers of a model share.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -467,6 +490,9 @@ pub struct Needs {
     pub values: Vec<String>,
     /// Gradients of each image's target logit with respect to these sites.
     pub gradients: Vec<String>,
+    /// Other classes whose logits are differentiated in the same run, with respect to the sites of `gradients`:
+    /// [`Context::gradient_of`](crate::Context::gradient_of).
+    pub others: Vec<OtherClass>,
     /// The mean of the training set's masks.
     pub mean_mask: bool,
     /// The explainer will call the model itself.
@@ -484,13 +510,28 @@ pub struct Needs {
 impl Needs {
     /// Names what is used of [`KNOWN_NEEDS`].
     pub(crate) fn with_requires(mut self) -> Self {
-        let used = [("rules", !self.rules.is_empty()), ("fit", self.fit.is_some())];
+        let used =
+            [("rules", !self.rules.is_empty()), ("fit", self.fit.is_some()), ("others", !self.others.is_empty())];
         for (name, _) in used.iter().filter(|(_, used)| *used) {
             if !self.requires.iter().any(|r| r == name) {
                 self.requires.push(name.to_string());
             }
         }
         self
+    }
+
+    /// An error when a class is named that a model of so many classes does not have, or one without a site.
+    pub fn check_others(&self, classes: usize) -> Result<()> {
+        let number = |o: &OtherClass| match *o {
+            OtherClass::Class(n) | OtherClass::Rank(n) => n,
+        };
+        match self.others.iter().find(|o| number(o) >= classes) {
+            Some(bad) => Err(Error::invalid(format!("the plan names {bad:?}, the model has {classes} classes"))),
+            None if !self.others.is_empty() && self.gradients.is_empty() => {
+                Err(Error::invalid("the plan names other classes and no site whose gradient they are to have"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// An error when something is required that this side does not know.

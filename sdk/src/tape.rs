@@ -3,7 +3,7 @@
 //! Parameters of an inference model do not require gradients, so libtorch records nothing until the first site
 //! whose gradient is wanted becomes a leaf. A gradient at the last layer therefore costs no tape over the trunk.
 
-use crate::model::{Request, Response, Seed};
+use crate::model::{Objective, Request, Response};
 use crate::{Array, Error, Place, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 pub struct Tape<'a> {
     request: &'a Request,
     values: BTreeMap<String, Array>,
-    /// Values of the sites that are differentiated or seeded, on the tape.
+    /// Values of the sites that are differentiated, or part of an objective, on the tape.
     kept: BTreeMap<String, Tensor>,
     /// Sites that were patched.
     passed: BTreeSet<String>,
@@ -74,11 +74,11 @@ impl<'a> Tape<'a> {
         }
     }
 
-    /// True when the request reads, patches, seeds or differentiates this site, so that it must exist.
+    /// True when the request reads, patches, derives from or differentiates this site, so that it must exist.
     pub fn wants(&self, name: &str) -> bool {
         self.request.values.iter().chain(&self.request.grads).any(|s| s == name)
             || self.request.patches.iter().any(|p| p.site == name)
-            || self.is_seeded(name)
+            || self.is_objective(name)
     }
 
     /// False until the run has reached the site at which it begins.
@@ -101,8 +101,8 @@ impl<'a> Tape<'a> {
         !self.request.rules.is_empty()
     }
 
-    fn is_seeded(&self, name: &str) -> bool {
-        self.request.seeds.iter().flatten().any(|s| matches!(s, Seed::Site(site, _) if site == name))
+    fn is_objective(&self, name: &str) -> bool {
+        self.request.objectives.iter().flatten().any(|s| matches!(s, Objective::Site(site, _) if site == name))
     }
 
     /// Passes a site's value through its patches; what is returned is what the model goes on with.
@@ -133,7 +133,7 @@ impl<'a> Tape<'a> {
                 value = value.f_detach()?.f_set_requires_grad(true)?;
             }
             self.kept.insert(name.into(), value.shallow_clone());
-        } else if self.is_seeded(name) {
+        } else if self.is_objective(name) {
             self.kept.insert(name.into(), value.shallow_clone());
         }
         if self.request.values.iter().any(|s| s == name) {
@@ -142,29 +142,32 @@ impl<'a> Tape<'a> {
         Ok(value)
     }
 
-    fn seed_sum(&self, set: &[Seed], logits: &Tensor) -> Result<Tensor> {
+    fn sum_of(&self, set: &[Objective], logits: &Tensor) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         for seed in set {
             let part = match seed {
-                Seed::Class(targets) => {
+                Objective::Class(targets) => {
                     if targets.place() == Place::Cpu {
                         let classes = logits.size()[1];
-                        if let Some(bad) = targets.to_vec::<i64>()?.into_iter().find(|t| *t >= classes) {
+                        if let Some(bad) = targets.to_vec::<i64>()?.into_iter().find(|t| *t >= classes || *t < -classes)
+                        {
                             return Err(Error::invalid(format!("target class {bad} of {classes} classes")));
                         }
                     }
                     let targets = targets.share_tensor()?.f_to_device(logits.device())?;
-                    let first = logits.f_argmax(1, false)?;
-                    let index = first.f_where_self(&targets.f_lt(0)?, &targets)?.f_unsqueeze(1)?;
+                    let ranked = logits.f_detach()?.f_argsort_stable(true, 1, true)?;
+                    let place = targets.f_add_scalar(1)?.f_neg()?.f_clamp_min(0)?.f_unsqueeze(1)?;
+                    let ranked = ranked.f_gather(1, &place, false)?.f_squeeze_dim(1)?;
+                    let index = ranked.f_where_self(&targets.f_lt(0)?, &targets)?.f_unsqueeze(1)?;
                     logits.f_gather(1, &index, false)?.f_sum(Kind::Float)?
                 }
-                Seed::Site(site, tensor) => {
+                Objective::Site(site, tensor) => {
                     let value = self.kept.get(site);
                     let value = value.ok_or_else(|| Error::invalid(format!("the model did not pass site {site}")))?;
                     let tensor = tensor.share_tensor()?;
                     if tensor.size() != value.size() {
                         return Err(Error::invalid(format!(
-                            "seed of shape {:?} for site {site} of shape {:?}",
+                            "an objective of shape {:?} for site {site} of shape {:?}",
                             tensor.size(),
                             value.size()
                         )));
@@ -177,7 +180,7 @@ impl<'a> Tape<'a> {
                 None => part,
             });
         }
-        sum.ok_or_else(|| Error::invalid("an empty seed set"))
+        sum.ok_or_else(|| Error::invalid("an empty set of objectives"))
     }
 
     fn finish(self, logits: Tensor) -> Result<Response> {
@@ -201,17 +204,17 @@ impl<'a> Tape<'a> {
             leaves.push(leaf.ok_or_else(|| Error::invalid(format!("the model did not pass site {site}")))?);
         }
         let mut grads = Vec::new();
-        for (i, set) in self.request.seeds.iter().enumerate() {
-            let sum = self.seed_sum(set, &logits)?;
+        for (i, set) in self.request.objectives.iter().enumerate() {
+            let sum = self.sum_of(set, &logits)?;
             if leaves.is_empty() || !sum.requires_grad() {
-                return Err(Error::invalid("a seed set depends on none of the sites to differentiate at"));
+                return Err(Error::invalid("a set of objectives depends on none of the sites to differentiate at"));
             }
-            let more = i + 1 < self.request.seeds.len();
+            let more = i + 1 < self.request.objectives.len();
             let found = Tensor::f_run_backward(&[&sum], &leaves, more, false)?;
             let mut set = BTreeMap::new();
             for (site, grad) in self.request.grads.iter().zip(found) {
                 if !grad.defined() {
-                    return Err(Error::invalid(format!("the seed does not depend on site {site}")));
+                    return Err(Error::invalid(format!("the objective does not depend on site {site}")));
                 }
                 set.insert(site.clone(), Array::from_tensor(&grad)?);
             }

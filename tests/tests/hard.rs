@@ -5,6 +5,7 @@ use lightbox::engine::{self, Engine, ExplainerChoice};
 use lightbox_core::checkpoint;
 use lightbox_sdk::spec::ModelOptions;
 use lightbox_tests::{built, relative, small_spec, succeed, unit, values};
+use std::path::Path;
 use tch::Tensor;
 
 /// The map of an explainer of `tests/hard` on two made images, and how many images it ran the model on beyond the shared run.
@@ -15,7 +16,7 @@ fn map(plugin: &str, model: &str, size: i64, choice: &str) -> (Tensor, u64) {
     let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
     let mut engine = Engine::new(model, tch::Device::Cpu, 0, engine::terminal()).unwrap();
     let hard = built("test-plugins/hard/liblightbox_hard.so");
-    engine.prepare(&hard, &ExplainerChoice::parse(choice).unwrap()).unwrap();
+    engine.add(&hard, &ExplainerChoice::parse(choice).unwrap()).unwrap();
     let values: Vec<f32> =
         unit("hard", (2 * 3 * size * size) as usize).iter().map(|u| (2.0 * u - 1.0) as f32).collect();
     let images = Tensor::from_slice(&values).reshape([2, 3, size, size]);
@@ -107,4 +108,63 @@ fn the_hard_ones_pass_their_check() {
         let out = succeed(&[&["check", &file, "--model", model], &rest[..]].concat());
         assert!(out.contains(" 0 fail, 0 crash"), "{out}");
     }
+}
+
+#[test]
+fn an_explainer_sees_records_files_and_other_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    succeed(&["data", "make", &at("data").to_string_lossy(), "--count", "24", "--pixels", "64"]);
+    // A column that the table source has no use for.
+    let table = std::fs::read_to_string(at("data/table.csv")).unwrap();
+    let aged = table.lines().enumerate().map(|(i, l)| if i == 0 { format!("{l},age\n") } else { format!("{l},{i}\n") });
+    std::fs::write(at("data/table.csv"), aged.collect::<String>()).unwrap();
+    std::fs::create_dir(at("plugins")).unwrap();
+    std::fs::copy(built("test-plugins/hard/liblightbox_hard.so"), at("plugins/hard.so")).unwrap();
+    std::fs::write(at("plugins/scale.txt"), "2").unwrap();
+    std::fs::create_dir(at("specs")).unwrap();
+    std::fs::write(at("specs/number.txt"), "3").unwrap();
+    let spec = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"../data/table.csv\"\n[split]\n\
+                test = 6\n[[models]]\nname = \"densenet-small\"\nparams = { size = 64 }\n[[explainers]]\n\
+                name = \"hard-record\"\nparams = { file = \"number.txt\" }\n";
+    std::fs::write(at("specs/spec.toml"), spec).unwrap();
+    let (spec, plugins) = (at("specs/spec.toml"), at("plugins"));
+    let out = at("out");
+    let arguments =
+        [spec.as_path(), Path::new("--plugins"), &plugins, Path::new("--output"), &out].map(|a| a.to_string_lossy());
+    let arguments: Vec<&str> = ["run"].into_iter().chain(arguments.iter().map(|a| a.as_ref())).collect();
+    let run = || lightbox_tests::run(&arguments);
+    let (_, err, code) = run();
+    assert_eq!(code, 0, "{err}");
+    let events = || std::fs::read_to_string(out.join("events.jsonl")).unwrap();
+    let said = format!("factor 6, wrong 0, beside {}", at("plugins").display());
+    assert!(events().contains(&said), "{said}\n{}", events());
+    // Each image's own row, by its name.
+    let log = events();
+    let of = |line: &str| line.split("\"text\":\"").nth(1).and_then(|t| t.split('"').next()).map(String::from);
+    let told: Vec<String> = log.lines().filter_map(of).filter(|t| t.contains(", age ")).collect();
+    let header: Vec<&str> = table.lines().next().unwrap().split(',').collect();
+    let column = |line: &str, name: &str| {
+        line.split(',').nth(header.iter().position(|c| *c == name).unwrap()).unwrap().to_string()
+    };
+    let row = |name: &str| table.lines().enumerate().skip(1).find(|(_, l)| column(l, "image") == name).unwrap();
+    for line in &told {
+        let (number, found) = row(line.split(' ').next().unwrap());
+        let wanted = format!("{} of {}, age {number}", column(found, "image"), column(found, "patient"));
+        assert_eq!(line, &wanted);
+    }
+    assert!(!told.is_empty(), "{log}");
+    // All of the training set had a record in the fit.
+    let fit = std::fs::read_dir(out.join("fits")).unwrap().flatten().next().unwrap().path();
+    let known = checkpoint::read(&fit).unwrap()[0].1.int64_value(&[0]);
+    let train = std::fs::read_to_string(out.join("splits/train_fold0.csv")).unwrap().lines().count() as i64 - 1;
+    assert_eq!(known, train);
+    // Another number in a file is another explainer: it is run anew. A file that is not there is said before.
+    std::fs::write(at("plugins/scale.txt"), "4").unwrap();
+    let (_, err, code) = run();
+    assert!(code == 0 && events().contains("factor 12, "), "{err}");
+    std::fs::remove_file(at("specs/number.txt")).unwrap();
+    let (_, err, code) = run();
+    let message = "explainer hard-record: parameter file: ";
+    assert!(code == 3 && err.contains(message) && err.contains("specs/number.txt: no such file or folder"), "{err}");
 }

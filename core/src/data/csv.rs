@@ -2,6 +2,7 @@
 
 use super::mask::BBox;
 use crate::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The rows of a CSV under their columns' names.
@@ -59,6 +60,13 @@ impl Row<'_> {
     pub(super) fn text(&self, column: &str) -> &str {
         let index = self.rows.columns.iter().position(|c| c == column);
         index.and_then(|i| self.record.get(i)).unwrap_or_default()
+    }
+
+    /// The cells of columns other than these, by name.
+    pub(super) fn others(&self, known: &[&str]) -> BTreeMap<String, String> {
+        let cells = self.rows.columns.iter().zip(self.record.iter());
+        let others = cells.filter(|(column, _)| !column.is_empty() && !known.contains(&column.as_str()));
+        others.map(|(column, text)| (column.clone(), text.to_string())).collect()
     }
 
     pub(super) fn error(&self, what: impl std::fmt::Display) -> Error {

@@ -19,6 +19,7 @@ use self::mask::BBox;
 use crate::task::{Kind, Task};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// One image of a source, before it is read.
@@ -32,12 +33,20 @@ pub struct Sample {
     /// multi-class task, any number in a multi-label one.
     pub classes: Vec<usize>,
     pub truth: Truth,
+    /// The source's further columns.
+    pub columns: BTreeMap<String, String>,
 }
 
 impl Sample {
     /// A sample of a binary task: `label` 1 with the finding, 0 without.
     pub fn binary(id: impl Into<String>, patient: impl Into<String>, label: u8, truth: Truth) -> Self {
-        Sample { id: id.into(), patient: patient.into(), classes: vec![usize::from(label)], truth }
+        Sample {
+            id: id.into(),
+            patient: patient.into(),
+            classes: vec![usize::from(label)],
+            truth,
+            columns: BTreeMap::new(),
+        }
     }
 
     pub fn has(&self, class: usize) -> bool {

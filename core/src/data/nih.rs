@@ -53,8 +53,8 @@ impl Nih {
         let rows = Rows::read(&self.labels)?;
         let image = column(&rows, &["image", "Image Index"]);
         let findings = column(&rows, &["findings", "Finding Labels"]);
-        let patient = column(&rows, &["patient_id", "Patient ID"]);
-        rows.need(&[image, findings, patient])?;
+        let patient_column = column(&rows, &["patient_id", "Patient ID"]);
+        rows.need(&[image, findings, patient_column])?;
         let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
         let mut seen = std::collections::BTreeSet::new();
         for row in rows.iter() {
@@ -64,9 +64,10 @@ impl Nih {
             if label == 0 && self.negatives == "no-finding" && !named.contains(&"No Finding") {
                 continue;
             }
-            let (id, patient) = (row.text(image).to_string(), row.text(patient).to_string());
+            let (id, patient) = (row.text(image).to_string(), row.text(patient_column).to_string());
             let truth = if label == 0 { Truth::Boxes(vec![]) } else { Truth::Unknown };
-            samples.insert(id.clone(), Sample::binary(id, patient, label, truth));
+            let columns = row.others(&[image, patient_column, findings]);
+            samples.insert(id.clone(), Sample { columns, ..Sample::binary(id, patient, label, truth) });
         }
         if !seen.contains(&self.finding) {
             let known: Vec<String> = seen.into_iter().collect();

@@ -244,6 +244,7 @@ mod tests {
             patient: format!("p{}", i / 2),
             classes: vec![usize::from((i / 2).is_multiple_of(5))],
             truth: Truth::Unknown,
+            columns: Default::default(),
         };
         (0..n).map(one).collect()
     }

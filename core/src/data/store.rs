@@ -75,9 +75,9 @@ pub struct Store {
     shift: Tensor,
 }
 
-/// How the store was laid out.
+/// What the store holds, and where.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Layout {
+pub struct Holding {
     pub images: usize,
     pub size: usize,
     pub bits: usize,
@@ -255,8 +255,8 @@ impl Store {
         Ok(Store { mapped, size, device, resident, scale, shift })
     }
 
-    pub fn layout(&self) -> Layout {
-        Layout {
+    pub fn holding(&self) -> Holding {
+        Holding {
             images: self.mapped.n,
             size: self.size,
             bits: self.mapped.depth * 8,
@@ -390,7 +390,7 @@ mod tests {
         let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
         let open = |budget| Store::open(&file, &mean, &std, Device::Cpu, budget).unwrap();
         let (whole, streamed) = (open(usize::MAX), open(0));
-        assert!(whole.layout().resident && !streamed.layout().resident);
+        assert!(whole.holding().resident && !streamed.holding().resident);
         let order: Vec<Vec<usize>> = vec![vec![8, 0, 3], vec![1], vec![2, 2]];
         for (a, b) in whole.batches(order.clone()).zip(streamed.batches(order)) {
             let ((i, a), (j, b)) = (a.unwrap(), b.unwrap());
@@ -467,7 +467,7 @@ mod tests {
         let file = folder.path().join("images.safetensors");
         prepare(&Mixed(vec![sample("a"), sample("b")]), 2, &file, &mut |_, _| {}).unwrap();
         let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
-        assert_eq!(store.layout().bits, 16);
+        assert_eq!(store.holding().bits, 16);
         let values = Vec::<f32>::try_from(store.batch(&[0, 1]).unwrap().flatten(0, -1)).unwrap();
         for (value, wanted) in values.iter().zip([0.0, 0.2, 0.4, 1.0, 0.0, 1001.0 / 4095.0, 2002.0 / 4095.0, 1.0]) {
             assert!((value - wanted).abs() < 1e-5, "{values:?}");

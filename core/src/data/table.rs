@@ -91,6 +91,8 @@ impl Table {
         let (masked, patients) = (rows.has(&self.mask), rows.has(&self.patient));
         let classes = self.classes(&rows, task);
         let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
+        let known = [&self.image, &self.label, &self.patient, &self.mask].map(String::as_str);
+        let known = [&known[..], &columns].concat();
         let mut odd = 0;
         for row in rows.iter() {
             let id = row.text(&self.image).to_string();
@@ -128,7 +130,10 @@ impl Table {
                 _ => Truth::Unknown,
             };
             match samples.get_mut(&id) {
-                None => drop(samples.insert(id.clone(), Sample { id, patient, classes: mine, truth })),
+                None => {
+                    let columns = row.others(&known);
+                    samples.insert(id.clone(), Sample { id, patient, classes: mine, truth, columns });
+                }
                 Some(old) if old.patient != patient => {
                     return Err(row.error(format!("image {id} has another patient than in an earlier row")));
                 }

@@ -4,6 +4,7 @@ use super::{
     EXPLAINER_MADE, FITS, FITS_AGAIN, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass,
     refuses, rows, tensor,
 };
+use crate::engine::{default_paths, shared};
 use crate::loader::Plugin;
 use crate::proxy::{Calls, Watch};
 use lightbox_sdk::host::Serving;
@@ -11,6 +12,7 @@ use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ModelSpec, Params, Plan};
 use lightbox_sdk::{Array, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use tch::Kind;
 
@@ -19,6 +21,7 @@ use tch::Kind;
 pub(super) fn check(
     plugin: &Plugin,
     spec: &ExplainerSpec,
+    file: &Path,
     given: &BTreeMap<String, serde_json::Value>,
     watch: &Arc<dyn Watch>,
     model: &mut dyn FnMut() -> std::result::Result<ModelHandle, String>,
@@ -26,10 +29,13 @@ pub(super) fn check(
     test: &mut Test<'_>,
 ) {
     let subject = spec.name.clone();
+    let folder = file.parent().unwrap_or(Path::new(".")).to_path_buf();
     let mut cell: Option<(ExplainerHandle, Params)> = None;
     let mut make = || {
         let explainer = plugin.make_explainer(&spec.name).map_err(|e| e.to_string())?;
-        let params = Params::resolve(&spec.parameters, given).map_err(|e| e.to_string())?;
+        let mut given = given.clone();
+        default_paths(&mut given, &spec.parameters, file);
+        let params = Params::resolve(&spec.parameters, &given).map_err(|e| e.to_string())?;
         Ok((explainer, params))
     };
     test(&subject, EXPLAINER_MADE, &mut || {
@@ -57,6 +63,7 @@ pub(super) fn check(
         let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
         if let Plan::Run(needs) = &plan {
             needs.check_requires().map_err(|e| e.to_string())?;
+            needs.check_others(model_spec.classes).map_err(|e| e.to_string())?;
             if let Some(rule) = needs.rules.iter().find(|r| !model_spec.has_rule(r)) {
                 let reason = format!("{} has no rule {rule}", model_spec.name);
                 return Ok((model, model_spec, Plan::NotApplicable { reason }));
@@ -85,8 +92,8 @@ pub(super) fn check(
 
     let calls = Calls { watch: watch.as_ref(), fit: None };
     let serving = Serving::new(&calls);
-    let shared: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
-    let model = crate::proxy::handle(&shared, &model_spec, watch, None, &Arc::default());
+    let owned: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
+    let model = crate::proxy::handle(&owned, &model_spec, watch, None, &Arc::default());
     let side = [model_spec.input.height, model_spec.input.width];
     let mask = Array::from_vec(&side, (0..side[0] * side[1]).map(|i| (i % 97) as f32 / 97.0).collect());
     // What a fit learns of a made training set.
@@ -124,8 +131,8 @@ pub(super) fn check(
         |explainer: &ExplainerHandle, images: &Array, ids: &[u64]| -> std::result::Result<Maps, lightbox_sdk::Error> {
             let n = images.shape()[0];
             let targets = Array::from_vec(&[n], vec![0i64; n])?;
-            let request = Request::explain(images.clone(), targets.clone(), &needs.values, &needs.gradients);
-            let mut response = model.run(&Request { rules: needs.rules.clone(), ..request })?;
+            let response = model.run(&shared(images, &targets, &needs)?)?;
+            let mut sets = response.grads.into_iter();
             explainer.explain(ExplainInput {
                 images: images.clone(),
                 targets,
@@ -135,7 +142,10 @@ pub(super) fn check(
                 params: &params,
                 seed: 3,
                 values: response.values,
-                gradients: response.grads.pop().unwrap_or_default(),
+                gradients: sets.next().unwrap_or_default(),
+                others: sets.collect(),
+                records: vec![],
+                plugin_folder: Some(folder.clone()),
                 mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
                 fitted: fitted.clone(),
                 runner: needs.model.then(|| model.as_ref()),
@@ -213,6 +223,9 @@ pub(super) fn check(
             seed: 0,
             values: replace(&needs.values),
             gradients: replace(&needs.gradients),
+            others: needs.others.iter().map(|_| replace(&needs.gradients)).collect(),
+            records: vec![],
+            plugin_folder: None,
             mean_mask: needs.mean_mask.then(|| odd.clone()),
             fitted: fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
             runner: needs.model.then(|| model.as_ref()),
@@ -258,6 +271,7 @@ fn fit(
             masks: Array::from_vec(&[4, h, w], (0..4 * h * w).map(|k| marked(k / (h * w), k % (h * w))).collect())?,
             known: Array::from_vec(&[4], vec![true; 4])?,
             ids: (from as u64..from as u64 + 4).collect(),
+            records: vec![],
             values: response.values.into_iter().collect(),
             logits: response.logits,
         }))

@@ -300,7 +300,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
             (_, Some(own)) => make_small(&plugin, &own.name),
             _ => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
         };
-        explainer::check(&plugin, spec, &params, &watch, &mut model, dead(&spec.name), &mut test);
+        explainer::check(&plugin, spec, &args.file, &params, &watch, &mut model, dead(&spec.name), &mut test);
     }
     say(&Line::Done);
     Ok(())

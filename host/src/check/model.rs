@@ -5,7 +5,7 @@ use super::{
 };
 use crate::loader::Plugin;
 use lightbox_sdk::spec::{Layout, ModelSpec};
-use lightbox_sdk::{Array, ModelHandle, Patch, Request, Seed};
+use lightbox_sdk::{Array, ModelHandle, Objective, Patch, Request};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
@@ -318,8 +318,11 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
         refuses(model.run(&unknown), "an unknown site")?;
         let site = spec.cam_site.clone().unwrap_or_else(|| "input".into());
         let target = Array::from_vec(&[2], vec![spec.classes as i64; 2]).map_err(|e| e.to_string())?;
-        let request =
-            Request { grads: vec![site], seeds: vec![vec![Seed::Class(target)]], ..Request::forward(batch.clone()) };
+        let request = Request {
+            grads: vec![site],
+            objectives: vec![vec![Objective::Class(target)]],
+            ..Request::forward(batch.clone())
+        };
         refuses(model.run(&request), "a class that it does not have")?;
         pass()
     });

@@ -65,6 +65,11 @@ pub enum Event {
     Ready,
     /// A plugin has called the host.
     Alive,
+    /// How far a plugin says that its call has come.
+    Steps {
+        done: u64,
+        of: u64,
+    },
     UnitStarted {
         unit: String,
     },

@@ -61,12 +61,14 @@ impl Worker {
             let cpu_only = engine.explainers.first().is_some_and(|e| e.spec.cpu_only);
             let place = |a: &Array| if cpu_only { a.to_cpu() } else { Ok(a.clone()) };
             let values = response.values.iter().map(|(name, a)| Ok((name.clone(), place(a)?)));
+            let ids: Vec<u64> = indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
             Ok(Some(FitBatch {
                 images: place(&images)?,
                 labels: Array::from_vec(&[n, classes], labels)?,
                 masks: Array::from_vec(&[n, side, side], masks)?,
                 known: Array::from_vec(&[n], indices.iter().map(|&i| store.known(i)).collect::<Vec<bool>>())?,
-                ids: indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect(),
+                records: engine.records(&ids),
+                ids,
                 values: values.collect::<std::result::Result<_, lightbox_sdk::Error>>()?,
                 logits: place(&response.logits)?,
             }))

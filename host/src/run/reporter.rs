@@ -62,6 +62,13 @@ impl Reporter {
                     bar.set_message(format!("{unit}  {done}/{of}"));
                 }
             }
+            Event::Steps { done, of } => {
+                if let Reporter::Bar(bar) = self {
+                    let message = bar.message();
+                    let unit = message.split("  step ").next().unwrap_or_default();
+                    bar.set_message(format!("{unit}  step {done}/{of}"));
+                }
+            }
             Event::Epoch {
                 unit,
                 epoch,

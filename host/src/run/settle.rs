@@ -4,6 +4,7 @@
 use super::folder::{Environment, FileState, Folder, Machine, read_json, write_json};
 use super::plan::classes;
 use super::spec::{ModelChoice, RunSpec};
+use crate::engine::default_paths;
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::Source;
@@ -32,17 +33,10 @@ pub fn notes(source: &dyn Source) -> Vec<String> {
 pub(super) fn absolute_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
     let base = spec.base.clone();
     let fill = |params: &mut BTreeMap<String, Value>, known: &[ParamSpec], plugin: &Path| {
-        for parameter in known.iter().filter(|p| p.kind == ParamType::Path) {
-            let beside = plugin.parent().unwrap_or(Path::new("."));
-            let (value, base) = match params.get(&parameter.name) {
-                Some(value) => (value, base.as_path()),
-                None => (&parameter.default, beside),
-            };
-            if let Some(path) = value.as_str().filter(|v| !v.is_empty()) {
-                let path = base.join(path).to_string_lossy().into_owned();
-                params.insert(parameter.name.clone(), Value::from(path));
-            }
+        for (name, path) in parameter_files(params, known) {
+            params.insert(name, Value::from(base.join(path).to_string_lossy()));
         }
+        default_paths(params, known, plugin);
     };
     for model in &mut spec.models {
         let (found, described) = registry.model(&model.name)?;

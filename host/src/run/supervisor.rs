@@ -258,7 +258,7 @@ impl Supervisor<'_> {
 
     fn say(&mut self, worker: Option<usize>, event: Event) -> Result<()> {
         let stamped = Stamped { time: now(), worker, event };
-        if !matches!(stamped.event, Event::Progress { .. } | Event::Ready | Event::Alive) {
+        if !matches!(stamped.event, Event::Progress { .. } | Event::Steps { .. } | Event::Ready | Event::Alive) {
             let mut line = serde_json::to_vec(&stamped).unwrap_or_default();
             line.push(b'\n');
             let path = self.folder.0.join("events.jsonl");

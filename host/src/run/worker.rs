@@ -22,7 +22,7 @@ use lightbox_core::data::{self, Source};
 use lightbox_core::seed::derive;
 use lightbox_core::task::Explained;
 use lightbox_sdk::Array;
-use lightbox_sdk::spec::{ModelOptions, Plan};
+use lightbox_sdk::spec::{ImageRecord, ModelOptions, Plan};
 use rayon::prelude::*;
 use std::io::BufRead;
 use std::path::Path;
@@ -42,12 +42,17 @@ impl Voice {
         self.mouth.say(&event);
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
+
+    /// True when nothing was said for a while.
+    fn silent(&self) -> bool {
+        let silent = self.told.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        silent > Duration::from_millis(250)
+    }
 }
 
 impl Watch for Voice {
     fn alive(&self) {
-        let silent = self.told.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-        if silent > Duration::from_millis(250) {
+        if self.silent() {
             self.say(Event::Alive);
         }
     }
@@ -56,7 +61,11 @@ impl Watch for Voice {
         self.say(Event::Note { text: line.into() });
     }
 
-    fn progress(&self, _: u64, _: u64) {}
+    fn progress(&self, done: u64, of: u64) {
+        if self.silent() {
+            self.say(Event::Steps { done, of });
+        }
+    }
 }
 
 /// A model that is open, with the explainers that were asked for.
@@ -186,11 +195,11 @@ impl Worker {
             return Ok(store.clone());
         }
         // One budget for all of them.
-        let held: usize = self.stores.iter().map(|(.., s)| s.layout()).filter(|l| l.resident).map(|l| l.bytes).sum();
+        let held: usize = self.stores.iter().map(|(.., s)| s.holding()).filter(|l| l.resident).map(|l| l.bytes).sum();
         let budget = (self.spec.store_mib << 20).saturating_sub(held);
         let file = self.folder.prepared(input.height);
         let store = Rc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
-        if store.layout().images != self.source()?.samples().len() {
+        if store.holding().images != self.source()?.samples().len() {
             let file = self.folder.prepared(side);
             return Err(Error::input(format!("{}: not of this data source (hint: --restart)", file.display())));
         }
@@ -317,9 +326,9 @@ impl Worker {
             let (model, cell) = (label.to_string(), name.clone());
             self.voice.say(Event::CellStarted { unit: key.clone(), model: model.clone(), explainer: cell.clone() });
             let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
-            let prepared = engine.prepare(&file, &explainer);
+            let planned = engine.add(&file, &explainer);
             self.voice.say(Event::CellLeft { unit: key });
-            match prepared {
+            match planned {
                 Ok(()) => {
                     let last = engine.explainers.last();
                     let fit = last.is_some_and(|e| e.fit().is_some());
@@ -365,6 +374,12 @@ impl Worker {
         let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
         let (store, split, source) = (self.store(&engine.spec)?, self.split()?, self.source()?);
         let samples = source.samples();
+        let patients = source.knows_patients();
+        engine.set_records(samples.iter().map(|s| ImageRecord {
+            name: s.id.clone(),
+            patient: patients.then(|| s.patient.clone()),
+            columns: s.columns.clone(),
+        }));
         let explained = self.spec.task.explained()?;
         let masks = split.folds[fold].train.iter().filter_map(|&i| {
             // Of the explained class; of each image's own where that differs by image.
@@ -378,7 +393,7 @@ impl Worker {
         for name in explainers {
             let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
             let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
-            engine.prepare(&file, &explainer)?;
+            engine.add(&file, &explainer)?;
             let index = engine.explainers.len() - 1;
             if engine.explainers[index].fit().is_some() {
                 let id = self.identities()?.fit(label, fold, seed, name)?;

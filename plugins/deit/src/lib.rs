@@ -118,16 +118,16 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     sites.push(tokens("embed".into()).start().text("patch, class and position embeddings together"));
     for i in 0..config.depth {
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
-        sites.push(tokens(name("norm1")).block(i));
+        sites.push(tokens(name("norm1")).depth(i));
         for (leaf, kind) in [("q", SiteKind::Query), ("k", SiteKind::Key), ("v", SiteKind::Value)] {
             let site = Site { kind, layout: Layout::Other, ..tokens(name(&format!("attn.{leaf}"))) };
-            sites.push(Site { channels: heads, ..site }.block(i).text("[B, heads, tokens, channels a head]"));
+            sites.push(Site { channels: heads, ..site }.depth(i).text("[B, heads, tokens, channels a head]"));
         }
-        let attention = Site::attention(name("attn"), heads, grid, prefix, "tokens").block(i);
+        let attention = Site::attention(name("attn"), heads, grid, prefix, "tokens").depth(i);
         let logits = Site { kind: SiteKind::AttentionLogits, name: name("attn.logits"), ..attention.clone() };
         sites.push(logits.text("scaled, before the softmax"));
         sites.push(attention.text("softmaxed weights"));
-        sites.push(tokens(format!("blocks.{i}")).block(i).start());
+        sites.push(tokens(format!("blocks.{i}")).depth(i).start());
     }
     sites.push(tokens("norm".into()).start());
     sites.push(Site::vector("logits", SiteKind::Logits, classes));

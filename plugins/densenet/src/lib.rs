@@ -105,12 +105,12 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     for (i, &width) in widths.iter().enumerate() {
         let block = i + 1;
         let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]).start();
-        sites.push(Site { block: Some(block), ..site });
+        sites.push(site.depth(block));
         if block < widths.len() {
             side /= 2;
             let site = Site::feature(format!("features.transition{block}"), width as usize / 2, [side, side]);
             let site = site.start();
-            sites.push(Site { block: Some(block), ..site });
+            sites.push(site.depth(block));
         }
     }
     let last = *widths.last().unwrap_or(&config.init_features) as usize;

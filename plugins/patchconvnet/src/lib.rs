@@ -97,7 +97,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
     sites.push(Site::tokens("patch_embed", dim, grid, &[]).start());
     for i in 0..config.depth {
-        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).block(i).start());
+        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).depth(i).start());
     }
     let (prefix, query): (&[&str], _) = if config.multi { (&[], "per-class") } else { (&["cls"], "cls") };
     let attention = Site::attention(format!("{POOL}.attn"), 1, grid, prefix, query);

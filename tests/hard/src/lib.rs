@@ -5,6 +5,7 @@ mod ablation;
 mod concept;
 mod guided;
 mod heads;
+mod record;
 mod relevance;
 
 lightbox_sdk::export!();
