@@ -8,7 +8,7 @@
 //! named, and what its neighbours saw is computed anew.
 
 use crate::error::{Error, Result};
-use crate::proxy::{self, Calls, Shared, Watch};
+use crate::proxy::{self, Calls, Copies, Shared, Transfer, Watch};
 use crate::registry;
 use lightbox_core::maps::checksum;
 use lightbox_core::seed;
@@ -109,6 +109,8 @@ pub struct Engine {
     seed: u64,
     watch: Arc<dyn Watch>,
     mean_mask: Option<Array>,
+    /// The way between the model's memory and the CPU's, where they are two.
+    transfer: Option<Arc<dyn Transfer>>,
     /// What the data source says of images, by their numbers.
     records: Arc<HashMap<u64, ImageRecord>>,
 }
@@ -193,9 +195,22 @@ pub fn terminal() -> Arc<dyn Watch> {
 
 impl Engine {
     pub fn new(model: ModelHandle, device: Device, seed: u64, watch: Arc<dyn Watch>) -> Result<Self> {
+        let copies = || Arc::new(Copies(device)) as Arc<dyn Transfer>;
+        Engine::over(model, device, seed, watch, (device != Device::Cpu).then(copies))
+    }
+
+    /// As [`Engine::new`], with a way to the model's memory other than libtorch's copies.
+    pub fn over(
+        model: ModelHandle,
+        device: Device,
+        seed: u64,
+        watch: Arc<dyn Watch>,
+        transfer: Option<Arc<dyn Transfer>>,
+    ) -> Result<Self> {
         let spec = model.spec()?;
         let model = Arc::new(Mutex::new(model));
-        Ok(Engine { model, spec, explainers: vec![], device, seed, watch, mean_mask: None, records: Arc::default() })
+        let (explainers, mean_mask, records) = Default::default();
+        Ok(Engine { model, spec, explainers, device, seed, watch, mean_mask, transfer, records })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
@@ -225,6 +240,18 @@ impl Engine {
         let params = Params::resolve(&spec.parameters, &choice.params)
             .map_err(|e| Error::input(format!("explainer {}: {e}", choice.name)))?;
         let handle = plugin.make_explainer(&choice.name)?;
+        self.plan(handle, spec, file, choice, params)
+    }
+
+    /// Asks an explainer for its needs.
+    fn plan(
+        &mut self,
+        handle: ExplainerHandle,
+        spec: ExplainerSpec,
+        file: &Path,
+        choice: ExplainerChoice,
+        params: Params,
+    ) -> Result<()> {
         let mut plan = handle.plan(&self.spec, &params)?;
         if plan == Plan::Other {
             plan = Plan::not_applicable("its answer is of a newer SDK than this host's");
@@ -245,7 +272,7 @@ impl Engine {
         }
         let label = choice.label().to_string();
         let runs = Arc::new(AtomicU64::new(0));
-        let foreign = (spec.cpu_only && self.device != Device::Cpu).then_some(self.device);
+        let foreign = self.transfer.clone().filter(|_| spec.cpu_only);
         let runner = proxy::handle(&self.model, &self.spec, &self.watch, foreign, &runs);
         let (file, fitted) = (file.to_path_buf(), BTreeMap::new());
         self.explainers.push(Planned { label, spec, file, plan, runs, choice, handle, params, fitted, runner });
@@ -271,13 +298,34 @@ impl Engine {
             target,
             seed: seed::derive(self.seed, &format!("fit {}", explainer.spec.name), &[fold, training]),
             runner: needs_model.then(|| explainer.runner.as_ref()),
-            host: serving.calls(),
+            host: &serving,
         })?)
     }
 
     /// Gives an explainer what its fit handed back.
     pub fn set_fitted(&mut self, index: usize, fitted: Named) {
         self.explainers[index].fitted = fitted.into_iter().collect();
+    }
+
+    /// Images in the model's memory.
+    fn at_model(&self, images: &Tensor) -> Result<Array> {
+        match &self.transfer {
+            Some(transfer) => Ok(transfer.to_model(&Array::from_tensor(images)?)?),
+            None => Ok(Array::from_tensor(&images.f_to_device(self.device)?)?),
+        }
+    }
+
+    /// An array of the model's, where explainer `index` can read it.
+    pub fn lend(&self, index: usize, array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+        match self.foreign(index) {
+            Some(transfer) => transfer.to_cpu(array),
+            None => Ok(array.clone()),
+        }
+    }
+
+    /// The way to the model's memory, for an explainer whose arrays are not there.
+    fn foreign(&self, index: usize) -> Option<&dyn Transfer> {
+        self.transfer.as_deref().filter(|_| self.explainers[index].spec.cpu_only)
     }
 
     /// Runs the model.
@@ -294,7 +342,7 @@ impl Engine {
     /// A copy of the model with other parameters, without explainers.
     pub fn fork(&self, edits: &Named) -> Result<Engine> {
         let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(edits)?;
-        let mut fork = Engine::new(fork, self.device, self.seed, self.watch.clone())?;
+        let mut fork = Engine::over(fork, self.device, self.seed, self.watch.clone(), self.transfer.clone())?;
         fork.mean_mask = self.mean_mask.clone();
         fork.records = self.records.clone();
         Ok(fork)
@@ -320,7 +368,7 @@ impl Engine {
 
     /// Logits [B, classes], CPU, and nothing else.
     pub fn classify(&self, images: &Tensor) -> Result<Tensor> {
-        let response = self.request(&Request::forward(Array::from_tensor(&images.f_to_device(self.device)?)?))?;
+        let response = self.request(&Request::forward(self.at_model(images)?))?;
         self.check_logits(&response.logits, images.size()[0] as usize)
     }
 
@@ -346,7 +394,7 @@ impl Engine {
         before: &mut dyn FnMut(&Planned),
     ) -> Result<Batch> {
         let n = images.size()[0] as usize;
-        let images = Array::from_tensor(&images.f_to_device(self.device)?)?;
+        let images = self.at_model(images)?;
         let wanted = Array::from_vec(&[n], targets.to_vec())?;
         // The explainers of each set of rules; the plain set is first and runs in any case.
         let mut groups: BTreeMap<Vec<String>, Needs> = BTreeMap::from([Default::default()]);
@@ -380,7 +428,7 @@ impl Engine {
             let Some(needs) = explainer.needs() else { continue };
             let Some((response, others)) = responses.get(&rules(needs)) else { continue };
             before(explainer);
-            let cpu = explainer.spec.cpu_only && self.device != Device::Cpu;
+            let cpu = self.foreign(index);
             let prefix = rules(needs).join("+");
             let gradients_of = |class: Option<&OtherClass>| {
                 let place = class.map_or(Some(0), |c| others.iter().position(|o| o == c).map(|i| i + 1));
@@ -437,7 +485,7 @@ impl Engine {
                     mean_mask: mean.clone(),
                     fitted: explainer.fitted.clone(),
                     runner: needs.model.then(|| explainer.runner.as_ref()),
-                    host: serving.calls(),
+                    host: &serving,
                 };
                 let called = std::time::Instant::now();
                 let maps = explainer.handle.explain(input);
@@ -453,7 +501,7 @@ impl Engine {
                 let of_others: Vec<(String, Array)> = needs.others.iter().zip(&other_grads).flat_map(of).collect();
                 let keyed = keyed.chain(of_others.iter().map(|(key, a)| (key.clone(), a)));
                 for (key, array) in keyed.chain([("images".into(), &own_images), ("logits".into(), &own_logits)]) {
-                    if !given.is_unchanged(cpu, key, array)? {
+                    if !given.is_unchanged(cpu.is_some(), key, array)? {
                         batch.tampered = Some(index);
                     }
                 }
@@ -494,18 +542,23 @@ struct Given {
 }
 
 impl Given {
-    /// An array for an explainer, a copy in CPU memory with `cpu`.
-    fn give(&mut self, cpu: bool, key: String, array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+    /// An array for an explainer, a copy in CPU memory where there is a way to it.
+    fn give(
+        &mut self,
+        cpu: Option<&dyn Transfer>,
+        key: String,
+        array: &Array,
+    ) -> std::result::Result<Array, lightbox_sdk::Error> {
         let array = match (cpu, self.copies.get(&key)) {
-            (false, _) => array.clone(),
-            (true, Some(copy)) => copy.clone(),
-            (true, None) => {
-                let copy = array.to_cpu()?;
+            (None, _) => array.clone(),
+            (Some(_), Some(copy)) => copy.clone(),
+            (Some(transfer), None) => {
+                let copy = transfer.to_cpu(array)?;
                 self.copies.insert(key.clone(), copy.clone());
                 copy
             }
         };
-        if let std::collections::btree_map::Entry::Vacant(entry) = self.sums.entry((cpu, key)) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.sums.entry((cpu.is_some(), key)) {
             entry.insert(fingerprint(&array)?);
         }
         Ok(array)
@@ -610,6 +663,224 @@ fn check_maps(maps: Maps, n: usize, name: &str) -> std::result::Result<Outputs, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbox_sdk::spec::{Family, FitNeeds, InputSpec, LoadReport, Site, SiteKind};
+    use lightbox_sdk::tape::{Tape, step};
+    use lightbox_sdk::{Context, Explainer, FitContext, Model, Patch, Response};
+
+    /// Stands for the memory of a device that the CPU cannot read: arrays in it are known by their addresses, and are kept,
+    /// so that none is given twice.
+    #[derive(Default)]
+    struct Elsewhere(Mutex<Vec<Array>>);
+
+    fn address(array: &Array) -> usize {
+        array.view::<f32>().unwrap().as_ptr() as usize
+    }
+
+    impl Elsewhere {
+        fn holds(&self, array: &Array) -> bool {
+            self.0.lock().unwrap().iter().any(|a| address(a) == address(array))
+        }
+
+        fn bring(&self, array: &Array) -> Array {
+            let copy = own(array).unwrap();
+            self.0.lock().unwrap().push(copy.clone());
+            copy
+        }
+
+        /// As libtorch does where a tensor of the CPU meets one of CUDA.
+        fn need(&self, what: &str, array: &Array) -> std::result::Result<(), lightbox_sdk::Error> {
+            let wrong =
+                || lightbox_sdk::Error::invalid(format!("{what}: expected all tensors to be on the same device"));
+            if self.holds(array) { Ok(()) } else { Err(wrong()) }
+        }
+    }
+
+    impl Transfer for Elsewhere {
+        fn to_model(&self, array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+            Ok(if self.holds(array) { array.clone() } else { self.bring(array) })
+        }
+
+        fn to_cpu(&self, array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
+            if self.holds(array) { own(array) } else { Ok(array.clone()) }
+        }
+    }
+
+    /// A model that takes and gives arrays of elsewhere alone: logits are sums of `w x` over the image.
+    struct Strict {
+        elsewhere: Arc<Elsewhere>,
+        weight: Array,
+    }
+
+    impl Model for Strict {
+        fn spec(&self) -> ModelSpec {
+            let sites = vec![Site::feature("x", 1, [2, 2]).start(), Site::vector("logits", SiteKind::Logits, 2)];
+            ModelSpec { sites, ..ModelSpec::new("strict", InputSpec { channels: 1, ..InputSpec::imagenet(2) }, 2) }
+        }
+
+        fn run(&self, request: &Request) -> std::result::Result<Response, lightbox_sdk::Error> {
+            let need = |what: &str, array: &Array| self.elsewhere.need(what, array);
+            match &request.start {
+                Some(start) => need("start", &start.value)?,
+                None => need("images", &request.images)?,
+            }
+            for patch in &request.patches {
+                patch.scale.iter().chain(&patch.shift).try_for_each(|a| need("patch", a))?;
+            }
+            for objective in request.objectives.iter().flatten() {
+                if let Objective::Site(_, weights) = objective {
+                    need("objective", weights)?;
+                }
+            }
+            let found = Tape::run(request, |tape, images| {
+                let mut tape = Some(tape);
+                let x = step(&mut tape, "x", images, |x, _| Ok(x))?;
+                step(&mut tape, "logits", x, |x, _| {
+                    let sum = x.f_mul(&self.weight.share_tensor()?)?.f_sum_dim_intlist(
+                        [1i64, 2, 3].as_slice(),
+                        true,
+                        Kind::Float,
+                    )?;
+                    let sum = sum.f_reshape([-1, 1])?;
+                    Ok(Tensor::f_cat(&[&sum, &sum.f_neg()?], 1)?)
+                })
+            })?;
+            let there = |(name, a): (String, Array)| (name, self.elsewhere.bring(&a));
+            Ok(Response {
+                logits: self.elsewhere.bring(&found.logits),
+                values: found.values.into_iter().map(there).collect(),
+                grads: found.grads.into_iter().map(|set| set.into_iter().map(there).collect()).collect(),
+            })
+        }
+
+        fn parameters(&self) -> std::result::Result<Named, lightbox_sdk::Error> {
+            Ok(vec![("w".into(), self.weight.clone())])
+        }
+
+        fn load(&mut self, _: Named) -> std::result::Result<LoadReport, lightbox_sdk::Error> {
+            Ok(LoadReport::default())
+        }
+
+        fn fork_with(&self, edits: Named) -> std::result::Result<Box<dyn Model>, lightbox_sdk::Error> {
+            let weight = edits.into_iter().next().map_or(self.weight.clone(), |(_, a)| a);
+            self.elsewhere.need("edit", &weight)?;
+            Ok(Box::new(Strict { elsewhere: self.elsewhere.clone(), weight }))
+        }
+    }
+
+    /// Reads CPU memory only, and asks for all that there is.
+    struct Reader(Arc<Elsewhere>);
+
+    impl Reader {
+        fn read(&self, what: &str, array: &Array) -> std::result::Result<f32, lightbox_sdk::Error> {
+            match self.0.holds(array) {
+                true => Err(lightbox_sdk::Error::invalid(format!("{what} is not in CPU memory"))),
+                false => Ok(array.view::<f32>()?.sum()),
+            }
+        }
+    }
+
+    impl Explainer for Reader {
+        fn spec(&self) -> ExplainerSpec {
+            let spec = ExplainerSpec::new("reader", "Reader", Family::Other, "none", "");
+            ExplainerSpec { cpu_only: true, ..spec }
+        }
+
+        fn plan(&self, _: &ModelSpec, _: &Params) -> std::result::Result<Plan, lightbox_sdk::Error> {
+            let (site, others) = (vec!["x".to_string()], vec![OtherClass::Class(1)]);
+            let fit = Some(FitNeeds::default());
+            Ok(Needs { values: site.clone(), gradients: site, others, model: true, fit, ..Needs::default() }.into())
+        }
+
+        fn fit(&self, context: &FitContext<'_>) -> std::result::Result<Named, lightbox_sdk::Error> {
+            let batch = context.first_batch()?.ok_or_else(|| lightbox_sdk::Error::invalid("no batch"))?;
+            self.read("a batch of the fit", &batch.images)?;
+            let model = context.run_model()?;
+            let logits = model.run(&Request::forward(batch.images))?.logits;
+            Ok(vec![("sum".into(), Array::from_vec(&[1], vec![self.read("logits in the fit", &logits)?])?)])
+        }
+
+        fn explain(&self, context: &Context<'_>) -> std::result::Result<Maps, lightbox_sdk::Error> {
+            let x = context.value("x")?;
+            let given = [
+                ("images", &context.images),
+                ("logits", &context.logits),
+                ("value", x),
+                ("gradient", context.gradient("x")?),
+                ("another class's gradient", context.gradient_of(0, "x")?),
+                ("fitted", context.fitted("sum")?),
+            ];
+            for (what, array) in given {
+                self.read(what, array)?;
+            }
+            let model = context.run_model()?;
+            let one = |v: f32| Array::from_vec(&[1], vec![v]);
+            let patch = Patch { site: "x".into(), scale: Some(one(2.0)?), shift: Some(one(0.0)?) };
+            let objectives = vec![vec![Objective::Site("x".into(), Array::from_vec(&[2, 1, 2, 2], vec![3f32; 8])?)]];
+            let request = Request {
+                values: vec!["x".into()],
+                grads: vec!["x".into()],
+                objectives,
+                patches: vec![patch],
+                ..Request::from_site("x", own(x)?)?
+            };
+            let twice = model.run(&request)?;
+            let weight = model.parameters()?.remove(0).1;
+            self.read("a parameter", &weight)?;
+            let fork = model.fork_with(&vec![("w".into(), Array::from_vec(&[1, 1, 2, 2], vec![0f32; 4])?)])?;
+            let nothing = fork.run(&Request::forward(context.images.clone()))?.logits;
+            let sums = [
+                self.read("a value", &twice.values["x"])? - 2.0 * self.read("value", x)?,
+                self.read("a gradient", &twice.grads[0]["x"])? - 24.0,
+                self.read("logits of a fork", &nothing)?,
+            ];
+            self.read("logits", &twice.logits)?;
+            Ok(Array::from_vec(&[2, 1, 1], vec![sums[0], sums[1] + sums[2]])?.into())
+        }
+    }
+
+    /// Without a GPU: what an explainer on CPU memory hands to and gets from a model elsewhere is copied for it.
+    #[test]
+    fn an_explainer_on_cpu_memory_works_with_a_model_elsewhere() {
+        let elsewhere = Arc::new(Elsewhere::default());
+        let weight = elsewhere.bring(&Array::from_vec(&[1, 1, 2, 2], vec![1.0f32, 2.0, 3.0, 4.0]).unwrap());
+        let model =
+            || ModelHandle::of("strict", Box::new(Strict { elsewhere: elsewhere.clone(), weight: weight.clone() }));
+        let images = Tensor::from_slice(&[1.0f32, 0.0, 2.0, 0.0, 0.0, 1.0, 0.0, 1.0]).reshape([2, 1, 2, 2]);
+        // The model refuses what is not brought to it.
+        let refused = model().run(&Request::forward(Array::from_tensor(&images).unwrap())).unwrap_err();
+        assert!(refused.to_string().contains("images: expected all tensors to be on the same device"), "{refused}");
+        let mut engine = Engine::over(model(), Device::Cpu, 0, terminal(), Some(elsewhere.clone())).unwrap();
+        let reader = Reader(elsewhere.clone());
+        let (spec, choice) = (reader.spec(), ExplainerChoice::parse("reader").unwrap());
+        engine.plan(ExplainerHandle::of(Box::new(reader)), spec, Path::new("none"), choice, Params::default()).unwrap();
+        let images_there = engine.at_model(&images).unwrap();
+        let batch = |_: bool| -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error> {
+            let logits = engine
+                .request(&Request::forward(images_there.clone()))
+                .map_err(|e| lightbox_sdk::Error::invalid(e.message))?
+                .logits;
+            Ok(Some(FitBatch {
+                images: engine.lend(0, &images_there)?,
+                labels: Array::from_vec(&[2, 2], vec![0f32; 4])?,
+                masks: Array::from_vec(&[2, 2, 2], vec![0u8; 8])?,
+                known: Array::from_vec(&[2], vec![true; 2])?,
+                ids: vec![0, 1],
+                records: vec![],
+                values: vec![],
+                logits: engine.lend(0, &logits)?,
+            }))
+        };
+        let fitted = engine.fit(0, None, 0, 0, &batch).unwrap();
+        engine.set_fitted(0, fitted);
+        let batch = engine.run(&images, &[0, 1], &[0, 1], &[0], &mut |_| {}).unwrap();
+        let maps = batch.maps.into_iter().next().unwrap().1.unwrap().maps;
+        assert_eq!(Vec::<f32>::try_from(maps.flatten(0, -1)).unwrap(), [0.0, 0.0]);
+        assert!(batch.tampered.is_none());
+        assert_eq!(
+            Vec::<f32>::try_from(engine.classify(&images).unwrap().flatten(0, -1)).unwrap(),
+            [7.0, -7.0, 6.0, -6.0]
+        );
+    }
 
     #[test]
     fn explainers_are_parsed() {

@@ -8,11 +8,11 @@
 //!
 //! This module uses the SDK alone: the test of ABI evolution compiles it against the next version's ABI.
 
-use abi_stable::StableAbi;
-use abi_stable::abi_stability::abi_checking::{AbiInstability, AbiInstabilityErrors, check_layout_compatibility};
-use abi_stable::library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL};
-use abi_stable::std_types::{RErr, ROk, RResult, RString};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use lightbox_sdk::abi::loading::{
+    AbiHeaderRef, AbiInstability, AbiInstabilityErrors, RErr, ROOT_MODULE_LOADER_NAME_WITH_NUL, ROk, RResult, RString,
+    StableAbi, check_layout_compatibility,
+};
 use lightbox_sdk::abi::{ABI_VERSION, PREFLIGHT_MAGIC, PREFLIGHT_TEXT, PluginModRef};
 use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
 use lightbox_sdk::{ExplainerHandle, ModelHandle};

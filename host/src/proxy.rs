@@ -93,17 +93,18 @@ struct Proxy {
     model: Shared,
     spec: ModelSpec,
     watch: Arc<dyn Watch>,
-    /// Where the model is, if the caller's arrays are not to be there.
-    foreign: Option<Device>,
+    /// The way to the model's memory, if the caller's arrays are not there.
+    foreign: Option<Arc<dyn Transfer>>,
     runs: Arc<AtomicU64>,
 }
 
-/// A handle for an explainer. `foreign`: the model's device, for an explainer that reads CPU memory only; `runs` counts.
+/// A handle for an explainer. `foreign`: the way to the model's memory, for an explainer that reads CPU memory only; `runs`
+/// counts.
 pub fn handle(
     model: &Shared,
     spec: &ModelSpec,
     watch: &Arc<dyn Watch>,
-    foreign: Option<Device>,
+    foreign: Option<Arc<dyn Transfer>>,
     runs: &Arc<AtomicU64>,
 ) -> ModelHandle {
     let (model, watch, runs) = (model.clone(), watch.clone(), runs.clone());
@@ -111,8 +112,23 @@ pub fn handle(
     ModelHandle::of(&spec.name, Box::new(proxy))
 }
 
-fn moved(array: &Array, device: Device) -> Result<Array> {
-    Array::from_tensor(&array.share_tensor()?.f_to_device(device)?)
+/// Brings arrays to the model's memory and back, for explainers that read CPU memory only.
+pub trait Transfer: Send + Sync {
+    fn to_model(&self, array: &Array) -> Result<Array>;
+    fn to_cpu(&self, array: &Array) -> Result<Array>;
+}
+
+/// Copies by libtorch between a device and the CPU.
+pub struct Copies(pub Device);
+
+impl Transfer for Copies {
+    fn to_model(&self, array: &Array) -> Result<Array> {
+        Array::from_tensor(&array.share_tensor()?.f_to_device(self.0)?)
+    }
+
+    fn to_cpu(&self, array: &Array) -> Result<Array> {
+        array.to_cpu()
+    }
 }
 
 impl Proxy {
@@ -121,8 +137,8 @@ impl Proxy {
         if self.watch.cancelled() { Err(Error::new(ErrorKind::Cancelled, "cancelled")) } else { Ok(()) }
     }
 
-    fn outwards(&self, request: &Request, device: Device) -> Result<Request> {
-        let to = |a: &Array| moved(a, device);
+    fn outwards(&self, request: &Request, transfer: &dyn Transfer) -> Result<Request> {
+        let to = |a: &Array| transfer.to_model(a);
         let optional = |a: &Option<Array>| a.as_ref().map(to).transpose();
         let patch =
             |p: &Patch| Ok(Patch { site: p.site.clone(), scale: optional(&p.scale)?, shift: optional(&p.shift)? });
@@ -156,11 +172,11 @@ impl Model for Proxy {
         self.check()?;
         self.runs.fetch_add(request.batch() as u64, Ordering::Relaxed);
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(device) = self.foreign else { return model.run(request) };
-        let response = model.run(&self.outwards(request, device)?)?;
-        let back = |(name, array): (String, Array)| Ok((name, array.to_cpu()?));
+        let Some(transfer) = &self.foreign else { return model.run(request) };
+        let response = model.run(&self.outwards(request, transfer.as_ref())?)?;
+        let back = |(name, array): (String, Array)| Ok((name, transfer.to_cpu(&array)?));
         Ok(Response {
-            logits: response.logits.to_cpu()?,
+            logits: transfer.to_cpu(&response.logits)?,
             values: response.values.into_iter().map(back).collect::<Result<_>>()?,
             grads: response
                 .grads
@@ -174,9 +190,9 @@ impl Model for Proxy {
         self.check()?;
         let named = self.model.lock().unwrap_or_else(PoisonError::into_inner).parameters()?;
         // Copies: an explainer that writes to them does not change the model.
-        let copy = |a: Array| match self.foreign {
+        let copy = |a: Array| match &self.foreign {
             None => crate::engine::own(&a),
-            Some(_) => a.to_cpu(),
+            Some(transfer) => transfer.to_cpu(&a),
         };
         named.into_iter().map(|(name, a)| Ok((name, copy(a)?))).collect()
     }
@@ -187,12 +203,19 @@ impl Model for Proxy {
 
     fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>> {
         self.check()?;
+        let edits = match &self.foreign {
+            None => edits,
+            Some(transfer) => {
+                let moved = edits.into_iter().map(|(name, a)| Ok((name, transfer.to_model(&a)?)));
+                moved.collect::<Result<_>>()?
+            }
+        };
         let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(&edits)?;
         Ok(Box::new(Proxy {
             model: Arc::new(Mutex::new(fork)),
             spec: self.spec.clone(),
             watch: self.watch.clone(),
-            foreign: self.foreign,
+            foreign: self.foreign.clone(),
             runs: self.runs.clone(),
         }))
     }
@@ -247,8 +270,7 @@ mod tests {
         let model: Shared = Arc::new(Mutex::new(ModelHandle::of("plain", Box::new(Plain))));
         let watch = Arc::new(Counter::default());
         let (runs, dyn_watch) = (Arc::new(AtomicU64::new(0)), watch.clone() as Arc<dyn Watch>);
-        // A device makes it copy, as for an explainer that reads CPU memory only.
-        let proxy = handle(&model, &Plain.spec(), &dyn_watch, Some(Device::Cpu), &runs);
+        let proxy = handle(&model, &Plain.spec(), &dyn_watch, None, &runs);
         let request = Request::forward(Array::from_vec(&[3, 3, 2, 2], vec![0f32; 36]).unwrap());
         assert_eq!(proxy.run(&request).unwrap().logits.shape(), [3, 2]);
         assert_eq!((runs.load(Ordering::Relaxed), watch.alive.load(Ordering::Relaxed)), (3, 1));

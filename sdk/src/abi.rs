@@ -17,11 +17,29 @@ use crate::guard::guard;
 use crate::{Error, Result};
 use abi_stable::library::RootModule;
 use abi_stable::sabi_types::VersionStrings;
-use abi_stable::std_types::{RBox, RErr, ROk, ROption, RResult, RStr, RString, RVec};
 use abi_stable::{StableAbi, sabi_trait};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::c_void;
+
+pub(crate) use abi_stable::prefix_type::PrefixTypeTrait;
+pub(crate) use abi_stable::sabi_trait::TD_Opaque;
+pub(crate) use abi_stable::std_types::{RBox, RErr, RNone, ROk, ROption, RSome, RVec};
+/// What the macro [`export!`](crate::export!) and the host's loader name.
+#[doc(hidden)]
+pub mod loading {
+    pub use abi_stable::StableAbi;
+    pub use abi_stable::abi_stability::abi_checking::{
+        AbiInstability, AbiInstabilityErrors, check_layout_compatibility,
+    };
+    pub use abi_stable::library::{
+        __call_root_module_loader, AbiHeaderRef, CheckTypeLayout, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL,
+        RootModuleResult,
+    };
+    pub use abi_stable::std_types::{RErr, ROk, RResult, RString};
+}
+pub(crate) use abi_stable::std_types::RStr;
+pub(crate) use loading::{RResult, RString};
 
 /// The ABI's version. A plugin of another major version (another minor one while the major is 0) is rejected.
 pub const ABI_VERSION: &str = "0.2";
@@ -35,21 +53,22 @@ pub struct WireDType {
     pub lanes: u16,
 }
 
-/// An array: DLPack's meaning, owned by whoever made it. `release(owner)` is called once, when it is dropped.
+/// An array: DLPack's meaning, owned by whoever made it. `release(owner)` is called once, when it is dropped. The fields are
+/// private to the SDK: a safe function that could set them could free what is not its own.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct WireTensor {
     /// The first element (DLPack's byte offset is already added).
-    pub data: *mut c_void,
+    pub(crate) data: *mut c_void,
     /// 1 CPU, 2 CUDA.
-    pub device_type: i32,
-    pub device_id: i32,
-    pub dtype: WireDType,
-    pub shape: RVec<i64>,
+    pub(crate) device_type: i32,
+    pub(crate) device_id: i32,
+    pub(crate) dtype: WireDType,
+    pub(crate) shape: RVec<i64>,
     /// In elements.
-    pub strides: RVec<i64>,
-    pub owner: *mut c_void,
-    pub release: ROption<extern "C" fn(*mut c_void)>,
+    pub(crate) strides: RVec<i64>,
+    pub(crate) owner: *mut c_void,
+    pub(crate) release: ROption<unsafe extern "C" fn(*mut c_void)>,
 }
 
 // SAFETY: a handle owns its memory alone or through an atomic count, and is read only once it has been made.
@@ -61,7 +80,8 @@ impl Drop for WireTensor {
     fn drop(&mut self) {
         if let ROption::RSome(release) = self.release {
             self.release = ROption::RNone;
-            release(self.owner);
+            // SAFETY: whoever made the handle gave both, to be brought together once; the fields are private.
+            unsafe { release(self.owner) };
         }
     }
 }
@@ -75,13 +95,14 @@ pub struct Message {
 }
 
 /// What a plugin may ask of the host during a call. Requests go by name, so that they can be added; the names that this
-/// version knows stand in [`crate::host`]. A host answers a name that it does not know with an error.
+/// version knows stand in [`crate::host`]. A host answers a name that it does not know with an error. The fields are private:
+/// what keeps a copy beyond its call has no way to use it.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct HostCalls {
     /// Valid for the call to which it was given.
-    pub data: *const c_void,
-    pub call: extern "C" fn(*const c_void, RStr<'_>, Message) -> RResult<Message, RString>,
+    pub(crate) data: *const c_void,
+    pub(crate) call: unsafe extern "C" fn(*const c_void, RStr<'_>, Message) -> RResult<Message, RString>,
 }
 
 pub type Reply<T> = RResult<T, RString>;

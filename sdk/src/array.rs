@@ -1,8 +1,7 @@
 //! Arrays as plugins see them: checked on the way in, shared without copies, read only.
 
-use crate::abi::{WireDType, WireTensor};
+use crate::abi::{ROption, WireDType, WireTensor};
 use crate::{Error, Result};
-use abi_stable::std_types::ROption;
 use ndarray::{ArrayD, ArrayViewD, IxDyn, ShapeBuilder};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -92,12 +91,18 @@ impl std::fmt::Debug for Array {
     }
 }
 
-extern "C" fn release_arc(owner: *mut c_void) {
+/// # Safety
+///
+/// `owner` came from `Box::into_raw` of this type, and is released once.
+unsafe extern "C" fn release_arc(owner: *mut c_void) {
     // SAFETY: `owner` came from `Box::into_raw` of this type, and a handle is released once.
     drop(unsafe { Box::from_raw(owner.cast::<Arc<WireTensor>>()) });
 }
 
-extern "C" fn release_box<T>(owner: *mut c_void) {
+/// # Safety
+///
+/// As above.
+unsafe extern "C" fn release_box<T>(owner: *mut c_void) {
     // SAFETY: as above.
     drop(unsafe { Box::from_raw(owner.cast::<T>()) });
 }
@@ -279,7 +284,7 @@ pub(crate) mod torch {
             device_type: c_int,
             device_index: c_int,
             context: *mut c_void,
-            release: extern "C" fn(*mut c_void),
+            release: unsafe extern "C" fn(*mut c_void),
             error: *mut c_char,
             error_len: usize,
         ) -> *mut c_void;
@@ -298,8 +303,11 @@ pub(crate) mod torch {
         (DType::Bool, Kind::Bool, 11),
     ];
 
-    /// A tensor over memory that belongs to the other side. It can be read as any `&Tensor`; tch's in-place operations
-    /// take `&mut Tensor`, which it never gives. To change values take a copy: `view.f_copy()`, or any operation's result.
+    /// A tensor over memory that belongs to the other side. It can be read as any `&Tensor`. tch's in-place operations take
+    /// `&mut Tensor`, which it never gives; but `narrow`, `select`, `reshape`, `detach`, `shallow_clone` and all others that
+    /// make views give tensors of their own over the same memory, and writing to those changes what the host and other
+    /// plugins see. The host notices it and fails the explainer. To change values take a copy first: `view.f_copy()`, or the
+    /// result of arithmetic.
     #[derive(Debug)]
     pub struct TensorView(Tensor);
 
@@ -318,6 +326,9 @@ pub(crate) mod torch {
 
     impl Array {
         /// Shares a tensor's memory. Autograd history does not cross: the array is the tensor's detached value.
+        ///
+        /// An array does not change, and Rust cannot hold libtorch to that: after this call the tensor, and all that share its
+        /// memory, must not be written to in place while the array lives. Where that is not sure give it a copy.
         pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
             let kind = tensor.f_kind()?;
             let dtype = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(d, ..)| *d);

@@ -2,14 +2,13 @@
 //! [`Context`] in a test.
 
 use crate::abi::{self, ExplainerAbi, ExplainerAbi_TO, ExplainerBox, HostCalls, Message, ModelBox};
+use crate::abi::{RNone, ROption, RResult, RSome, RStr, RString, TD_Opaque};
 use crate::explainer::{ExplainerEntry, FitContext, Maps};
 use crate::host::{Caller, Serving, Silent};
 use crate::message::{Packer, Unpacker, pack_named, unpack_named};
 use crate::model_abi::drop_guarded;
 use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Needs, Params, Plan};
 use crate::{Array, Context, Error, Explainer, ModelHandle, ModelRef, Named, Result};
-use abi_stable::sabi_trait::TD_Opaque;
-use abi_stable::std_types::{RNone, ROption, RResult, RSome, RStr, RString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -86,7 +85,7 @@ pub struct ExplainInput<'a> {
     pub mean_mask: Option<Array>,
     pub fitted: BTreeMap<String, Array>,
     pub runner: Option<ModelRef<'a>>,
-    pub host: HostCalls,
+    pub host: &'a Serving<'a>,
 }
 
 /// What the host gives to [`ExplainerHandle::fit`]; see [`FitContext`].
@@ -96,7 +95,7 @@ pub struct FitInput<'a> {
     pub target: Option<i64>,
     pub seed: u64,
     pub runner: Option<ModelRef<'a>>,
-    pub host: HostCalls,
+    pub host: &'a Serving<'a>,
 }
 
 impl ExplainerHandle {
@@ -135,7 +134,7 @@ impl ExplainerHandle {
             seed: input.seed,
         };
         let model = input.runner.map_or(RNone, |m| RSome(m.0));
-        unpack_named(abi::receive(self.0.fit(Packer::default().finish(&wire)?, model, input.host))?)
+        unpack_named(abi::receive(self.0.fit(Packer::default().finish(&wire)?, model, input.host.calls()))?)
     }
 
     /// See [`Explainer::explain`]. Whether the answer is a proper map is for the host to check.
@@ -158,7 +157,7 @@ impl ExplainerHandle {
             fitted: packer.add_map(&input.fitted),
         };
         let model = input.runner.map_or(RNone, |m| RSome(m.0));
-        let reply = abi::receive(self.0.explain(packer.finish(&wire)?, model, input.host))?;
+        let reply = abi::receive(self.0.explain(packer.finish(&wire)?, model, input.host.calls()))?;
         let (wire, arrays): (MapsWire, _) = Unpacker::open(reply)?;
         Ok(Maps { array: arrays.get(wire.maps)?, names: wire.names })
     }

@@ -1,12 +1,11 @@
 //! What `export!` puts into a plugin.
 
 use crate::abi::{self, PluginMod, PluginModRef};
+use crate::abi::{PrefixTypeTrait, RResult, RString};
 use crate::explainer::ExplainerEntry;
 use crate::model::ModelEntry;
 use crate::spec::{Manifest, ModelOptions};
 use crate::{explainer_abi, model_abi};
-use abi_stable::prefix_type::PrefixTypeTrait;
-use abi_stable::std_types::{RResult, RString};
 
 /// The manifest of this library, sorted by name: `inventory` has no order.
 pub fn manifest(plugin: &str, version: &str) -> RResult<RString, RString> {
@@ -87,8 +86,7 @@ macro_rules! export {
         ]);
 
         const _: () = {
-            use $crate::abi_stable::library::{CheckTypeLayout, LibHeader, RootModuleResult};
-            use $crate::abi_stable::std_types::{RResult, RString};
+            use $crate::abi::loading::{CheckTypeLayout, LibHeader, RResult, RString, RootModuleResult};
             extern "C" fn manifest() -> RResult<RString, RString> {
                 $crate::export::manifest(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
             }
@@ -96,7 +94,7 @@ macro_rules! export {
                 $crate::export::module(manifest)
             }
             extern "C" fn root() -> RootModuleResult {
-                $crate::abi_stable::library::__call_root_module_loader(module)
+                $crate::abi::loading::__call_root_module_loader(module)
             }
             // The symbol that abi_stable's `#[export_root_module]` emits (abi_stable::library::ROOT_MODULE_LOADER_NAME),
             // written by hand so that a plugin needs no dependency of its own on abi_stable.

@@ -2,12 +2,11 @@
 //!
 //! Any call is a sign of life: a host stops a plugin for its silence, not for the length of its work.
 
-use crate::abi::{self, HostCalls, Message};
+use crate::abi::{self, HostCalls, Message, RResult, RStr, RString, RVec};
 use crate::message::{Packer, Unpacker};
 use crate::model::Named;
 use crate::spec::ImageRecord;
 use crate::{Array, Error, ErrorKind, Result};
-use abi_stable::std_types::{RResult, RStr, RString, RVec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::c_void;
@@ -83,14 +82,17 @@ impl<'a> Serving<'a> {
         Serving(host)
     }
 
-    /// To be handed to one call. The plugin must not keep it.
-    pub fn calls(&self) -> HostCalls {
+    /// For one call, during which the serving is borrowed.
+    pub(crate) fn calls(&self) -> HostCalls {
         HostCalls { data: (&raw const *self).cast(), call: serve }
     }
 }
 
-extern "C" fn serve(data: *const c_void, name: RStr<'_>, message: Message) -> RResult<Message, RString> {
-    // SAFETY: `data` is a `Serving` that outlives the call to which these calls were given.
+/// # Safety
+///
+/// `data` is a [`Serving`] that lives.
+unsafe extern "C" fn serve(data: *const c_void, name: RStr<'_>, message: Message) -> RResult<Message, RString> {
+    // SAFETY: as above.
     let serving = unsafe { &*data.cast::<Serving<'_>>() };
     abi::reply(|| "host".into(), || answer(serving.0, &name, message))
 }
@@ -136,7 +138,9 @@ pub(crate) struct Caller(pub(crate) HostCalls);
 impl Caller {
     fn call(&self, name: &str, header: Value) -> Result<(Value, Unpacker)> {
         let message = Message { json: header.to_string().into(), tensors: RVec::new() };
-        Unpacker::open(abi::receive((self.0.call)(self.0.data, name.into(), message))?)
+        // SAFETY: a caller stands in a context, which is lent to one call of the plugin; the host's side of it outlives that.
+        let reply = unsafe { (self.0.call)(self.0.data, name.into(), message) };
+        Unpacker::open(abi::receive(reply)?)
     }
 
     /// A host that does not answer wants nothing more.

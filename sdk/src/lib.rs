@@ -58,8 +58,6 @@ pub use model::{
 };
 
 #[doc(hidden)]
-pub use abi_stable;
-#[doc(hidden)]
 pub use inventory;
 pub use ndarray;
 pub use rand;

@@ -1,12 +1,11 @@
 //! How models cross: the messages of a run, the caller's handles, and the adapter around an author's model.
 
 use crate::abi::{self, Message, ModelAbi, ModelAbi_TO, ModelBox, TrainerAbi, TrainerAbi_TO, TrainerBox};
+use crate::abi::{RResult, RStr, RString, TD_Opaque};
 use crate::message::{Packer, Unpacker, check_requires, pack_named, take, unpack_named};
 use crate::model::{ModelEntry, Start};
 use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
 use crate::{Array, DType, Error, Model, Named, Objective, Patch, Request, Response, Result, Trainer};
-use abi_stable::sabi_trait::TD_Opaque;
-use abi_stable::std_types::{RResult, RStr, RString};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;

@@ -149,7 +149,7 @@ pub(super) fn check(
                 mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
                 fitted: fitted.clone(),
                 runner: needs.model.then(|| model.as_ref()),
-                host: serving.calls(),
+                host: &serving,
             })
         };
     let batch = images(&model_spec, 3);
@@ -229,7 +229,7 @@ pub(super) fn check(
             mean_mask: needs.mean_mask.then(|| odd.clone()),
             fitted: fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
             runner: needs.model.then(|| model.as_ref()),
-            host: serving.calls(),
+            host: &serving,
         });
         refuses(outcome, "a batch of the wrong shape")?;
         pass()
@@ -284,7 +284,7 @@ fn fit(
         target: Some(1.min(classes as i64 - 1)),
         seed: 5,
         runner: with_model.then(|| model.as_ref()),
-        host: serving.calls(),
+        host: &serving,
     };
     explainer.fit(input).map_err(|e| e.to_string())
 }

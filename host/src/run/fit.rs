@@ -58,8 +58,7 @@ impl Worker {
                 let class = target.map_or_else(|| samples[i].stratum(), |t| t as usize);
                 masks.extend(store.mask(i, samples[i].mask_bit(class)).unwrap_or_else(|| vec![0; side * side]));
             }
-            let cpu_only = engine.explainers.first().is_some_and(|e| e.spec.cpu_only);
-            let place = |a: &Array| if cpu_only { a.to_cpu() } else { Ok(a.clone()) };
+            let place = |a: &Array| engine.lend(0, a);
             let values = response.values.iter().map(|(name, a)| Ok((name.clone(), place(a)?)));
             let ids: Vec<u64> = indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
             Ok(Some(FitBatch {

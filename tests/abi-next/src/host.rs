@@ -50,7 +50,7 @@ fn run() -> Result<(), String> {
                 mean_mask: None,
                 fitted: BTreeMap::new(),
                 runner: None,
-                host: Serving::new(&Silent).calls(),
+                host: &Serving::new(&Silent),
             })
             .map(|maps| maps.array)
     };
