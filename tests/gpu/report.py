@@ -9,14 +9,15 @@ import sys
 
 folder, command = pathlib.Path(sys.argv[1]), sys.argv[2]
 environment = json.loads((folder / "environment.json").read_text())
-device = environment["device"]
+machine = environment["machines"][-1]
+device = machine["device"]
 if device.startswith("cuda"):
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     all = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
     # CUDA counts in an order of its own; with unlike devices all are named.
     device = all[0] if len(set(all)) == 1 else f"{device} of " + "; ".join(all)
 else:
-    device = f"{environment['cpu']}, {environment['threads']} threads"
+    device = f"{machine['cpu']}, {machine['threads']} threads"
 
 seconds, images = collections.Counter(), collections.Counter()
 for line in (folder / "events.jsonl").read_text().splitlines():
@@ -27,7 +28,7 @@ for line in (folder / "events.jsonl").read_text().splitlines():
         seconds[part] += event["seconds"]
         images[part] += event["images"]
 
-print(f"Device: {device}. Date: {datetime.date.today()}. libtorch {environment['libtorch']}.\n")
+print(f"Device: {device}. Date: {datetime.date.today()}. libtorch {machine['libtorch']}.\n")
 print(f"```sh\nlightbox {command}\n```\n")
 print("Of a run that was continued, a part's time is that since its last start.\n")
 print("| part | images | seconds | images/s |\n|---|---|---|---|")

@@ -5,7 +5,7 @@ use lightbox::engine::{self, Engine, ExplainerChoice};
 use lightbox_core::checkpoint;
 use lightbox_sdk::spec::ModelOptions;
 use lightbox_tests::{built, relative, small_spec, succeed, unit, values};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 /// The map of an explainer of `tests/hard` on two made images, and how many images it ran the model on beyond the shared run.
@@ -23,6 +23,12 @@ fn map(plugin: &str, model: &str, size: i64, choice: &str) -> (Tensor, u64) {
     let mut batch = engine.run(&images, &[1, 0], &[1, 2], &[0], &mut |_| {}).unwrap();
     let outputs = batch.maps.remove(0).1.unwrap();
     (outputs.maps, engine.runs(0))
+}
+
+/// The files of what explainers learned.
+fn fits(out: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(out.join("fits")).unwrap().flatten().map(|e| e.path());
+    all.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect()
 }
 
 #[test]
@@ -79,8 +85,16 @@ fn a_run_with_all_four() {
     assert_eq!(of("heads.head 2"), of("attention"));
     assert_ne!(of("heads.head 1"), of("attention"));
     // What was learned is a file of the run, and the training set is what it was learned from.
-    let fits: Vec<_> = std::fs::read_dir(out.join("fits")).unwrap().flatten().map(|e| e.path()).collect();
+    let fits = fits(&out);
     assert_eq!(fits.len(), 1);
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fits[0].with_extension("json")).unwrap()).unwrap();
+    let hash = lightbox_core::files::sha256(&fits[0]).unwrap();
+    let build = lightbox_core::files::sha256(&built("test-plugins/hard/liblightbox_hard.so")).unwrap();
+    assert_eq!(
+        (record["sha256"].as_str(), record["plugin"]["sha256"].as_str()),
+        (Some(hash.as_str()), Some(build.as_str()))
+    );
     let learned = checkpoint::read(&fits[0]).unwrap();
     let images = learned.iter().find(|(n, _)| n == "images").map(|(_, t)| Vec::<f64>::try_from(t).unwrap()).unwrap();
     let train = std::fs::read_to_string(out.join("splits/train_fold0.csv")).unwrap();
@@ -95,6 +109,12 @@ fn a_run_with_all_four() {
     let units = done();
     assert_eq!(run(), table);
     assert!(state() == before && done() == units, "{units} units were done, now {}", done());
+    // A file that is not what the fit handed back is made anew.
+    let mut bytes = before.0.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&fits[0], bytes).unwrap();
+    assert_eq!(run(), table);
+    assert!(std::fs::read(&fits[0]).unwrap() == before.0 && done() > units);
 }
 
 #[test]
@@ -155,8 +175,7 @@ fn an_explainer_sees_records_files_and_other_classes() {
     }
     assert!(!told.is_empty(), "{log}");
     // All of the training set had a record in the fit.
-    let fit = std::fs::read_dir(out.join("fits")).unwrap().flatten().next().unwrap().path();
-    let known = checkpoint::read(&fit).unwrap()[0].1.int64_value(&[0]);
+    let known = checkpoint::read(&fits(&out)[0]).unwrap()[0].1.int64_value(&[0]);
     let train = std::fs::read_to_string(out.join("splits/train_fold0.csv")).unwrap().lines().count() as i64 - 1;
     assert_eq!(known, train);
     // Another number in a file is another explainer: it is run anew. A file that is not there is said before.

@@ -1,15 +1,19 @@
 //! An explainer sees the training set; what it hands back is stored under its identity.
 
-use super::events::{Event, FailureKind};
+use super::events::{Event, FailureKind, now};
+use super::folder::{FitRecord, Machine, write_json};
 use super::scoring::failed;
 use super::unit::Unit;
 use super::worker::Worker;
+use crate::device;
 use crate::engine;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint::{self, State};
+use lightbox_core::files;
 use lightbox_core::task::Explained;
 use lightbox_sdk::{Array, FitBatch, Request};
 use std::cell::RefCell;
+use std::time::Instant;
 
 impl Worker {
     /// Lets an explainer see the training set, and stores what it hands back.
@@ -17,11 +21,17 @@ impl Worker {
         let Unit::Fit { model: label, fold, seed, explainer, .. } = unit else {
             return Err(Error::new(Exit::Other, "no unit of a fit"));
         };
-        let (fold, seed) = (*fold, *seed);
+        let (fold, seed, started) = (*fold, *seed, Instant::now());
         let (source, split, spec) = (self.source()?, self.split()?, self.spec.clone());
         let samples = source.samples();
+        let id = self.identities()?.fit(label, fold, seed, explainer)?;
+        let file = self.folder.fit(label, fold, seed, explainer, &id);
+        if file.is_file() {
+            // It has no record, or is not what the record says: otherwise nobody would ask.
+            std::fs::remove_file(&file)?;
+        }
         self.open_engine(label, fold, seed, std::slice::from_ref(explainer))?;
-        let (store, identities, voice) = (self.store_of(label)?, self.identities()?, self.voice.clone());
+        let (store, voice) = (self.store_of(label)?, self.voice.clone());
         let engine = self.opened()?;
         let Some(needs) = engine.explainers.first().and_then(|e| e.fit().cloned()) else {
             let text = format!("it asks for no fit in fold {fold}");
@@ -88,8 +98,20 @@ impl Worker {
         for (name, array) in &fitted {
             state.push((name.clone(), array.share_tensor()?));
         }
-        let id = identities.fit(label, fold, seed, explainer)?;
-        checkpoint::write(&self.folder.fit(label, fold, seed, explainer, &id), &state)?;
+        checkpoint::write(&file, &state)?;
+        let choice = spec.explainers.iter().find(|e| e.label() == explainer).map_or(explainer.as_str(), |e| &e.name);
+        let record = FitRecord {
+            unit: unit.clone(),
+            id,
+            sha256: files::sha256(&file)?,
+            plugin: self.environment.plugin("explainer", choice)?.clone(),
+            images: train.len(),
+            time: now(),
+            seconds: started.elapsed().as_secs_f64(),
+            worker: self.number,
+            machine: Machine::here(&device::name(self.device), tch::get_num_threads() as usize),
+        };
+        write_json(&file.with_extension("json"), &record)?;
         Ok(train.len())
     }
 }

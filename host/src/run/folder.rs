@@ -6,7 +6,7 @@
 //! splits/              who trains, validates, tests; can be given to another run
 //! prepared/            the images, resized, and what their files were
 //! checkpoints/         LABEL-foldN/best.safetensors, last.safetensors, history.json, identity
-//! fits/                what explainers learned of the training set
+//! fits/                what explainers learned of the training set; beside each file its record: unit, build, hash, machine
 //! units/               KEY-ID.json: what a unit did, and beside it its tables, maps and states
 //! cells.json           failed and not applicable cells, and explainers' answers to models
 //! events.jsonl         everything that happened
@@ -172,6 +172,23 @@ impl Environment {
     }
 }
 
+/// A fit: what it was of, and what it handed back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FitRecord {
+    pub unit: Unit,
+    /// Of all that it depends on.
+    pub id: String,
+    /// Of the file of arrays.
+    pub sha256: String,
+    /// The plugin's library.
+    pub plugin: PluginFile,
+    pub images: usize,
+    pub time: f64,
+    pub seconds: f64,
+    pub worker: usize,
+    pub machine: Machine,
+}
+
 /// What the file of an image was when it was prepared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FileState {
@@ -253,6 +270,16 @@ impl Folder {
         self.0.join("fits").join(name)
     }
 
+    /// What is known of what an explainer learned, if its file is there and holds what the fit handed back.
+    pub fn fitted(&self, file: &Path) -> Result<Option<FitRecord>> {
+        let record = file.with_extension("json");
+        if !file.is_file() || !record.is_file() {
+            return Ok(None);
+        }
+        let record: FitRecord = read_json(&record)?;
+        Ok((files::sha256(file)? == record.sha256).then_some(record))
+    }
+
     /// A file of a unit: `stem` names the record, `kind` the file (`scores.parquet`).
     pub fn unit(&self, stem: &str, kind: &str) -> PathBuf {
         self.0.join("units").join(format!("{stem}.{kind}"))
@@ -275,6 +302,12 @@ impl Folder {
         for path in places.filter_map(|p| std::fs::read_dir(p).ok()).flatten().flatten().map(|e| e.path()) {
             let half = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(files::HALF));
             if half && path.is_file() {
+                std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
+            }
+        }
+        for path in std::fs::read_dir(self.0.join("fits")).into_iter().flatten().flatten().map(|e| e.path()) {
+            let tensors = path.extension().is_some_and(|e| e == "safetensors");
+            if tensors && !path.with_extension("json").is_file() {
                 std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
             }
         }

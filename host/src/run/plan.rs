@@ -382,7 +382,7 @@ impl<'a> Plan<'a> {
                 }
                 for (explainer, _) in running.iter().filter(|(_, fit)| *fit) {
                     let id = ids.fit(model, fold, seed, explainer)?;
-                    let done = folder.fit(model, fold, seed, explainer, &id).is_file();
+                    let done = folder.fitted(&folder.fit(model, fold, seed, explainer, &id))?.is_some();
                     want(Unit::Fit { model: name(), fold, seed, side, explainer: explainer.clone() }, done);
                 }
                 for block in 0..ids.blocks() {

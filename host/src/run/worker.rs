@@ -84,7 +84,7 @@ pub struct Worker {
     pub(super) environment: Environment,
     pub(super) voice: Arc<Voice>,
     pub(super) device: Device,
-    number: usize,
+    pub(super) number: usize,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
     identities: Option<Arc<Identities>>,
@@ -400,6 +400,12 @@ impl Worker {
                 let path = self.folder.fit(label, fold, seed, name, &id);
                 // While the fit itself runs there is nothing yet.
                 if path.is_file() {
+                    if self.folder.fitted(&path)?.is_none() {
+                        let file = path.display();
+                        return Err(Error::input(format!(
+                            "{file} is not what the fit of {name} handed back (hint: delete it and go on: it is made anew)"
+                        )));
+                    }
                     let mut fitted = Vec::new();
                     for (name, tensor) in &checkpoint::read(&path)? {
                         fitted.push((name.clone(), Array::from_tensor(tensor)?));
