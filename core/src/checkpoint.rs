@@ -32,6 +32,18 @@ pub fn read(path: &Path) -> Result<State> {
     Ok(state)
 }
 
+/// Those tensors of a `.safetensors` that have these names, in their order; `None` for one that is not there. No others are
+/// read.
+pub fn pick(path: &Path, names: &[&str]) -> Result<Vec<Option<Tensor>>> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    // SAFETY: files of runs are written once, through another name; nobody writes to one that is there.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
+    let broken = |e: &dyn std::fmt::Display| Error::at(path, format!("not a checkpoint that Lightbox reads: {e}"));
+    let file = safetensors::SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+    let one = |name: &&str| file.tensor(name).ok().map(|view| tensor(name, &view)).transpose();
+    names.iter().map(one).collect::<Result<_>>().map_err(|e| e.with_path(path))
+}
+
 /// Writes `.safetensors`, whole or not at all. Tensors are copied to the CPU.
 pub fn write(path: &Path, state: &[(String, Tensor)]) -> Result<()> {
     let mut views: Vec<(String, Owned)> = Vec::new();
@@ -94,13 +106,17 @@ pub fn safetensors(bytes: &[u8]) -> Result<State> {
     let file = safetensors::SafeTensors::deserialize(bytes).map_err(|e| broken(&e))?;
     let mut state = Vec::new();
     for (name, view) in file.iter() {
-        let kind = KINDS.iter().find(|(_, d, _)| *d == view.dtype()).map(|(k, ..)| *k);
-        let kind = kind.ok_or_else(|| broken(&format!("{name} has type {:?}", view.dtype())))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        state.push((name.to_string(), Tensor::f_from_data_size(view.data(), &shape, kind)?));
+        state.push((name.to_string(), tensor(name, &view)?));
     }
     state.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(state)
+}
+
+fn tensor(name: &str, view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor> {
+    let kind = KINDS.iter().find(|(_, d, _)| *d == view.dtype()).map(|(k, ..)| *k);
+    let other = || Error::new(format!("{name} has type {:?}, which Lightbox does not read", view.dtype()));
+    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    Ok(Tensor::f_from_data_size(view.data(), &shape, kind.ok_or_else(other)?)?)
 }
 
 fn unwrap_prefix(mut state: State) -> State {
@@ -493,6 +509,8 @@ mod tests {
         assert_eq!(state[0].0, "a");
         assert_eq!(state[0].1, a);
         assert_eq!(state[1].1.int64_value(&[]), 7);
+        let picked = pick(&path, &["module.n", "b"]).unwrap();
+        assert_eq!((picked[0].as_ref().map(|t| t.int64_value(&[])), picked[1].is_none()), (Some(7), true));
     }
 
     #[test]

@@ -112,10 +112,10 @@ impl Worker {
             if predict {
                 predicted(&indices, &result.logits, &mut predictions)?;
             }
-            let scene = Scene::new(&store, samples, &images, &indices, &result.targets, &ids, side)?;
+            let scene = Scene::new(&store, samples, &images, &indices, &result.targets, &ids, side, self.device)?;
             if with_chance {
                 let flat =
-                    Tensor::f_zeros([indices.len() as i64, side as i64, side as i64], (Kind::Float, Device::Cpu))?;
+                    Tensor::f_zeros([indices.len() as i64, side as i64, side as i64], (Kind::Float, self.device))?;
                 score(&mut chance_cell, &flat, &scene, &mut metrics::NoBench, &mut rows)?;
             }
             for (index, outcome) in result.maps {

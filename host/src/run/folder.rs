@@ -325,10 +325,22 @@ impl Folder {
 
     /// The records of all units, by the stem of their files.
     pub fn records(&self) -> Result<BTreeMap<String, Record>> {
+        self.records_named("")
+    }
+
+    /// Those of a model in a fold and training; of others, whose names begin alike, too.
+    pub fn records_of(&self, model: &str, fold: usize, seed: usize) -> Result<BTreeMap<String, Record>> {
+        self.records_named(&training(model, fold, seed))
+    }
+
+    fn records_named(&self, prefix: &str) -> Result<BTreeMap<String, Record>> {
         let mut all = BTreeMap::new();
         let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(all) };
         for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
             let stem = path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned());
+            if !stem.starts_with(prefix) {
+                continue;
+            }
             let record: Record = read_json(&path)?;
             // A record whose files somebody has taken away is of nothing.
             if record.kinds().iter().all(|kind| self.unit(&stem, kind).is_file()) {

@@ -1,6 +1,7 @@
 //! Which unit is next. Pure: it knows neither processes nor files.
 
 use super::unit::Unit;
+use std::collections::HashMap;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
@@ -29,8 +30,18 @@ impl Scheduler {
     }
 
     fn set_needs(&mut self) {
+        // A unit needs units of its own place, and those of none.
+        let mut places: HashMap<Option<(String, usize, usize)>, Vec<usize>> = HashMap::new();
+        let place = |unit: &Unit| unit.place().map(|(model, fold, seed)| (model.to_string(), fold, seed));
+        for (i, (unit, ..)) in self.units.iter().enumerate() {
+            places.entry(place(unit)).or_default().push(i);
+        }
         for i in 0..self.units.len() {
-            let needs = (0..self.units.len()).filter(|&j| self.units[i].0.needs(&self.units[j].0)).collect();
+            let unit = &self.units[i].0;
+            let near = places.get(&place(unit)).into_iter().chain(places.get(&None)).flatten();
+            let mut needs: Vec<usize> = near.copied().filter(|&j| unit.needs(&self.units[j].0)).collect();
+            needs.sort_unstable();
+            needs.dedup();
             self.units[i].1 = needs;
         }
     }
@@ -116,12 +127,6 @@ impl Scheduler {
     pub fn is_finished(&self) -> bool {
         self.units.iter().all(|(.., s)| matches!(s, State::Done | State::Lost))
     }
-
-    /// How many units there are, and how many are done or lost.
-    pub fn progress(&self) -> (usize, usize) {
-        let ended = self.units.iter().filter(|(.., s)| matches!(s, State::Done | State::Lost)).count();
-        (self.units.len(), ended)
-    }
 }
 
 #[cfg(test)]
@@ -199,7 +204,7 @@ mod tests {
         }
         assert_eq!(seen.len(), 5, "{seen:?}");
         assert!(seen.iter().all(|u| u.place().is_some_and(|(_, fold, _)| fold == 0)));
-        assert!(s.is_finished() && s.progress() == (11, 11));
+        assert!(s.is_finished() && s.units.len() == 11);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use lightbox_core::metrics::{self, Bench, Evaluation, NoBench};
 use lightbox_core::results::{self, Names};
 use lightbox_core::summary::{CHANCE, Table};
 use lightbox_core::task::Explained;
-use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor};
+use std::collections::{BTreeMap, HashMap};
+use tch::{Kind, Tensor};
 
 impl Worker {
     /// Scores the stored maps of a block by further metrics.
@@ -42,13 +42,15 @@ impl Worker {
             self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
         }
         let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities()?);
-        let index = Index::new(&self.folder.records()?);
+        let index = Index::new(&self.folder.records_of(label, fold, seed)?);
         let (side, device) = (identities.side(label)?, self.device);
         let engine = needs_model.then(|| self.opened()).transpose()?;
         let indices = block_of(&split.test, spec.block, block);
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
         let mut made = Made { images: indices.len(), ..Made::default() };
         let mut states: State = Vec::new();
+        // Explainers of a block have the same batches.
+        let mut batches: HashMap<Vec<usize>, (Tensor, Vec<i64>)> = HashMap::new();
         'explainers: for name in explainers {
             let id = identities.maps(label, fold, seed, block, name)?;
             let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
@@ -64,10 +66,11 @@ impl Worker {
                 let stem = index.maps((label, fold, seed), block, name, &id).ok_or_else(missing)?;
                 let record: Record = read_json(&self.folder.unit(stem, "json"))?;
                 let outputs = record.cells.get(name).ok_or_else(missing)?.outputs.clone();
-                let file = checkpoint::read(&self.folder.unit(stem, "maps.safetensors"))?;
-                let find = |key: &str| file.iter().find(|(n, _)| n == key).map(|(_, t)| t.shallow_clone());
-                let images = Vec::<i64>::try_from(find("images").ok_or_else(missing)?)?;
-                (images, find(&format!("maps.{name}")), outputs)
+                let file = self.folder.unit(stem, "maps.safetensors");
+                let mut picked = checkpoint::pick(&file, &["images", &format!("maps.{name}")])?;
+                let (maps, images) = (picked.pop().flatten(), picked.pop().flatten());
+                let images = Vec::<i64>::try_from(images.ok_or_else(missing)?)?;
+                (images, Some(maps.ok_or_else(missing)?), outputs)
             };
             let explainer = |k: usize| Some((engine?.explainers.iter().position(|e| e.label == *name)?, k));
             let mut cells = Vec::new();
@@ -78,27 +81,29 @@ impl Worker {
                 self.voice.say(Event::Progress { unit: unit.key(), done: at * spec.batch_size, of: images.len() });
                 let part: Vec<usize> = part.iter().map(|i| *i as usize).collect();
                 let ids: Vec<u64> = part.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
-                let batch = store.batch(&part)?;
-                let mut targets = Vec::new();
-                for &i in &part {
-                    targets.push(target(&task, &samples[i])?.unwrap_or(-1));
+                if !batches.contains_key(&part) {
+                    let batch = store.batch(&part)?;
+                    let mut targets = Vec::new();
+                    for &i in &part {
+                        targets.push(target(&task, &samples[i])?.unwrap_or(-1));
+                    }
+                    if targets.contains(&-1) {
+                        let model = engine.ok_or_else(|| Error::new(Exit::Other, "no model is open"))?;
+                        let first = model.classify(&batch)?.f_argmax(1, false)?;
+                        let first = Vec::<i64>::try_from(first)?;
+                        targets.iter_mut().zip(first).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = f);
+                    }
+                    batches.insert(part.clone(), (batch, targets));
                 }
-                if targets.contains(&-1) {
-                    let model = engine.ok_or_else(|| Error::new(Exit::Other, "no model is open"))?;
-                    let first = model.classify(&batch)?.f_argmax(1, false)?;
-                    let first = Vec::<i64>::try_from(first)?;
-                    targets.iter_mut().zip(first).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = f);
-                }
-                let scene = Scene::new(&store, samples, &batch, &part, &targets, &ids, side)?;
+                let (batch, targets) = &batches[&part];
+                let scene = Scene::new(&store, samples, batch, &part, targets, &ids, side, device)?;
                 for (k, cell) in cells.iter_mut().enumerate() {
                     let map = match &stored {
                         Some(all) => {
                             let rows = all.f_narrow(0, (at * spec.batch_size) as i64, part.len() as i64)?;
                             rows.f_select(1, k as i64)?.f_to_device(device)?
                         }
-                        None => {
-                            Tensor::f_zeros([part.len() as i64, side as i64, side as i64], (Kind::Float, Device::Cpu))?
-                        }
+                        None => Tensor::f_zeros([part.len() as i64, side as i64, side as i64], (Kind::Float, device))?,
                     };
                     let (mut asked, mut none);
                     let bench: &mut dyn Bench = match engine {
@@ -156,7 +161,7 @@ impl Worker {
         let cells = self.folder.cells()?;
         let folds = self.split()?.folds.len();
         let plan = Plan { spec: &spec, identities: &identities, cells: &cells, folds };
-        let index = Index::new(&self.folder.records()?);
+        let index = Index::new(&self.folder.records_of(label, *fold, *seed)?);
         let mut rows = Rows { names: Names::default(), rows: vec![], samples: source.samples(), place };
         let (mut names, mut predictions) = (Names::default(), Vec::new());
         for block in 0..identities.blocks() {

@@ -13,7 +13,7 @@ use lightbox_core::metrics::{self, Bench, Evaluation, Form, Level, Needs, Score,
 use lightbox_core::results::{Names, Row};
 use lightbox_core::task::{Explained, Task};
 use lightbox_sdk::Array;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The class to explain of an image, negative for the predicted; none where the task explains none of it.
 pub(super) fn target(task: &Task, sample: &Sample) -> Result<Option<i64>> {
@@ -65,13 +65,14 @@ pub(super) struct Scene<'a> {
     pub(super) indices: &'a [usize],
     pub(super) targets: &'a [i64],
     pub(super) ids: &'a [u64],
-    /// [n, side, side] uint8 on the maps' device.
+    /// [n, side, side] uint8 on the run's device.
     pub(super) masks: Tensor,
     pub(super) known: Vec<bool>,
     pub(super) side: usize,
 }
 
 impl<'a> Scene<'a> {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         store: &Store,
         samples: &[Sample],
@@ -80,6 +81,7 @@ impl<'a> Scene<'a> {
         targets: &'a [i64],
         ids: &'a [u64],
         side: usize,
+        device: Device,
     ) -> Result<Self> {
         let mut bytes = Vec::with_capacity(indices.len() * side * side);
         let mut known = Vec::new();
@@ -89,7 +91,7 @@ impl<'a> Scene<'a> {
             bytes.extend(mask.unwrap_or_else(|| vec![0; side * side]));
         }
         let shape = [indices.len() as i64, side as i64, side as i64];
-        let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?;
+        let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?.f_to_device(device)?;
         Ok(Scene { images, indices, targets, ids, masks, known, side })
     }
 }
@@ -167,6 +169,7 @@ pub(super) fn score(
     let faults = maps::faults(raw)?;
     // What is not finite is scored by nobody; zeros keep the others' arithmetic whole.
     let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
+    // A copy only for the maps of an explainer that is on the CPU in a run that is not.
     let masks = scene.masks.f_to_device(raw.device())?;
     let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
     for (choice, needs, evaluation) in &mut cell.evaluations {

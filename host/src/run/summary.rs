@@ -271,11 +271,9 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
             for &block in &blocks {
                 let id = ids.maps(model, 0, 0, block, explainer.label())?;
                 let Some(stem) = index.maps((model, 0, 0), block, explainer.label(), &id) else { continue };
-                let file = checkpoint::read(&folder.unit(stem, "maps.safetensors"))?;
-                let find = |name: &str| file.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-                let (Some(all), Some(images)) = (find(&format!("maps.{}", explainer.label())), find("images")) else {
-                    continue;
-                };
+                let name = format!("maps.{}", explainer.label());
+                let picked = checkpoint::pick(&folder.unit(stem, "maps.safetensors"), &[&name, "images"])?;
+                let [Some(all), Some(images)] = picked.as_slice() else { continue };
                 for (row, i) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
                     let Some(pictures) = rows.get_mut(&(i as usize)) else { continue };
                     let map = all.f_narrow(0, row as i64, 1)?.f_select(1, 0)?;

@@ -89,6 +89,8 @@ pub struct Worker {
     split: Option<Arc<Split>>,
     identities: Option<Arc<Identities>>,
     stores: Vec<(usize, Vec<f64>, Vec<f64>, Rc<Store>)>,
+    /// By side and fold.
+    mean_masks: Vec<(usize, usize, Option<Vec<f32>>)>,
     open: Option<Open>,
 }
 
@@ -130,8 +132,21 @@ impl Worker {
         let spec = RunSpec::parse(&text, &folder.0)?;
         let environment = read_json(&folder.environment())?;
         let device = device::choose(device)?;
-        let (source, split, identities, stores, open) = Default::default();
-        Ok(Worker { folder, spec, environment, voice, device, number, source, split, identities, stores, open })
+        let (source, split, identities, stores, mean_masks, open) = Default::default();
+        Ok(Worker {
+            folder,
+            spec,
+            environment,
+            voice,
+            device,
+            number,
+            source,
+            split,
+            identities,
+            stores,
+            mean_masks,
+            open,
+        })
     }
 
     pub(super) fn source(&mut self) -> Result<Arc<dyn Source>> {
@@ -387,8 +402,13 @@ impl Worker {
             let bit = samples[i].mask_bit(class);
             (bit.is_some() || matches!(explained, Explained::Class(_))).then_some((i, bit))
         });
-        if let Some(mask) = store.mean_mask(masks) {
-            engine.set_mean_mask(mask, engine.spec.input.height)?;
+        let side = engine.spec.input.height;
+        if !self.mean_masks.iter().any(|(s, f, _)| (*s, *f) == (side, fold)) {
+            self.mean_masks.push((side, fold, store.mean_mask(masks)));
+        }
+        let found = self.mean_masks.iter().find(|(s, f, _)| (*s, *f) == (side, fold));
+        if let Some(mask) = found.and_then(|(.., mask)| mask.clone()) {
+            engine.set_mean_mask(mask, side)?;
         }
         for name in explainers {
             let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
