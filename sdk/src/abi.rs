@@ -4,7 +4,7 @@
 //! `repr(C)` with DLPack's meaning and are never copied.
 //!
 //! Rules of growth inside one ABI version: methods are added after the last prefix field with a default body, fields of
-//! [`PluginMod`] at its end, names to [`HostCalls::call`], and fields to the JSON objects. A field that one side does not
+//! [`PluginMod`] at its end, names to `HostCalls::call`, and fields to the JSON objects. A field that one side does not
 //! know is ignored in a description; what changes a result is named under `requires` too, and a side that does not know
 //! one of those names refuses the message. `docs/architecture.md` has the reasons.
 //!

@@ -3,6 +3,7 @@
 
 use crate::{cargo, root, run};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Plugins on ndarray alone.
 const BARE: [&str; 2] = ["controls", "example"];
@@ -86,7 +87,11 @@ pub fn test(args: &[String]) -> Result<(), String> {
         .args(args))
 }
 
-/// Format, clippy and rustdoc, with warnings denied; licences and sources where cargo-deny is installed.
+/// The release of cargo-deny that reads `deny.toml`.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Format, clippy and rustdoc, with warnings denied; licences and sources by cargo-deny, which is installed under
+/// `.lightbox/tools` where it is missing; a check with the oldest Rust that `Cargo.toml` names, where rustup can install it.
 pub fn lint() -> Result<(), String> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     let deny = ["--all-targets", "--", "-D", "warnings"];
@@ -101,14 +106,31 @@ pub fn lint() -> Result<(), String> {
         .args(["doc", "--no-deps", "-p", "lightbox-sdk", "-p", "lightbox-core", "-p", "lightbox"])
         .args(["--features", "lightbox-sdk/nn"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
-    let installed = cargo().args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
-    if !installed {
-        eprintln!(
-            "note: cargo-deny is not installed, so licences and sources are not checked (cargo install cargo-deny)"
-        );
+    let tools = root().join(".lightbox/tools");
+    let tool = tools.join("bin/cargo-deny");
+    let found = Command::new(&tool).arg("--version").output();
+    if !found.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).trim().ends_with(CARGO_DENY)) {
+        run(cargo().args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"]).arg(&tools))?;
+    }
+    run(Command::new(&tool).args(["check", "licenses", "bans", "sources"]))?;
+    oldest()
+}
+
+/// Checks what is published with the `rust-version` of `Cargo.toml`.
+fn oldest() -> Result<(), String> {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).map_err(|e| format!("Cargo.toml: {e}"))?;
+    let version = manifest.lines().find_map(|l| l.strip_prefix("rust-version = "));
+    let version = version.ok_or("Cargo.toml names no rust-version")?.trim_matches('"').to_string();
+    let mut install = Command::new("rustup");
+    install.args(["toolchain", "install", &version, "--profile", "minimal", "--no-self-update"]);
+    if !install.status().is_ok_and(|s| s.success()) {
+        eprintln!("note: rustup cannot install Rust {version}, so that it suffices was not checked");
         return Ok(());
     }
-    run(cargo().args(["deny", "check", "licenses", "bans", "sources"]))
+    run(Command::new("rustup")
+        .args(["run", &version, "cargo", "check", "--target-dir", "target/oldest", "-p", "lightbox-sdk"])
+        .args(["-p", "lightbox-core", "-p", "lightbox", "--features", "lightbox-sdk/nn"])
+        .args(packages(&TORCH)))
 }
 
 /// The benchmarks, with optimisation.

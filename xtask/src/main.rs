@@ -37,7 +37,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Format check and clippy with warnings denied
+    /// Format check, clippy and rustdoc with warnings denied, licences and sources, the oldest Rust
     Lint,
     /// Build with optimisation and run the benchmarks
     Bench,
