@@ -7,16 +7,23 @@ the project's root, as make.py:
 import io
 import pathlib
 
+import imagecodecs
 import numpy as np
 import pydicom
+from PIL import Image
+from pydicom.encaps import encapsulate
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
 )
 from safetensors.numpy import save_file
@@ -121,6 +128,31 @@ for name, pixels, stored in [("rle-16", PICTURE, 12), ("rle-8", eight, 8)]:
 ds = dataset(PICTURE, 12)
 ds.compress(JPEG2000Lossless)
 keep("jpeg2000", ds, full(PICTURE))
+
+
+def encapsulated(name, pixels, stored, syntax, code, unit):
+    """Pixels as another encoder wrote them; what they are is what pydicom decodes."""
+    ds = dataset(pixels, stored, syntax)
+    ds.PixelData = encapsulate([code])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    keep(name, ds, unit(ds.pixel_array))
+
+
+buffer = io.BytesIO()
+Image.fromarray(eight).save(buffer, "JPEG", quality=95)
+encapsulated("jpeg-baseline", eight, 8, JPEGBaseline8Bit, buffer.getvalue(), lambda p: p / 255)
+code = imagecodecs.ljpeg_encode(PICTURE, bitspersample=12)
+encapsulated("jpeg-lossless", PICTURE, 12, JPEGLosslessSV1, code, full)
+code = imagecodecs.jpegls_encode(PICTURE)
+encapsulated("jpeg-ls", PICTURE, 12, JPEGLSLossless, code, lambda _: full(PICTURE))
+ds = dataset(PICTURE, 12, ExplicitVRBigEndian)
+ds.PixelData = PICTURE.astype(">u2").tobytes()
+buffer = io.BytesIO()
+pydicom.dcmwrite(buffer, ds, implicit_vr=False, little_endian=False, force_encoding=True)
+assert (pydicom.dcmread(io.BytesIO(buffer.getvalue())).pixel_array == PICTURE).all()
+tensors["big-endian.file"] = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+tensors["big-endian.unit"] = full(PICTURE).astype(np.float32)
 ds = dataset(PICTURE, 12)
 ds.preamble = None
 buffer = io.BytesIO()

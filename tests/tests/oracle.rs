@@ -242,20 +242,30 @@ fn medical_files_hold_their_picture() {
 fn dicom_files_look_as_pydicom_shows_them() {
     let golden = state("dicom.safetensors");
     let folder = tempfile::tempdir().unwrap();
-    let mut count = 0;
+    let (mut count, mut refused) = (0, Vec::new());
     for (key, bytes) in golden.iter().filter(|(name, _)| name.ends_with(".file")) {
         let name = key.trim_end_matches(".file");
         let path = folder.path().join(format!("{name}.dcm"));
         std::fs::write(&path, Vec::<u8>::try_from(bytes).unwrap()).unwrap();
-        let image = image::read(&path, false).unwrap();
-        assert_eq!(image.is_8_bit(), ["eight-bits", "eight-bits-monochrome1", "rle-8"].contains(&name), "{name}");
+        let image = match image::read(&path, false) {
+            Ok(image) => image,
+            Err(e) => {
+                refused.push(format!("{name}: {}", e.what));
+                continue;
+            }
+        };
+        let eight = ["eight-bits", "eight-bits-monochrome1", "rle-8", "jpeg-baseline"];
+        assert_eq!(image.is_8_bit(), eight.contains(&name), "{name}");
         let wanted = floats(&get(&golden, &format!("{name}.unit")));
         let found = image.unit().unwrap();
         let worst = found.iter().zip(&wanted).map(|(f, w)| (f64::from(*f) - w).abs()).fold(0.0, f64::max);
-        assert!(worst < 1e-5, "{name}: {worst}");
+        // Decoders of lossy JPEG round on their own: a level of 255.
+        let tolerance = if name == "jpeg-baseline" { 1.01 / 255.0 } else { 1e-5 };
+        assert!(worst < tolerance, "{name}: {worst}");
         count += 1;
     }
-    assert_eq!(count, 19);
+    assert_eq!(count, 22);
+    assert!(refused.len() == 1 && refused[0].starts_with("jpeg-ls: the pixels cannot be decoded"), "{refused:?}");
 }
 
 #[test]

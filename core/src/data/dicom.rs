@@ -203,8 +203,10 @@ fn words(object: &DefaultDicomObject, pixels: usize, bits: u32) -> Result<Vec<u3
     // The decoder of JPEG panics on some broken streams; what it left is dropped.
     let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| object.decode_pixel_data_frame(0)));
     let decoded = decoded.map_err(|_| Error::new("the DICOM file is broken: its compressed pixels"))?;
-    let decoded =
-        decoded.map_err(|e| Error::new(format!("the pixels cannot be decoded (transfer syntax {syntax}): {e}")))?;
+    let decoded = decoded.map_err(|e| {
+        let what = format!("the pixels cannot be decoded (transfer syntax {syntax}): {e}");
+        Error::new(what).hint("decompress the file, for instance by `gdcmconv --raw IN OUT`")
+    })?;
     let frame = decoded.frame_data(0).map_err(|e| broken(&e))?;
     let words: Vec<u32> = match bytes {
         1 => frame.iter().map(|&b| u32::from(b)).collect(),
