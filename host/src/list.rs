@@ -181,6 +181,8 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
         let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
         let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
+        let rules = if model.rules.is_empty() { "none".into() } else { model.rules.join(", ") };
+        let _ = writeln!(text, "rules      {rules}");
         parameters(&mut text, &model.parameters);
         text.push_str("\nsites\n");
         let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
@@ -191,11 +193,12 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
             } else {
                 ""
             };
+            let start = if s.start { "; a run can begin here" } else { "" };
             let note = if s.text.is_empty() { String::new() } else { format!("; {}", s.text) };
             let prefix = if s.prefix.is_empty() { String::new() } else { format!(", after {}", s.prefix.join(", ")) };
             let _ = writeln!(
                 text,
-                "  {:width$}  {:?} {:?}, {} channels{grid}{prefix}{note}{mark}",
+                "  {:width$}  {:?} {:?}, {} channels{grid}{prefix}{note}{start}{mark}",
                 s.name, s.kind, s.layout, s.channels
             );
         }
@@ -294,6 +297,9 @@ fn needs(
             }
             if !needs.gradients.is_empty() {
                 parts.push(format!("gradient at {}", needs.gradients.join(", ")));
+            }
+            if !needs.others.is_empty() {
+                parts.push(format!("gradients of {} other classes there", needs.others.len()));
             }
             if needs.mean_mask {
                 parts.push("the mean training mask".into());

@@ -13,15 +13,16 @@ pub use crate::explainer_abi::{ContextBuilder, ExplainInput, ExplainerHandle, Fi
 
 /// An explainer, as its author writes it.
 ///
-/// The host makes one instance a worker and calls it on one thread at a time, the thread that owns the device.
-/// No method may change global state (grad mode, thread count, random generators) or write to what it receives,
-/// and the same context gives the same maps: randomness comes from [`Context::rng`].
+/// The host makes an instance for each model, fold and training that a worker opens, and calls it on one thread at a time,
+/// the thread that owns the device. No method may change global state (grad mode, thread count, random generators) or write
+/// to what it receives, and the same context gives the same maps: randomness comes from [`Context::rng`].
 pub trait Explainer: Send {
     /// Called when the plugin is listed, before anything else; must not compute.
     fn spec(&self) -> ExplainerSpec;
 
-    /// Called once a model and setting, before the first batch. "Not applicable" is an answer, with its reason;
-    /// an error means that the parameters are wrong.
+    /// Called whenever the explainer is opened for a model, before anything else: once when a run begins, and once in each
+    /// worker that comes to a model, fold and training. The same model and parameters must give the same answer. "Not
+    /// applicable" is an answer, with its reason; an error means that the parameters are wrong.
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan>;
 
     /// Called once a model, fold and setting, before the first batch, if the plan asked for it
@@ -33,7 +34,7 @@ pub trait Explainer: Send {
     }
 
     /// Called once a batch: maps of any resolution, larger where the image speaks more for the target. Every value must
-    /// be finite. An error is recorded for the batch.
+    /// be finite. An error fails the explainer for this model: its cell of the table says why, and nobody else's is touched.
     fn explain(&self, context: &Context<'_>) -> Result<Maps>;
 }
 

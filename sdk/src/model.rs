@@ -99,7 +99,8 @@ pub struct Response {
 
 /// A model, as its author writes it: a stateless function with named sites.
 ///
-/// The host makes one instance a worker and calls it on one thread at a time, the thread that owns the device.
+/// The host makes an instance for each fold and training that a worker opens, and calls it on one thread at a time, the thread
+/// that owns the device.
 /// No method may change global state (grad mode, thread count, random generators) or write to what it receives.
 pub trait Model: Send {
     /// Called at any time; must not compute.

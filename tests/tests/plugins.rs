@@ -50,7 +50,10 @@ fn info_shows_what_a_user_asks() {
     for part in ["arXiv:1610.02391", "layer = \"\"", "gradient at features.relu5", "liblightbox_cam.so", "sha256"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert!(succeed(&["info", "densenet121"]).contains("features.norm5"));
+    let text = succeed(&["info", "densenet121"]);
+    for part in ["features.norm5", "rules      relu:guided, ", "linear:zplus", "after the stem; a run can begin here"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
     assert!(succeed(&["info", "pixel-auprc"]).contains("ties") || succeed(&["info", "auprc"]).contains("ties"));
     assert!(succeed(&["info", "demo"]).contains("[data]"));
     fail(&["info", "gradcma"], 3, "nothing is named gradcma (known: ");
