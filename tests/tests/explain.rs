@@ -235,3 +235,33 @@ fn the_real_node21_annotation_runs_on_made_images() {
     let table = succeed(&["run", &text(&spec)]);
     assert!(table.contains("16 test images, 8 with the finding, 8 of them with a mask"), "{table}");
 }
+
+#[test]
+fn colour_is_kept_where_it_is_asked_for() {
+    use lightbox_core::checkpoint;
+    use lightbox_core::data::image::write_png_rgb;
+    use tch::Tensor;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    let side = 64;
+    let level = |p: usize, c: usize| ((p * (3 + 4 * c) / 7) % 256) as u8;
+    let bytes: Vec<u8> = (0..side * side).flat_map(|p| (0..3).map(move |c| level(p, c))).collect();
+    write_png_rgb(at("a.png").as_ref(), side, side, &bytes).unwrap();
+    let logits = |arguments: &[&str]| -> Vec<f32> {
+        let fixed = ["--model", "densenet-small", "--model-param", "size=64", "--explainer", "centre", "--raw"];
+        let raw = at("raw.safetensors");
+        succeed(&[&["explain"], arguments, &fixed, &[&raw]].concat());
+        let state = checkpoint::read(raw.as_ref()).unwrap();
+        Vec::try_from(state.iter().find(|(n, _)| n == "logits").unwrap().1.flatten(0, -1)).unwrap()
+    };
+    // The batch by hand: channels first, ImageNet's mean and deviation.
+    let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+    let one = |c: usize, p: usize| ((f64::from(level(p, c)) / 255.0 - mean[c]) / std[c]) as f32;
+    let values: Vec<f32> = (0..3).flat_map(|c| (0..side * side).map(move |p| (c, p))).map(|(c, p)| one(c, p)).collect();
+    let batch = Tensor::from_slice(&values).reshape([1, 3, side as i64, side as i64]);
+    checkpoint::write(at("b.safetensors").as_ref(), &[("images".into(), batch)]).unwrap();
+    let (wanted, found) = (logits(&[&at("b.safetensors")]), logits(&[&at("a.png"), "--colour"]));
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+    assert!(close(&found, &wanted), "{found:?} {wanted:?}");
+    assert!(!close(&logits(&[&at("a.png")]), &wanted));
+}
