@@ -69,10 +69,21 @@ fn ranks(map: &[f32], seed: u64) -> Vec<i64> {
     ranks
 }
 
+/// As [`ranks`], [h, w] on the map's device: a stable sort of what the draws have shuffled.
+fn ranks_there(map: &Tensor, seed: u64) -> Result<Tensor> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // Signed numbers of the same order.
+    let draws: Vec<i64> = (0..map.numel()).map(|_| (rng.next_u64() ^ (1 << 63)) as i64).collect();
+    let shuffled = Tensor::f_from_slice(&draws)?.f_to_device(map.device())?.f_argsort(0, false)?;
+    let values = map.f_flatten(0, -1)?.f_add_scalar(0.0)?.f_index_select(0, &shuffled)?;
+    let order = shuffled.f_index_select(0, &values.f_argsort_stable(true, 0, true)?)?;
+    let places = Tensor::f_arange(map.numel() as i64, (Kind::Int64, map.device()))?;
+    Ok(order.f_zeros_like()?.f_scatter(0, &order, &places)?.f_reshape(map.size())?)
+}
+
 impl Evaluation for Curve {
     fn update(&mut self, batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Vec<Score>> {
         let maps = batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
-        let maps = maps.f_to_device(Device::Cpu)?;
         let (steps, device) = (self.steps, batch.images.device());
         let mut scores = Vec::new();
         for i in 0..batch.targets.len() {
@@ -82,10 +93,13 @@ impl Evaluation for Curve {
             }
             let map = maps.f_get(i as i64)?;
             let size = map.size();
-            let values = maps::values(&map)?;
-            let pixels = values.len();
-            let ranks = ranks(&values, seed::derive(self.seed, "deletion", &[batch.ids[i]]));
-            let ranks = Tensor::f_from_slice(&ranks)?.f_reshape([1, 1, size[0], size[1]])?.f_to_device(device)?;
+            let pixels = map.numel();
+            let seed = seed::derive(self.seed, "deletion", &[batch.ids[i]]);
+            let ranks = match map.device() {
+                Device::Cpu => Tensor::f_from_slice(&ranks(&maps::values(&map)?, seed))?,
+                _ => ranks_there(&map, seed)?,
+            };
+            let ranks = ranks.f_reshape([1, 1, size[0], size[1]])?.f_to_device(device)?;
             let image = batch.images.f_narrow(0, i as i64, 1)?;
             let blank = image.f_mean_dim([2i64, 3].as_slice(), true, Kind::Float)?;
             let target = batch.targets[i];
@@ -156,6 +170,16 @@ mod tests {
         // What is left after 0..4 pixels: 0, -3, -4, -3, 0 of 4; then backwards.
         check(&[4.0, 3.0, 2.0, 1.0], -2.5 / 4.0, Fault::None);
         check(&[1.0, 2.0, 3.0, 4.0], 2.5 / 4.0, Fault::None);
+    }
+
+    #[test]
+    fn the_devices_ranks_are_the_cpus() {
+        let maps =
+            [vec![0.5f32; 120], (0..120).map(|i| ((i * 7) % 11) as f32 - 5.0).collect(), vec![0.0, -0.0, 1.0, -0.0]];
+        for (seed, map) in maps.iter().enumerate() {
+            let there = ranks_there(&Tensor::from_slice(map).reshape([2, -1]), seed as u64).unwrap();
+            assert_eq!(Vec::<i64>::try_from(there.flatten(0, -1)).unwrap(), ranks(map, seed as u64));
+        }
     }
 
     #[test]

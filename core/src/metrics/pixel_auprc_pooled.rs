@@ -42,7 +42,7 @@ impl Metric for PixelAuprcPooled {
     }
 
     fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        Ok(Box::new(Histograms { positives: vec![0; LEVELS], all: vec![0; LEVELS] }))
+        Ok(Box::new(Histograms::new()))
     }
 }
 
@@ -52,10 +52,34 @@ struct Histograms {
     all: Vec<i64>,
 }
 
+impl Histograms {
+    fn new() -> Self {
+        Histograms { positives: vec![0; LEVELS], all: vec![0; LEVELS] }
+    }
+
+    /// Counts flat maps and masks of a device, all in one step.
+    fn count_there(&mut self, there: &[(Tensor, Tensor)]) -> Result<()> {
+        if there.is_empty() {
+            return Ok(());
+        }
+        let maps: Vec<&Tensor> = there.iter().map(|(map, _)| map).collect();
+        let masks: Vec<&Tensor> = there.iter().map(|(_, mask)| mask).collect();
+        let level = Tensor::f_cat(&maps, 0)?.f_mul_scalar(65535.0)?.f_round()?.f_to_kind(Kind::Int64)?;
+        let count = |levels: &Tensor| -> Result<Vec<i64>> {
+            let counts = levels.f_bincount(None::<&Tensor>, LEVELS as i64)?;
+            Ok(Vec::<i64>::try_from(counts.f_to_device(Device::Cpu)?)?)
+        };
+        let marked = level.f_masked_select(&Tensor::f_cat(&masks, 0)?.f_to_kind(Kind::Bool)?)?;
+        self.all.iter_mut().zip(count(&level)?).for_each(|(a, n)| *a += n);
+        self.positives.iter_mut().zip(count(&marked)?).for_each(|(a, n)| *a += n);
+        Ok(())
+    }
+}
+
 impl Evaluation for Histograms {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
         let (maps, masks) = both(batch)?;
-        let mut scores = Vec::new();
+        let (mut scores, mut there) = (Vec::new(), Vec::new());
         for i in 0..batch.known.len() as i64 {
             let mask = masks.f_get(i)?.f_flatten(0, -1)?;
             let marked = batch.known[i as usize] && mask.f_any()?.f_int64_value(&[])? != 0;
@@ -66,25 +90,18 @@ impl Evaluation for Histograms {
             let map = maps.f_get(i)?.f_flatten(0, -1)?;
             let broken = batch.faults[i as usize] == Fault::NotFinite;
             scores.push(Score::counted(batch.faults[i as usize]));
-            if map.device() == Device::Cpu {
+            if map.device() != Device::Cpu {
+                there.push((if broken { map.f_zeros_like()? } else { map }, mask));
+            } else {
                 let (values, marks) = (Vec::<f32>::try_from(&map)?, Vec::<u8>::try_from(&mask)?);
                 for (value, mark) in values.into_iter().zip(marks) {
                     let level = if broken { 0 } else { (value * 65535.0).round_ties_even() as u16 };
                     self.all[usize::from(level)] += 1;
                     self.positives[usize::from(level)] += i64::from(mark);
                 }
-            } else {
-                let map = if broken { map.f_zeros_like()? } else { map };
-                let level = map.f_mul_scalar(65535.0)?.f_round()?.f_to_kind(Kind::Int64)?;
-                let count = |levels: &Tensor| -> Result<Vec<i64>> {
-                    let counts = levels.f_bincount(None::<&Tensor>, LEVELS as i64)?;
-                    Ok(Vec::<i64>::try_from(counts.f_to_device(Device::Cpu)?)?)
-                };
-                let marked = level.f_masked_select(&mask.f_to_kind(Kind::Bool)?)?;
-                self.all.iter_mut().zip(count(&level)?).for_each(|(a, n)| *a += n);
-                self.positives.iter_mut().zip(count(&marked)?).for_each(|(a, n)| *a += n);
             }
         }
+        self.count_there(&there)?;
         Ok(scores)
     }
 
@@ -164,6 +181,27 @@ mod tests {
         let mut louder = maps.clone();
         louder[1].iter_mut().for_each(|v| *v = *v * 4.0 + 8.0);
         assert!((value(&louder) - found).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_device_counts_as_the_cpu_does() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+        let maps: Vec<f32> = (0..600).map(|_| (rng.random::<f32>() * 50.0).round() / 50.0).collect();
+        let masks: Vec<u8> = (0..600).map(|_| u8::from(rng.random::<f64>() < 0.2)).collect();
+        let (mut here, mut there) = (Histograms::new(), Histograms::new());
+        let (maps, masks) = (Tensor::from_slice(&maps).reshape([3, 200]), Tensor::from_slice(&masks).reshape([3, 200]));
+        there.count_there(&(0..3).map(|i| (maps.get(i), masks.get(i))).collect::<Vec<_>>()).unwrap();
+        let batch = Batch {
+            images: &maps,
+            targets: &[1; 3],
+            ids: &[0; 3],
+            maps: Some(&maps.reshape([3, 10, 20])),
+            faults: &[Fault::None; 3],
+            masks: Some(&masks.reshape([3, 10, 20])),
+            known: &[true; 3],
+        };
+        here.update(&batch, &mut crate::metrics::NoBench).unwrap();
+        assert!(here.all == there.all && here.positives == there.positives && there.all.iter().sum::<i64>() == 600);
     }
 
     #[test]
