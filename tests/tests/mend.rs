@@ -382,3 +382,37 @@ fn an_explainer_for_some_models() {
         assert!(table.contains(part), "{part}: {table}");
     }
 }
+
+#[test]
+fn a_method_that_a_fold_has_no_value_for_is_not_applicable_and_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    succeed(&["data", "make", &text(&at("data")), "--count", "40", "--pixels", "64"]);
+    let spec = |split: &str, out: &str| {
+        format!(
+            "name = \"t\"\noutput = {:?}\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[split]\n{split}\n\
+             [[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n[[explainers]]\nname = \"mean-mask\"\n\
+             [[explainers]]\nname = \"noise\"\n",
+            at(out)
+        )
+    };
+    let table = succeed(&["run", &write(&at("a.toml"), spec("test = 10\nfolds = 2", "a"))]);
+    assert!(!table.contains("N/A"), "{table}");
+    // Nobody knows where the nodules are in the images that the second fold trains on: there is no mean of masks.
+    let second = std::fs::read_to_string(at("a/splits/train_fold1.csv")).unwrap();
+    let names: Vec<&str> = second.lines().skip(1).map(|l| l.split(',').next().unwrap()).collect();
+    let rows = std::fs::read_to_string(at("data/table.csv")).unwrap();
+    let header: Vec<&str> = rows.lines().next().unwrap().split(',').collect();
+    let blank = |line: &str| -> String {
+        let unknown = line.split(',').next().is_some_and(|name| names.contains(&name));
+        let cell = |(i, c)| if unknown && ["x", "y", "width", "height"].contains(&header[i]) { "" } else { c };
+        line.split(',').enumerate().map(cell).collect::<Vec<&str>>().join(",") + "\n"
+    };
+    let mut blanked: Vec<String> = rows.lines().map(blank).collect();
+    // A second box of an image is a second row, now the same.
+    blanked.dedup();
+    std::fs::write(at("data/table.csv"), blanked.concat()).unwrap();
+    let table = succeed(&["run", &write(&at("b.toml"), spec("test = 10\nfolds = 2", "b"))]);
+    let reason = "densenet-small x mean-mask: not applicable: it needs the mean of the training set's masks";
+    assert!(table.contains(reason) && !table.contains("failed"), "{table}");
+}
