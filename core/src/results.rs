@@ -240,19 +240,30 @@ impl Columns<'_> {
         let values = values.ok_or_else(|| broken(self.path, &format!("column {name} holds no text")))?;
         let numbers: Vec<u32> = (0..values.len()).map(|i| names.number(values.value(i))).collect();
         let none = if column.null_count() > 0 { names.number("") } else { 0 };
-        Ok(column.keys().iter().map(|k| k.map_or(none, |k| numbers[k as usize])).collect())
+        let number = |key: Option<i32>| match key {
+            None => Ok(none),
+            Some(k) => numbers.get(k as usize).copied().ok_or_else(|| broken(self.path, &format!("{name} is damaged"))),
+        };
+        column.keys().iter().map(number).collect()
     }
+}
+
+/// The reader of Parquet panics on some damaged files; what it left is dropped.
+fn unwinding<T>(path: &Path, f: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(|_| broken(path, &"it is damaged"))
 }
 
 fn read(path: &Path, version: &str, see: &mut dyn FnMut(&Columns<'_>) -> Result<()>) -> Result<()> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(path, &e))?;
+    let opened = unwinding(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
+    let reader = opened.map_err(|e| broken(path, &e))?;
     let found = reader.schema().metadata().get("lightbox.schema").cloned().unwrap_or_default();
     if found != version {
         return Err(broken(path, &format!("its schema is `{found}`, not `{version}`")));
     }
-    let reader = reader.with_batch_size(1 << 16).build().map_err(|e| broken(path, &e))?;
-    for batch in reader {
+    let built = unwinding(path, || reader.with_batch_size(1 << 16).build())?;
+    let mut reader = built.map_err(|e| broken(path, &e))?;
+    while let Some(batch) = unwinding(path, || reader.next())? {
         see(&Columns { path, batch: batch.map_err(|e| broken(path, &e))? })?;
     }
     Ok(())
