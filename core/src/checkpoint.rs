@@ -32,6 +32,11 @@ pub fn read(path: &Path) -> Result<State> {
     Ok(state)
 }
 
+/// Reads a `.safetensors` that [`write`] wrote, under the names that it was given. It may be empty.
+pub fn read_own(path: &Path) -> Result<State> {
+    safetensors(&files::read(path)?).map_err(|e| e.with_path(path))
+}
+
 /// Those tensors of a `.safetensors` that have these names, in their order; `None` for one that is not there. No others are
 /// read.
 pub fn pick(path: &Path, names: &[&str]) -> Result<Vec<Option<Tensor>>> {
@@ -509,6 +514,7 @@ mod tests {
         assert_eq!(state[0].0, "a");
         assert_eq!(state[0].1, a);
         assert_eq!(state[1].1.int64_value(&[]), 7);
+        assert_eq!(read_own(&path).unwrap()[0].0, "module.a");
         let picked = pick(&path, &["module.n", "b"]).unwrap();
         assert_eq!((picked[0].as_ref().map(|t| t.int64_value(&[])), picked[1].is_none()), (Some(7), true));
     }

@@ -34,14 +34,16 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts this program with other arguments. `sink` is called, on a thread of its own, for all that the child says.
+    /// Starts this program with other arguments, and with environment variables where they are not set already. `sink` is called, on a thread of its own, for all that the child says.
     pub fn start<T: DeserializeOwned + Send + 'static>(
         arguments: &[OsString],
+        variables: &[(&str, &str)],
         stderr: Stdio,
         mut sink: impl FnMut(Said<T>) + Send + 'static,
     ) -> Result<Self> {
         let binary = std::env::current_exe()?;
         let mut command = Command::new(binary);
+        command.envs(variables.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied());
         let mut process =
             command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdin = process.stdin.take();

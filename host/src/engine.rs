@@ -174,7 +174,12 @@ pub fn image_id(name: &str) -> u64 {
     fnv1a(name.bytes())
 }
 
-/// A number that another value anywhere in the array would change. On CUDA the sum of the bits, by one kernel.
+fn values_count(array: &Array) -> i64 {
+    array.shape().iter().product::<usize>() as i64
+}
+
+/// A number that another value anywhere in the array would change, and another order. On CUDA the bits, weighted by their
+/// places, are summed.
 fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
     if let (Place::Cpu, DType::F32) = (array.place(), array.dtype()) {
         let view = array.view::<f32>()?;
@@ -183,9 +188,17 @@ fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
             None => checksum(&view.iter().copied().collect::<Vec<_>>()),
         });
     }
-    let bits = array.share_tensor()?;
-    let bits = if array.dtype() == DType::F32 { bits.f_contiguous()?.f_view_dtype(Kind::Int)? } else { bits };
-    Ok(bits.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
+    let values = array.share_tensor()?.f_contiguous()?.f_flatten(0, -1)?;
+    let bits = match array.dtype() {
+        DType::F32 => values.f_view_dtype(Kind::Int)?,
+        DType::F64 => values.f_view_dtype(Kind::Int64)?,
+        DType::F16 | DType::BF16 => values.f_view_dtype(Kind::Int16)?,
+        DType::Bool => values.f_to_kind(Kind::Uint8)?,
+        _ => values,
+    };
+    // Overflow wraps around, which is as good.
+    let weights = Tensor::f_arange_start_step(3, 2 * values_count(array) + 3, 2, (Kind::Int64, bits.device()))?;
+    Ok(bits.f_mul(&weights)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
 }
 
 /// A host whose calls reach nobody, for tests of plugins: cancelled by Ctrl-C, lines go to stderr.
@@ -266,6 +279,8 @@ impl Engine {
             }
             if let Some(rule) = needs.rules.iter().find(|r| !self.spec.has_rule(r)) {
                 plan = Plan::not_applicable(format!("{} has no rule {rule}", self.spec.name));
+            } else if let Err(e) = self.spec.check_rules(&needs.rules) {
+                return Err(place(e));
             } else if needs.mean_mask && self.mean_mask.is_none() {
                 plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");
             }
@@ -407,10 +422,16 @@ impl Engine {
         let mut responses = BTreeMap::new();
         for (rules, needs) in groups {
             let needs = Needs { rules: rules.clone(), ..needs };
-            let response = self.request(&shared(&images, &wanted, &needs)?)?;
+            self.watch.alive();
+            let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+            let response = model.run(&shared(&images, &wanted, &needs)?);
+            // Without rules it is the model's own run; what goes wrong under rules is the matter of those who asked for them.
+            let response = if rules.is_empty() { Ok(response?) } else { response };
             responses.insert(rules, (response, needs.others));
         }
-        let Some((plain, _)) = responses.get(&Vec::new()) else { return Err(Error::plugin("the model was not run")) };
+        let Some((Ok(plain), _)) = responses.get(&Vec::new()) else {
+            return Err(Error::plugin("the model was not run"));
+        };
         let logits = self.check_logits(&plain.logits, n)?;
         if logits.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
             return Err(Error::plugin(format!(
@@ -428,6 +449,13 @@ impl Engine {
             let Some(needs) = explainer.needs() else { continue };
             let Some((response, others)) = responses.get(&rules(needs)) else { continue };
             before(explainer);
+            let response = match response {
+                Ok(response) => response,
+                Err(e) => {
+                    batch.maps.push((index, Err(e.clone())));
+                    continue;
+                }
+            };
             let cpu = self.foreign(index);
             let prefix = rules(needs).join("+");
             let gradients_of = |class: Option<&OtherClass>| {
@@ -619,6 +647,20 @@ fn merge<T: Clone + PartialEq>(all: &mut Vec<T>, more: &[T]) {
             all.push(site.clone());
         }
     }
+}
+
+/// What a fit hands back is arrays with printable names of their own, at least one.
+pub fn check_fitted(fitted: &Named, name: &str) -> std::result::Result<(), lightbox_sdk::Error> {
+    let bad = |text: String| Err(lightbox_sdk::Error::output(format!("explainer {name}: its fit handed back {text}")));
+    for (i, (key, _)) in fitted.iter().enumerate() {
+        if key.is_empty() || key.chars().any(char::is_control) {
+            return bad(format!("an array called {key:?}"));
+        }
+        if fitted[..i].iter().any(|(other, _)| other == key) {
+            return bad(format!("two arrays called {key}"));
+        }
+    }
+    if fitted.is_empty() { bad("nothing".into()) } else { Ok(()) }
 }
 
 /// The sentence about an explainer that wrote to its input.
@@ -880,6 +922,24 @@ mod tests {
             Vec::<f32>::try_from(engine.classify(&images).unwrap().flatten(0, -1)).unwrap(),
             [7.0, -7.0, 6.0, -6.0]
         );
+    }
+
+    #[test]
+    fn a_change_of_any_type_and_order_is_noticed() {
+        let check = |a: Tensor, b: Tensor| {
+            let print = |t: &Tensor| fingerprint(&Array::from_tensor(t).unwrap()).unwrap();
+            assert_eq!(print(&a), print(&a.copy()));
+            assert_ne!(print(&a), print(&b), "{a:?}");
+        };
+        let values = Tensor::from_slice(&[0.25f64, 0.5, -1.5, 3.0]);
+        for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16] {
+            let typed = values.to_kind(kind);
+            check(typed.shallow_clone(), typed.flip([0]));
+            check(typed.shallow_clone(), &typed + Tensor::from_slice(&[0.25f64, 0.0, 0.0, 0.0]).to_kind(kind));
+        }
+        let numbers = Tensor::from_slice(&[1i64, 2, 3]);
+        check(numbers.shallow_clone(), numbers.flip([0]));
+        check(numbers.to_kind(Kind::Uint8), numbers.flip([0]).to_kind(Kind::Uint8));
     }
 
     #[test]

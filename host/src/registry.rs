@@ -259,7 +259,7 @@ fn answers<T: DeserializeOwned + Send + 'static>(
     wanted: usize,
 ) -> Result<(Vec<T>, Option<String>)> {
     let (send, said) = channel();
-    let mut child = Child::start::<T>(arguments, Stdio::inherit(), move |s| drop(send.send(s)))?;
+    let mut child = Child::start::<T>(arguments, &[], Stdio::inherit(), move |s| drop(send.send(s)))?;
     let mut answers = Vec::new();
     loop {
         match said.recv_timeout(SCAN_LIMIT) {

@@ -21,6 +21,7 @@ use abi_stable::{StableAbi, sabi_trait};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::c_void;
+use std::marker::PhantomData;
 
 pub(crate) use abi_stable::prefix_type::PrefixTypeTrait;
 pub(crate) use abi_stable::sabi_trait::TD_Opaque;
@@ -95,14 +96,15 @@ pub struct Message {
 }
 
 /// What a plugin may ask of the host during a call. Requests go by name, so that they can be added; the names that this
-/// version knows stand in [`crate::host`]. A host answers a name that it does not know with an error. The fields are private:
-/// what keeps a copy beyond its call has no way to use it.
+/// version knows stand in [`crate::host`]. A host answers a name that it does not know with an error. It cannot be kept
+/// beyond its call.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
-pub struct HostCalls {
+pub struct HostCalls<'a> {
     /// Valid for the call to which it was given.
     pub(crate) data: *const c_void,
     pub(crate) call: unsafe extern "C" fn(*const c_void, RStr<'_>, Message) -> RResult<Message, RString>,
+    pub(crate) lent: PhantomData<&'a ()>,
 }
 
 pub type Reply<T> = RResult<T, RString>;
@@ -139,9 +141,14 @@ mod explainer {
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
         fn plan(&self, query: RString) -> RResult<RString, RString>;
-        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
         #[sabi(last_prefix_field)]
-        fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+        fn explain(
+            &self,
+            context: Message,
+            model: ROption<&ModelBox>,
+            host: HostCalls<'_>,
+        ) -> RResult<Message, RString>;
     }
 }
 #[cfg(feature = "abi-next")]
@@ -150,9 +157,14 @@ mod explainer {
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
         fn plan(&self, query: RString) -> RResult<RString, RString>;
-        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
         #[sabi(last_prefix_field)]
-        fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString>;
+        fn explain(
+            &self,
+            context: Message,
+            model: ROption<&ModelBox>,
+            host: HostCalls<'_>,
+        ) -> RResult<Message, RString>;
         /// The method of a later version: what an older plugin's default answers.
         fn examples(&self) -> RString {
             RString::from("none")

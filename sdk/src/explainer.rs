@@ -82,7 +82,7 @@ pub struct Context<'a> {
     pub(crate) mean_mask: Option<Array>,
     pub(crate) fitted: BTreeMap<String, Array>,
     pub(crate) runner: Option<ModelRef<'a>>,
-    pub(crate) host: Caller,
+    pub(crate) host: Caller<'a>,
 }
 
 impl<'a> Context<'a> {
@@ -196,7 +196,7 @@ pub struct FitContext<'a> {
     /// Derived from the run's seed, the explainer's name and the fold.
     pub seed: u64,
     pub(crate) runner: Option<ModelRef<'a>>,
-    pub(crate) host: Caller,
+    pub(crate) host: Caller<'a>,
 }
 
 impl<'a> FitContext<'a> {

@@ -197,7 +197,7 @@ impl ExplainerAbi for Adapter {
         })
     }
 
-    fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString> {
+    fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString> {
         self.reply(|| {
             let (wire, _): (FitContextWire, _) = Unpacker::open(context)?;
             pack_named(&self.explainer.fit(&FitContext {
@@ -211,7 +211,7 @@ impl ExplainerAbi for Adapter {
         })
     }
 
-    fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls) -> RResult<Message, RString> {
+    fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString> {
         self.reply(|| {
             let (wire, arrays): (ContextWire, _) = Unpacker::open(context)?;
             let context = Context {

@@ -10,6 +10,7 @@ use crate::{Array, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 
 /// A host's answers. Everything but [`Host::cancelled`] has a default, so that a host of a test is short.
 pub trait Host {
@@ -83,8 +84,8 @@ impl<'a> Serving<'a> {
     }
 
     /// For one call, during which the serving is borrowed.
-    pub(crate) fn calls(&self) -> HostCalls {
-        HostCalls { data: (&raw const *self).cast(), call: serve }
+    pub(crate) fn calls(&self) -> HostCalls<'_> {
+        HostCalls { data: (&raw const *self).cast(), call: serve, lent: PhantomData }
     }
 }
 
@@ -133,9 +134,9 @@ fn answer(host: &dyn Host, name: &str, message: Message) -> Result<Message> {
 
 /// The plugin's side.
 #[derive(Clone, Copy)]
-pub(crate) struct Caller(pub(crate) HostCalls);
+pub(crate) struct Caller<'a>(pub(crate) HostCalls<'a>);
 
-impl Caller {
+impl Caller<'_> {
     fn call(&self, name: &str, header: Value) -> Result<(Value, Unpacker)> {
         let message = Message { json: header.to_string().into(), tensors: RVec::new() };
         // SAFETY: a caller stands in a context, which is lent to one call of the plugin; the host's side of it outlives that.

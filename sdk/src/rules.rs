@@ -57,8 +57,10 @@ fn asked<'r>(at: &'r At<'_, '_>, operation: &str) -> Result<Option<(&'r str, Opt
     let (name, number) = match rule.split_once('=') {
         None => (rule, None),
         Some((name, text)) => {
-            let number = text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
-            let wrong = || Error::invalid(format!("rule {operation}:{rule}: {text} is no number of at least 0"));
+            // Above 0 in float32 too, or it could keep nothing from a division by zero.
+            let usable = |n: &f64| (*n as f32).is_finite() && *n as f32 > 0.0;
+            let number = text.parse::<f64>().ok().filter(usable);
+            let wrong = || Error::invalid(format!("rule {operation}:{rule}: {text} is no number above 0"));
             (name, Some(number.ok_or_else(wrong)?))
         }
     };
@@ -77,6 +79,11 @@ fn unknown<T>(operation: &str, rule: &str) -> Result<T> {
 /// `value` with the gradient of `other`; the value is the same to the last bit, since `x - x` is zero.
 fn graft(value: &Tensor, other: &Tensor) -> Result<Tensor> {
     Ok(value.f_detach()?.f_add(&other.f_sub(&other.f_detach()?)?)?)
+}
+
+/// Zeros that hang on `x`, with a gradient of zero; where a mask has put infinities too.
+fn nothing(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_nan_to_num(0.0, 0.0, 0.0)?.f_mul_scalar(0.0)?)
 }
 
 /// `z` away from zero, by `e` in its own direction.
@@ -212,7 +219,7 @@ pub fn softmax(at: &At<'_, '_>, logits: &Tensor) -> Result<Tensor> {
     match asked(at, "softmax")? {
         None => Ok(value),
         // Gradients of zero, not none: what comes before can still be asked for one.
-        Some(("detach", _)) => graft(&value, &logits.f_mul_scalar(0.0)?),
+        Some(("detach", _)) => graft(&value, &nothing(logits)?),
         Some((other, _)) => unknown("softmax", other),
     }
 }
@@ -233,7 +240,7 @@ pub fn gate(at: &At<'_, '_>, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
         None => Ok(x.f_mul(gate)?),
         Some(("detach", _)) => {
             // Gradients of zero for the gate, not none.
-            let constant = graft(gate, &gate.f_mul_scalar(0.0)?)?;
+            let constant = graft(gate, &nothing(gate)?)?;
             Ok(x.f_mul(&constant)?)
         }
         Some((other, _)) => unknown("gate", other),
@@ -428,6 +435,10 @@ mod tests {
         let other = |x: &Tensor| noise(&[2, 3], 37.0) + x * 0.0;
         let g = noise(&[2, 3], 41.0);
         check(&softmax, &x, &g, "softmax:detach", &[0.0; 6]);
+        // A key that is masked out.
+        let masked =
+            |at: &At<'_, '_>, x: &Tensor| softmax(at, &(x + Tensor::from_slice(&[0.0, f64::NEG_INFINITY, 0.0])));
+        check(&masked, &x, &g, "softmax:detach", &[0.0; 6]);
         // A gate that depends on x: only the other factor's gradient is left.
         let layer = |at: &At<'_, '_>, x: &Tensor| gate(at, &other(x), &(x * 2.0));
         check(&layer, &x, &g, "gate:detach", &[0.0; 6]);
@@ -446,8 +457,10 @@ mod tests {
         };
         check(&["relu:guided", "relu:deconv"], "relu has one rule, and guided and deconv are asked for");
         check(&["relu:upside"], "there is no rule relu:upside");
-        check(&["linear:gamma=much"], "rule linear:gamma=much: much is no number of at least 0");
-        check(&["linear:epsilon=-1"], "no number of at least 0");
+        check(&["linear:gamma=much"], "rule linear:gamma=much: much is no number above 0");
+        check(&["linear:epsilon=-1"], "no number above 0");
+        check(&["linear:epsilon=0"], "no number above 0");
+        check(&["linear:epsilon=1e-60"], "no number above 0");
         check(&["softmax:detach=2"], "rule softmax:detach takes no number");
         check(&["linear:alpha"], "there is no rule linear:alpha");
     }

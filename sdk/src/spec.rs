@@ -352,6 +352,26 @@ impl ModelSpec {
         self.rules.iter().any(|r| r == rule.split('=').next().unwrap_or(rule))
     }
 
+    /// An error when these rules, each of which the model has, are not ones that can be followed together: two for one operation,
+    /// a number that is none, a number after a rule of the SDK's that takes none.
+    pub fn check_rules(&self, rules: &[String]) -> Result<()> {
+        let operation = |rule: &str| rule.split(':').next().unwrap_or_default().to_string();
+        for (i, rule) in rules.iter().enumerate() {
+            if let Some(other) = rules[..i].iter().find(|r| operation(r) == operation(rule)) {
+                let operation = operation(rule);
+                return Err(Error::invalid(format!("{operation} has one rule, and {other} and {rule} are asked for")));
+            }
+            let Some((name, number)) = rule.split_once('=') else { continue };
+            if RULES_WITHOUT_NUMBER.contains(&name) {
+                return Err(Error::invalid(format!("rule {name} takes no number")));
+            }
+            if number.parse::<f32>().ok().filter(|n| n.is_finite() && *n > 0.0).is_none() {
+                return Err(Error::invalid(format!("rule {rule}: {number} is no number above 0")));
+            }
+        }
+        Ok(())
+    }
+
     /// The site of this name; otherwise an error that lists the known.
     pub fn site(&self, name: &str) -> Result<&Site> {
         self.sites.iter().find(|s| s.name == name).ok_or_else(|| {
@@ -478,6 +498,18 @@ pub struct FitNeeds {
     /// At most so many images of the training set, from its front; 0 for all.
     pub images: usize,
 }
+
+/// Rules of [`rules`](crate::model::Request::rules) that the SDK knows and that take no number.
+const RULES_WITHOUT_NUMBER: [&str; 8] = [
+    "relu:guided",
+    "relu:deconv",
+    "activation:identity",
+    "linear:zplus",
+    "norm:detach",
+    "softmax:detach",
+    "product:uniform",
+    "gate:detach",
+];
 
 /// What an explainer may require of a host.
 pub const KNOWN_NEEDS: [&str; 3] = ["rules", "fit", "others"];

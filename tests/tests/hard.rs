@@ -127,6 +127,14 @@ fn the_hard_ones_pass_their_check() {
             ["--only", "hard-concept", "--only", "hard-guided", "--only", "hard-heads", "--only", "hard-relevance"];
         let out = succeed(&[&["check", &file, "--model", model], &rest[..]].concat());
         assert!(out.contains(" 0 fail, 0 crash"), "{out}");
+        let folder = tempfile::tempdir().unwrap();
+        let number = folder.path().join("n.txt");
+        std::fs::write(&number, "2").unwrap();
+        let params = ["file", "beside"].map(|name| format!("{name}={}", number.display()));
+        let record =
+            ["check", &file, "--model", model, "--only", "hard-record", "--param", &params[0], "--param", &params[1]];
+        let out = succeed(&record);
+        assert!(out.contains(" 0 fail, 0 crash"), "{out}");
     }
 }
 
@@ -186,4 +194,50 @@ fn an_explainer_sees_records_files_and_other_classes() {
     let (_, err, code) = run();
     let message = "explainer hard-record: parameter file: ";
     assert!(code == 3 && err.contains(message) && err.contains("specs/number.txt: no such file or folder"), "{err}");
+}
+
+/// The worker that has run the fit goes on to explain: with what was learned.
+#[test]
+fn a_fit_alone_and_a_rule_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugins = built("test-plugins/hard").to_string_lossy().into_owned();
+    let spec = small_spec(folder.path(), "[[explainers]]\nname = \"hard-concept\"\n");
+    let run = |spec: &Path| lightbox_tests::run(&["run", &spec.to_string_lossy(), "--plugins", &plugins]);
+    let (out, err, code) = run(&spec);
+    assert!(code == 0 && !out.contains("failed"), "{err}");
+    let line = |folder: &Path| -> Vec<String> {
+        let csv = std::fs::read_to_string(folder.join("out/summary.csv")).unwrap();
+        csv.lines().filter(|l| l.contains(",hard-concept,")).map(String::from).collect()
+    };
+    let concept = line(folder.path());
+    // Beside others the numbers are the same, and it can be added to a run that is done.
+    let other = tempfile::tempdir().unwrap();
+    let first = small_spec(other.path(), "[[explainers]]\nname = \"noise\"\n");
+    assert_eq!(run(&first).2, 0);
+    let both = small_spec(other.path(), "[[explainers]]\nname = \"noise\"\n[[explainers]]\nname = \"hard-concept\"\n");
+    assert_eq!(run(&both).2, 0);
+    assert!(!concept.is_empty());
+    assert_eq!(line(other.path()), concept);
+    // A wrong rule costs its own cell.
+    let wrong = tempfile::tempdir().unwrap();
+    let extra: String = ["linear:gamma=much", "linear:zplus=2", "linear:gamma+linear:epsilon", "linear:gamma=0.1"]
+        .map(|rules| {
+            format!(
+                "[[explainers]]\nname = \"hard-relevance\"\nlabel = \"{rules}\"\nparams = {{ rules = \"{rules}\" }}\n"
+            )
+        })
+        .concat();
+    let spec = small_spec(wrong.path(), &format!("{extra}[[explainers]]\nname = \"gradcam\"\n"));
+    let (out, err, code) = run(&spec);
+    assert_eq!(code, 5, "{err}");
+    for reason in [
+        "rule linear:gamma=much: much is no number above 0",
+        "rule linear:zplus takes no number",
+        "linear has one rule, and linear:gamma and linear:epsilon are asked for",
+    ] {
+        assert!(out.contains(reason), "{reason}: {out}");
+    }
+    let found = values(&wrong.path().join("out"));
+    let count = |name: &str| found.iter().filter(|(k, v)| k.3 == name && k.4 == "pixel-auprc" && v.is_some()).count();
+    assert_eq!((count("gradcam"), count("linear:gamma=0.1"), count("linear:zplus=2")), (6, 6, 0));
 }

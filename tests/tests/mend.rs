@@ -106,6 +106,16 @@ fn an_explainer_a_metric_and_a_model_extend_a_run() {
     assert!(table.contains("deletion, mean over images"), "{table}");
     let done = ended(folder.path(), from);
     assert!(done.len() == 4 && done.iter().filter(|u| u.ends_with("-score")).count() == 3, "{done:?}");
+    // Blocks in which nothing is to be explained have no maps to score.
+    let single = tempfile::tempdir().unwrap();
+    let blocks = |extra: &str| {
+        let path = small_spec(single.path(), &format!("{TWO}{extra}"));
+        let text = std::fs::read_to_string(&path).unwrap().replace("block = 4", "block = 1");
+        succeed(&["run", &write(&path, text)])
+    };
+    blocks("");
+    let scored = blocks("[[metrics]]\nname = \"deletion\"\nparams = { steps = 2 }\n");
+    assert!(scored.contains("deletion, mean over images") && !scored.contains("failed"), "{scored}");
     // All at once gives the same.
     let whole = tempfile::tempdir().unwrap();
     let at_once = more.replace(&text(folder.path()), &text(whole.path()));

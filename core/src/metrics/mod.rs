@@ -156,7 +156,7 @@ pub enum Status {
 /// A metric's answer for an image or a set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Score {
-    /// Present when the status is ok.
+    /// Present when the status is ok, but for a map that counts in the value of a set ([`Score::counted`]).
     pub value: Option<f64>,
     pub status: Status,
     /// Why there is no value, or what is odd about it; empty for nothing.
@@ -259,7 +259,8 @@ pub type State = Vec<(String, Tensor)>;
 
 /// A metric at work on the maps of one cell (a model, fold and explainer).
 pub trait Evaluation: Send {
-    /// Takes a batch. A metric of [`Level::Image`] answers for each image, one of [`Level::Set`] not at all.
+    /// Takes a batch. A metric of [`Level::Image`] answers for each image; one of [`Level::Set`]
+    /// says which images count ([`Score::counted`]), or nothing.
     fn update(&mut self, batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Vec<Score>>;
 
     /// What was summed up so far; empty for a metric of [`Level::Image`].

@@ -4,11 +4,11 @@ use super::{
     EXPLAINER_MADE, FITS, FITS_AGAIN, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass,
     refuses, rows, tensor,
 };
-use crate::engine::{default_paths, shared};
+use crate::engine::{check_fitted, default_paths, shared};
 use crate::loader::Plugin;
 use crate::proxy::{Calls, Watch};
 use lightbox_sdk::host::Serving;
-use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ModelSpec, Params, Plan};
+use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, Params, Plan};
 use lightbox_sdk::{Array, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -64,6 +64,7 @@ pub(super) fn check(
         if let Plan::Run(needs) = &plan {
             needs.check_requires().map_err(|e| e.to_string())?;
             needs.check_others(model_spec.classes).map_err(|e| e.to_string())?;
+            model_spec.check_rules(&needs.rules).map_err(|e| e.to_string())?;
             if let Some(rule) = needs.rules.iter().find(|r| !model_spec.has_rule(r)) {
                 let reason = format!("{} has no rule {rule}", model_spec.name);
                 return Ok((model, model_spec, Plan::NotApplicable { reason }));
@@ -101,6 +102,7 @@ pub(super) fn check(
     if let Some(wanted) = &needs.fit {
         let mut learn = || {
             let named = fit(&explainer, &model, &model_spec, &params, wanted, needs.model, watch)?;
+            check_fitted(&named, &spec.name).map_err(|e| e.to_string())?;
             Ok(named.into_iter().collect())
         };
         test(&subject, FITS, &mut || {
@@ -144,7 +146,7 @@ pub(super) fn check(
                 values: response.values,
                 gradients: sets.next().unwrap_or_default(),
                 others: sets.collect(),
-                records: vec![],
+                records: ids.iter().map(|id| record(*id)).collect(),
                 plugin_folder: Some(folder.clone()),
                 mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
                 fitted: fitted.clone(),
@@ -236,6 +238,11 @@ pub(super) fn check(
     });
 }
 
+/// What is said of a made image.
+fn record(id: u64) -> ImageRecord {
+    ImageRecord { name: format!("image-{id}.png"), patient: Some(format!("patient-{id}")), ..ImageRecord::default() }
+}
+
 /// Runs a fit on eight made images, four a batch, of which every second has class 1 and a mask.
 fn fit(
     explainer: &ExplainerHandle,
@@ -271,7 +278,7 @@ fn fit(
             masks: Array::from_vec(&[4, h, w], (0..4 * h * w).map(|k| marked(k / (h * w), k % (h * w))).collect())?,
             known: Array::from_vec(&[4], vec![true; 4])?,
             ids: (from as u64..from as u64 + 4).collect(),
-            records: vec![],
+            records: (from as u64..from as u64 + 4).map(record).collect(),
             values: response.values.into_iter().collect(),
             logits: response.logits,
         }))

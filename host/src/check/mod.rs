@@ -156,7 +156,7 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
             arguments.extend(["--model".into(), file.clone().into(), wanted.into()]);
         }
         let (send, lines) = channel();
-        let mut child = Child::start::<Line>(&arguments, Stdio::null(), move |said| drop(send.send(said)))?;
+        let mut child = Child::start::<Line>(&arguments, &[], Stdio::null(), move |said| drop(send.send(said)))?;
         let mut now: Option<(String, String)> = None;
         let mut last = Instant::now();
         let mut silent = false;

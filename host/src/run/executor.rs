@@ -39,6 +39,8 @@ pub trait Executor {
 pub struct Local {
     folder: PathBuf,
     threads: usize,
+    /// More threads than cores, over all workers.
+    crowded: bool,
     /// By worker: its process and the number of its launch, which its signals carry.
     workers: Vec<Option<(Child, usize)>>,
     launches: usize,
@@ -47,9 +49,12 @@ pub struct Local {
 }
 
 impl Local {
-    pub fn new(folder: PathBuf, threads: usize) -> Self {
+    /// For so many workers of so many threads.
+    pub fn new(folder: PathBuf, workers: usize, threads: usize) -> Self {
         let (send, said) = channel();
-        Local { folder, threads, workers: Vec::new(), launches: 0, send, said }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let crowded = workers > 1 && workers * threads > cores;
+        Local { folder, threads, crowded, workers: Vec::new(), launches: 0, send, said }
     }
 }
 
@@ -61,7 +66,10 @@ impl Executor for Local {
         arguments.extend(["--run".into(), self.folder.clone().into_os_string()]);
         self.launches += 1;
         let (send, launch) = (self.send.clone(), self.launches);
-        let child = Child::start(&arguments, Stdio::inherit(), move |said| drop(send.send((id, launch, said))))?;
+        // OpenMP's threads wait for each other in a busy loop, which keeps another worker's from the cores.
+        let variables: &[(&str, &str)] = if self.crowded { &[("OMP_WAIT_POLICY", "PASSIVE")] } else { &[] };
+        let child =
+            Child::start(&arguments, variables, Stdio::inherit(), move |said| drop(send.send((id, launch, said))))?;
         if self.workers.len() <= id {
             self.workers.resize_with(id + 1, || None);
         }

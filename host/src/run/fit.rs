@@ -86,7 +86,11 @@ impl Worker {
         voice.say(Event::CellStarted { unit: key.clone(), model, explainer: name });
         let fitted = engine.fit(0, target, fold as u64, seed as u64, &next);
         voice.say(Event::CellLeft { unit: key.clone() });
-        let fitted = match fitted {
+        let checked = fitted.and_then(|fitted| {
+            engine::check_fitted(&fitted, explainer)?;
+            Ok(fitted)
+        });
+        let fitted = match checked {
             Ok(fitted) => fitted,
             Err(e) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, e.message)),
             Err(e) => {

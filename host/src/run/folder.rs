@@ -32,7 +32,7 @@ pub struct Machine {
     pub lightbox: String,
     pub libtorch: String,
     pub device: String,
-    /// The driver's name of the GPU; empty on the CPU. Of several, those that differ.
+    /// The driver's names of the machine's GPUs, each once; empty on the CPU.
     #[serde(default)]
     pub gpu: String,
     pub cpu: String,
@@ -50,7 +50,7 @@ pub struct Environment {
     pub seed: u64,
     /// The classes, in the order of the models' outputs.
     pub classes: Vec<String>,
-    /// SHA-256 over names, classes, patients and boxes of all images.
+    /// SHA-256 over names, classes, patients, boxes and further columns of all images.
     pub data: String,
     /// False where the source has no patient numbers.
     pub patients_known: bool,
@@ -114,11 +114,13 @@ impl Machine {
     /// What differs, as `threads 2, not 1`; none where nothing that changes numbers does.
     pub fn difference(&self, now: &Machine) -> Option<String> {
         let kind = |d: &str| d.split(':').next().unwrap_or_default().to_string();
+        // A record that names none says nothing of it.
+        let gpu = |a: &Machine, b: &Machine| if b.gpu.is_empty() { String::new() } else { a.gpu.clone() };
         let pairs = [
             ("lightbox", self.lightbox.clone(), now.lightbox.clone()),
             ("libtorch", self.libtorch.clone(), now.libtorch.clone()),
             ("device", kind(&self.device), kind(&now.device)),
-            ("GPU", self.gpu.clone(), now.gpu.clone()),
+            ("GPU", gpu(self, now), gpu(now, self)),
             ("threads", self.threads.to_string(), now.threads.to_string()),
             ("kernels", self.kernels.clone(), now.kernels.clone()),
         ];

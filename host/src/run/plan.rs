@@ -59,17 +59,20 @@ impl Identities {
     ) -> Result<Self> {
         let names = |indices: &[usize]| hash(indices.iter().map(|&i| samples[i].id.as_str()));
         let file = |path: &std::path::Path| environment.files.get(path).cloned().unwrap_or_default();
-        // Of the files that parameters name.
-        let contents = |params: &BTreeMap<String, serde_json::Value>| {
-            let values = params.values().filter_map(|v| v.as_str());
-            values.map(|v| file(std::path::Path::new(v))).collect::<Vec<_>>().join(",")
+        // A parameter that names a file counts by the file's content, wherever it lies.
+        let by_content = |params: &BTreeMap<String, serde_json::Value>| {
+            let content = |v: &serde_json::Value| {
+                let found = v.as_str().map(|v| file(std::path::Path::new(v))).filter(|hash| !hash.is_empty());
+                found.map_or_else(|| v.clone(), serde_json::Value::from)
+            };
+            let resolved: BTreeMap<&String, serde_json::Value> = params.iter().map(|(k, v)| (k, content(v))).collect();
+            json(&resolved)
         };
         let data = hash([environment.data.clone(), json(&spec.data)?]);
         let mut models = BTreeMap::new();
         for (model, &side) in spec.models.iter().zip(sides) {
             let plugin = &environment.plugin("model", &model.name)?.sha256;
-            let contents = contents(&model.params);
-            let build = [&model.name, plugin, &json(&model.params)?, &classes(spec, model).to_string(), &contents];
+            let build = [&model.name, plugin, &by_content(&model.params)?, &classes(spec, model).to_string()];
             let build = hash(build);
             let train = json(&model.train)?;
             let weights = (0..split.folds.len())
@@ -81,7 +84,7 @@ impl Identities {
         let mut explainers = BTreeMap::new();
         for explainer in &spec.explainers {
             let plugin = &environment.plugin("explainer", &explainer.name)?.sha256;
-            let id = hash([&explainer.name, plugin, &json(&explainer.params)?, &contents(&explainer.params)]);
+            let id = hash([&explainer.name, plugin, &by_content(&explainer.params)?]);
             explainers.insert(explainer.label().to_string(), id);
         }
         let metric = |m: &MetricChoice| Ok((m.label().to_string(), hash([m.name.clone(), json(&m.params)?])));

@@ -49,8 +49,8 @@ impl Worker {
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
         let mut made = Made { images: indices.len(), ..Made::default() };
         let mut states: State = Vec::new();
-        // Explainers of a block have the same batches.
-        let mut batches: HashMap<Vec<usize>, (Tensor, Vec<i64>)> = HashMap::new();
+        // Explainers of a block have the same batches, whose classes are asked for once.
+        let mut explained: HashMap<Vec<usize>, Vec<i64>> = HashMap::new();
         'explainers: for name in explainers {
             let id = identities.maps(label, fold, seed, block, name)?;
             let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
@@ -70,7 +70,9 @@ impl Worker {
                 let mut picked = checkpoint::pick(&file, &["images", &format!("maps.{name}")])?;
                 let (maps, images) = (picked.pop().flatten(), picked.pop().flatten());
                 let images = Vec::<i64>::try_from(images.ok_or_else(missing)?)?;
-                (images, Some(maps.ok_or_else(missing)?), outputs)
+                // A block in which nothing is explained has none.
+                let maps = if images.is_empty() { None } else { Some(maps.ok_or_else(missing)?) };
+                (images, maps, outputs)
             };
             let explainer = |k: usize| Some((engine?.explainers.iter().position(|e| e.label == *name)?, k));
             let mut cells = Vec::new();
@@ -81,8 +83,8 @@ impl Worker {
                 self.voice.say(Event::Progress { unit: unit.key(), done: at * spec.batch_size, of: images.len() });
                 let part: Vec<usize> = part.iter().map(|i| *i as usize).collect();
                 let ids: Vec<u64> = part.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
-                if !batches.contains_key(&part) {
-                    let batch = store.batch(&part)?;
+                let batch = store.batch(&part)?;
+                if !explained.contains_key(&part) {
                     let mut targets = Vec::new();
                     for &i in &part {
                         targets.push(target(&task, &samples[i])?.unwrap_or(-1));
@@ -93,10 +95,10 @@ impl Worker {
                         let first = Vec::<i64>::try_from(first)?;
                         targets.iter_mut().zip(first).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = f);
                     }
-                    batches.insert(part.clone(), (batch, targets));
+                    explained.insert(part.clone(), targets);
                 }
-                let (batch, targets) = &batches[&part];
-                let scene = Scene::new(&store, samples, batch, &part, targets, &ids, side, device)?;
+                let targets = &explained[&part];
+                let scene = Scene::new(&store, samples, &batch, &part, targets, &ids, side, device)?;
                 for (k, cell) in cells.iter_mut().enumerate() {
                     let map = match &stored {
                         Some(all) => {
@@ -194,7 +196,7 @@ impl Worker {
                     let Some(stem) = found else { continue };
                     if !opened.contains_key(stem) {
                         let file = self.folder.unit(stem, "states.safetensors");
-                        opened.insert(stem.into(), if file.is_file() { checkpoint::read(&file)? } else { vec![] });
+                        opened.insert(stem.into(), if file.is_file() { checkpoint::read_own(&file)? } else { vec![] });
                     }
                     let mut states: BTreeMap<String, State> = BTreeMap::new();
                     for (name, tensor) in &opened[stem] {

@@ -29,22 +29,30 @@ pub fn notes(source: &dyn Source) -> Vec<String> {
     notes
 }
 
-/// Makes plugins' parameters that are paths absolute: those of the spec from the spec's folder, defaults from the plugin's.
+/// Makes plugins' parameters that are paths absolute: those of the spec from the spec's folder, those of the command line
+/// from where it was given, defaults from the plugin's folder.
 pub(super) fn absolute_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
     let base = spec.base.clone();
-    let fill = |params: &mut BTreeMap<String, Value>, known: &[ParamSpec], plugin: &Path| {
+    let here = std::env::current_dir()?;
+    let commanded = spec.commanded.clone();
+    let fill = |label: &str, params: &mut BTreeMap<String, Value>, known: &[ParamSpec], plugin: &Path| -> Result<()> {
         for (name, path) in parameter_files(params, known) {
-            params.insert(name, Value::from(base.join(path).to_string_lossy()));
+            let by_command = commanded.iter().any(|(l, n)| (l.as_str(), n) == (label, &name));
+            let from = if by_command { &here } else { &base };
+            params.insert(name, Value::from(from.join(path).to_string_lossy()));
         }
-        default_paths(params, known, plugin);
+        default_paths(params, known, &std::path::absolute(plugin)?);
+        Ok(())
     };
     for model in &mut spec.models {
         let (found, described) = registry.model(&model.name)?;
-        fill(&mut model.params, &described.parameters, &found.file);
+        let label = model.label().to_string();
+        fill(&label, &mut model.params, &described.parameters, &found.file)?;
     }
     for explainer in &mut spec.explainers {
         let (found, described) = registry.explainer(&explainer.name)?;
-        fill(&mut explainer.params, &described.parameters, &found.file);
+        let label = explainer.label().to_string();
+        fill(&label, &mut explainer.params, &described.parameters, &found.file)?;
     }
     Ok(())
 }
@@ -213,8 +221,8 @@ pub(super) fn settle(
     if let Some(before) = before {
         if before.data != environment.data {
             return Err(Error::input(format!(
-                "the images, labels or boxes of the data source have changed since {shown} was begun (hint: --restart, or \
-                 another `output`)"
+                "the images, labels or boxes of the data source have changed since {shown} was begun, or further columns of \
+                 its table (hint: --restart, or another `output`)"
             )));
         }
         if folder.sources().is_file() {
@@ -239,7 +247,13 @@ pub(super) fn settle(
             }
         }
         let trained = |m: &&ModelChoice| m.train.is_some();
-        for file in spec.models.iter().filter(trained).flat_map(|m| m.weights_files(spec.split.folds)) {
+        let mut needed: Vec<PathBuf> = Vec::new();
+        for model in spec.models.iter().filter(trained) {
+            needed.extend(model.weights_files(spec.split.folds));
+            let known = &registry.model(&model.name)?.1.parameters;
+            needed.extend(parameter_files(&model.params, known).into_iter().map(|(_, path)| path));
+        }
+        for file in needed {
             if before.files.get(&file).is_some_and(|old| environment.files.get(&file) != Some(old)) {
                 let file = file.display();
                 return Err(Error::input(format!(

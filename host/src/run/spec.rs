@@ -19,6 +19,9 @@ pub struct RunSpec {
     /// The folder that relative paths of plugins' parameters go from: the spec's.
     #[serde(skip)]
     pub base: PathBuf,
+    /// Parameters that `--set` gave: the label of a model or explainer, and the parameter's name.
+    #[serde(skip)]
+    pub commanded: Vec<(String, String)>,
     /// Letters, digits, `-` and `_`; the default output is `runs/NAME`.
     pub name: String,
     #[serde(default)]
@@ -328,14 +331,28 @@ impl RunSpec {
         Self::parse_with(text, base, &[])
     }
 
+    /// All plugins' parameters: the label of a model or explainer, name and value.
+    fn parameters(&self) -> Vec<(String, String, serde_json::Value)> {
+        let models = self.models.iter().map(|m| (m.label(), &m.params));
+        let all = models.chain(self.explainers.iter().map(|e| (e.label(), &e.params)));
+        all.flat_map(|(label, params)| params.iter().map(move |(k, v)| (label.to_string(), k.clone(), v.clone())))
+            .collect()
+    }
+
     fn parse_with(text: &str, base: &Path, sets: &[String]) -> Result<Self> {
         // Once for errors with line numbers, once with the paths made absolute.
         let bad = |e: toml::de::Error| Error::input(e.to_string().trim_end().to_string());
         toml::from_str::<RunSpec>(text).map_err(bad)?;
         let mut value: toml::Value = toml::from_str(text).map_err(bad)?;
         absolute_paths(&mut value, base);
+        let written: Option<RunSpec> = if sets.is_empty() { None } else { value.clone().try_into().ok() };
         sets.iter().try_for_each(|assignment| set(&mut value, assignment))?;
         let mut spec: RunSpec = value.try_into().map_err(bad)?;
+        if let Some(written) = written {
+            let (now, before) = (spec.parameters(), written.parameters());
+            let changed = now.into_iter().filter(|p| !before.contains(p)).map(|(label, name, _)| (label, name));
+            spec.commanded = changed.collect();
+        }
         spec.base = base.to_path_buf();
         if spec.output.as_os_str().is_empty() {
             spec.output = Path::new("runs").join(&spec.name);
@@ -443,6 +460,9 @@ mod tests {
         let text = toml::to_string(&spec).unwrap();
         let back = RunSpec::parse(&text, Path::new("/elsewhere")).unwrap();
         assert_eq!(RunSpec { base: spec.base.clone(), ..back }, spec);
+        let sets = ["models.m.params={ file = \"x\" }".to_string()];
+        let set = RunSpec::parse_with(MINIMAL, Path::new("/specs"), &sets).unwrap();
+        assert_eq!(set.commanded, [("m".to_string(), "file".to_string())]);
     }
 
     #[test]

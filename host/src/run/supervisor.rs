@@ -151,7 +151,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         scheduler: Scheduler::new(vec![]),
         busy: Vec::new(),
     };
-    let mut executor = Local::new(folder.0.clone(), threads);
+    let mut executor = Local::new(folder.0.clone(), workers, threads);
     let shown = folder.0.display().to_string();
     let folds = split.folds.len();
 

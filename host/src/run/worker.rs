@@ -245,7 +245,12 @@ impl Worker {
             Unit::Survey { model, explainers } => return self.survey(unit, model, explainers),
             Unit::Prepare { side } => return self.prepare(*side, unit),
             Unit::Train { model, fold, seed, .. } => return self.train(model, *fold, *seed, unit),
-            Unit::Fit { .. } => return self.fit(unit),
+            Unit::Fit { .. } => {
+                let fitted = self.fit(unit);
+                // What is open has no fit, and is not what explains.
+                self.open = None;
+                return fitted;
+            }
             Unit::Explain { .. } => self.explain(unit, &stem)?,
             Unit::Score { .. } => self.score(unit, &stem)?,
             Unit::Reduce { .. } => self.reduce(unit, &stem)?,
@@ -423,11 +428,11 @@ impl Worker {
                     if self.folder.fitted(&path)?.is_none() {
                         let file = path.display();
                         return Err(Error::input(format!(
-                            "{file} is not what the fit of {name} handed back (hint: delete it and go on: it is made anew)"
+                            "{file} is not what the fit of {name} handed back (hint: go on with --retry-failed: it is made anew)"
                         )));
                     }
                     let mut fitted = Vec::new();
-                    for (name, tensor) in &checkpoint::read(&path)? {
+                    for (name, tensor) in &checkpoint::read_own(&path)? {
                         fitted.push((name.clone(), Array::from_tensor(tensor)?));
                     }
                     engine.set_fitted(index, fitted);

@@ -17,7 +17,10 @@ impl Explainer for Record {
     }
 
     fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        let Some(site) = model.cam_site.clone() else { return Ok(Plan::not_applicable("there is no feature map")) };
+        let Some(site) = model.cam_site.clone().filter(|s| model.site(s).is_ok_and(|s| s.layout == Layout::BCHW))
+        else {
+            return Ok(Plan::not_applicable("there is no feature map"));
+        };
         let others = vec![OtherClass::Class(1), OtherClass::Rank(0), OtherClass::Rank(1)];
         Ok(Needs { gradients: vec![site], others, fit: Some(FitNeeds::default()), ..Needs::default() }.into())
     }
