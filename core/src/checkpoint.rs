@@ -32,7 +32,7 @@ pub fn read(path: &Path) -> Result<State> {
     Ok(state)
 }
 
-/// Reads a `.safetensors` that [`write`] wrote, under the names that it was given. It may be empty.
+/// Reads a `.safetensors` that [`write()`] wrote, under the names that it was given. It may be empty.
 pub fn read_own(path: &Path) -> Result<State> {
     safetensors(&files::read(path)?).map_err(|e| e.with_path(path))
 }
