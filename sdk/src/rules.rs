@@ -448,6 +448,17 @@ mod tests {
     }
 
     #[test]
+    fn the_specification_knows_which_rules_take_no_number() {
+        let all = [&RELU[..], &LINEAR, &TRANSFORMER, &GATE].concat();
+        let mut without: Vec<&str> =
+            all.into_iter().filter(|r| !["linear:epsilon", "linear:gamma"].contains(r)).collect();
+        let mut known = crate::spec::RULES_WITHOUT_NUMBER.to_vec();
+        without.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(without, known);
+    }
+
+    #[test]
     fn what_is_no_rule_is_an_error() {
         let (x, g) = (noise(&[2, 2], 1.0), noise(&[2, 2], 2.0));
         let check = |rules: &[&str], message: &str| {

@@ -500,7 +500,7 @@ pub struct FitNeeds {
 }
 
 /// Rules of [`rules`](crate::model::Request::rules) that the SDK knows and that take no number.
-const RULES_WITHOUT_NUMBER: [&str; 8] = [
+pub(crate) const RULES_WITHOUT_NUMBER: [&str; 8] = [
     "relu:guided",
     "relu:deconv",
     "activation:identity",
