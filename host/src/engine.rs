@@ -10,7 +10,7 @@
 mod given;
 
 use crate::error::{Error, Result};
-use crate::proxy::{self, Calls, Copies, Shared, Transfer, Watch};
+use crate::proxy::{self, Calls, Copies, Counter, Shared, Transfer, Watch};
 use crate::registry;
 pub(crate) use given::own;
 use given::{Given, fingerprint};
@@ -18,7 +18,7 @@ use lightbox_core::seed;
 use lightbox_sdk::hash::fnv1a;
 use lightbox_sdk::host::Serving;
 use lightbox_sdk::spec::{
-    ExplainerSpec, ImageRecord, ModelOptions, ModelSpec, Needs, OtherClass, ParamSpec, ParamType, Params, Plan,
+    ExplainerSpec, ImageRecord, ModelOptions, ModelSpec, Needs, OtherClass, ParamSpec, ParamType, Params, Passes, Plan,
 };
 use lightbox_sdk::{
     Array, DType, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Objective, Request,
@@ -27,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -81,8 +80,8 @@ pub struct Planned {
     pub spec: ExplainerSpec,
     pub file: PathBuf,
     pub plan: Plan,
-    /// Images that it ran the model on beyond the shared run.
-    pub runs: Arc<AtomicU64>,
+    /// Passes beyond the shared run.
+    pub runs: Arc<Counter>,
     choice: ExplainerChoice,
     handle: ExplainerHandle,
     params: Params,
@@ -109,6 +108,8 @@ pub struct Engine {
     pub explainers: Vec<Planned>,
     device: Device,
     seed: u64,
+    /// Images that explainers may run the model on at a time; 0 for as many as a batch has.
+    at_once: usize,
     watch: Arc<dyn Watch>,
     mean_mask: Option<Array>,
     /// The way between the model's memory and the CPU's, where they are two.
@@ -198,13 +199,18 @@ impl Engine {
         let spec = model.spec()?;
         let model = Arc::new(Mutex::new(model));
         let (explainers, mean_mask, records) = Default::default();
-        Ok(Engine { model, spec, explainers, device, seed, watch, mean_mask, transfer, records })
+        Ok(Engine { model, spec, explainers, device, seed, at_once: 0, watch, mean_mask, transfer, records })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
     pub fn set_mean_mask(&mut self, mask: Vec<f32>, side: usize) -> Result<()> {
         self.mean_mask = Some(Array::from_vec(&[side, side], mask)?);
         Ok(())
+    }
+
+    /// How many images explainers may run the model on at a time: what a run's batch size says of the memory there is.
+    pub fn set_at_once(&mut self, images: usize) {
+        self.at_once = images;
     }
 
     /// What the data source says of images, for explainers that look.
@@ -261,7 +267,7 @@ impl Engine {
             }
         }
         let label = choice.label().to_string();
-        let runs = Arc::new(AtomicU64::new(0));
+        let runs = Arc::new(Counter::default());
         let foreign = self.transfer.clone().filter(|_| spec.cpu_only);
         let runner = proxy::handle(&self.model, &self.spec, &self.watch, foreign, &runs);
         let (file, fitted) = (file.to_path_buf(), BTreeMap::new());
@@ -334,6 +340,7 @@ impl Engine {
         let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(edits)?;
         let mut fork = Engine::over(fork, self.device, self.seed, self.watch.clone(), self.transfer.clone())?;
         fork.mean_mask = self.mean_mask.clone();
+        fork.at_once = self.at_once;
         fork.records = self.records.clone();
         Ok(fork)
     }
@@ -480,6 +487,7 @@ impl Engine {
                     model: &self.spec,
                     params: &explainer.params,
                     seed: self.seed,
+                    at_once: self.at_once,
                     values: values.clone(),
                     gradients: grads.clone(),
                     others: other_grads.clone(),
@@ -526,7 +534,13 @@ impl Engine {
 
     /// Images that explainer `index` has run the model on so far.
     pub fn runs(&self, index: usize) -> u64 {
-        self.explainers[index].runs.load(Ordering::Relaxed)
+        let passes = self.passes(index);
+        passes.forward + passes.partial
+    }
+
+    /// Passes that explainer `index` has made so far beyond the shared run, all images together.
+    pub fn passes(&self, index: usize) -> Passes {
+        self.explainers[index].runs.passes()
     }
 
     pub fn device(&self) -> Device {

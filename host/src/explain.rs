@@ -150,6 +150,7 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         eprintln!("note: no --weights: {} has random initial values", args.model);
     }
     let mut engine = Engine::new(model, device, args.seed, engine::terminal())?;
+    engine.set_at_once(args.batch_size);
     for choice in &choices {
         engine.add(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {

@@ -3,7 +3,7 @@
 //! back for an explainer that reads CPU memory only.
 
 use indicatif::ProgressBar;
-use lightbox_sdk::spec::{LoadReport, ModelSpec};
+use lightbox_sdk::spec::{LoadReport, ModelSpec, Passes};
 use lightbox_sdk::tch::Device;
 use lightbox_sdk::{
     Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result,
@@ -89,13 +89,35 @@ impl Host for Calls<'_> {
 /// A model that is shared by the engine and its explainers' proxies, on one thread at a time.
 pub type Shared = Arc<Mutex<ModelHandle>>;
 
+/// Passes that an explainer has made beyond the shared run, all images together.
+#[derive(Default)]
+pub struct Counter {
+    forward: AtomicU64,
+    partial: AtomicU64,
+    backward: AtomicU64,
+}
+
+impl Counter {
+    fn add(&self, request: &Request) {
+        let n = request.batch() as u64;
+        let forward = if request.start.is_some() { &self.partial } else { &self.forward };
+        forward.fetch_add(n, Ordering::Relaxed);
+        self.backward.fetch_add(n * request.objectives.len() as u64, Ordering::Relaxed);
+    }
+
+    pub fn passes(&self) -> Passes {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Passes { forward: read(&self.forward), partial: read(&self.partial), backward: read(&self.backward) }
+    }
+}
+
 struct Proxy {
     model: Shared,
     spec: ModelSpec,
     watch: Arc<dyn Watch>,
     /// The way to the model's memory, if the caller's arrays are not there.
     foreign: Option<Arc<dyn Transfer>>,
-    runs: Arc<AtomicU64>,
+    runs: Arc<Counter>,
 }
 
 /// A handle for an explainer. `foreign`: the way to the model's memory, for an explainer that reads CPU memory only; `runs`
@@ -105,7 +127,7 @@ pub fn handle(
     spec: &ModelSpec,
     watch: &Arc<dyn Watch>,
     foreign: Option<Arc<dyn Transfer>>,
-    runs: &Arc<AtomicU64>,
+    runs: &Arc<Counter>,
 ) -> ModelHandle {
     let (model, watch, runs) = (model.clone(), watch.clone(), runs.clone());
     let proxy = Proxy { model, spec: spec.clone(), watch, foreign, runs };
@@ -170,7 +192,7 @@ impl Model for Proxy {
 
     fn run(&self, request: &Request) -> Result<Response> {
         self.check()?;
-        self.runs.fetch_add(request.batch() as u64, Ordering::Relaxed);
+        self.runs.add(request);
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(transfer) = &self.foreign else { return model.run(request) };
         let response = model.run(&self.outwards(request, transfer.as_ref())?)?;
@@ -249,12 +271,12 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Counter {
+    struct Signs {
         alive: AtomicU64,
         cancelled: AtomicBool,
     }
 
-    impl Watch for Counter {
+    impl Watch for Signs {
         fn alive(&self) {
             self.alive.fetch_add(1, Ordering::Relaxed);
         }
@@ -268,12 +290,12 @@ mod tests {
     #[test]
     fn a_run_is_a_sign_of_life_is_counted_and_ends_when_cancelled() {
         let model: Shared = Arc::new(Mutex::new(ModelHandle::of("plain", Box::new(Plain))));
-        let watch = Arc::new(Counter::default());
-        let (runs, dyn_watch) = (Arc::new(AtomicU64::new(0)), watch.clone() as Arc<dyn Watch>);
+        let watch = Arc::new(Signs::default());
+        let (runs, dyn_watch) = (Arc::new(Counter::default()), watch.clone() as Arc<dyn Watch>);
         let proxy = handle(&model, &Plain.spec(), &dyn_watch, None, &runs);
         let request = Request::forward(Array::from_vec(&[3, 3, 2, 2], vec![0f32; 36]).unwrap());
         assert_eq!(proxy.run(&request).unwrap().logits.shape(), [3, 2]);
-        assert_eq!((runs.load(Ordering::Relaxed), watch.alive.load(Ordering::Relaxed)), (3, 1));
+        assert_eq!((runs.passes(), watch.alive.load(Ordering::Relaxed)), (Passes::forward(3), 1));
         let fork = proxy.fork_with(&vec![]).unwrap();
         watch.cancelled.store(true, Ordering::Relaxed);
         assert_eq!(fork.run(&request).unwrap_err().kind, ErrorKind::Cancelled);

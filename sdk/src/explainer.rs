@@ -74,6 +74,7 @@ pub struct Context<'a> {
     pub params: Params,
     pub seed: u64,
     pub(crate) explainer: String,
+    pub(crate) at_once: usize,
     pub(crate) values: BTreeMap<String, Array>,
     pub(crate) gradients: BTreeMap<String, Array>,
     pub(crate) others: Vec<BTreeMap<String, Array>>,

@@ -30,6 +30,8 @@ struct ContextWire {
     params: BTreeMap<String, serde_json::Value>,
     seed: u64,
     #[serde(default)]
+    at_once: usize,
+    #[serde(default)]
     values: BTreeMap<String, usize>,
     #[serde(default)]
     gradients: BTreeMap<String, usize>,
@@ -75,6 +77,8 @@ pub struct ExplainInput<'a> {
     pub model: &'a ModelSpec,
     pub params: &'a Params,
     pub seed: u64,
+    /// See [`Context::at_once`]; 0 for the batch's own size.
+    pub at_once: usize,
     pub values: BTreeMap<String, Array>,
     pub gradients: BTreeMap<String, Array>,
     /// In the order of [`Needs::others`].
@@ -148,6 +152,7 @@ impl ExplainerHandle {
             model: input.model.clone(),
             params: input.params.values().clone(),
             seed: input.seed,
+            at_once: input.at_once,
             values: packer.add_map(&input.values),
             gradients: packer.add_map(&input.gradients),
             others: input.others.iter().map(|set| packer.add_map(set)).collect(),
@@ -223,6 +228,7 @@ impl ExplainerAbi for Adapter {
                 params: Params::resolve(&self.spec.parameters, &wire.params)?,
                 seed: wire.seed,
                 explainer: self.spec.name.clone(),
+                at_once: wire.at_once,
                 values: arrays.map(wire.values)?,
                 gradients: arrays.map(wire.gradients)?,
                 others: wire.others.into_iter().map(|set| arrays.map(set)).collect::<Result<_>>()?,
@@ -289,6 +295,7 @@ pub struct ContextBuilder {
     targets: Vec<i64>,
     logits: Option<Array>,
     seed: u64,
+    at_once: usize,
     params: BTreeMap<String, serde_json::Value>,
     values: BTreeMap<String, Array>,
     gradients: BTreeMap<String, Array>,
@@ -309,6 +316,7 @@ impl ContextBuilder {
             targets,
             logits: None,
             seed: 0,
+            at_once: 0,
             params: BTreeMap::new(),
             values: BTreeMap::new(),
             gradients: BTreeMap::new(),
@@ -332,6 +340,12 @@ impl ContextBuilder {
 
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// See [`Context::at_once`].
+    pub fn at_once(mut self, images: usize) -> Self {
+        self.at_once = images;
         self
     }
 
@@ -398,6 +412,7 @@ impl ContextBuilder {
             model: self.model,
             seed: self.seed,
             explainer: spec.name.clone(),
+            at_once: self.at_once,
             values: self.values,
             gradients: self.gradients,
             others: self.others,

@@ -42,9 +42,11 @@ mod model_abi;
 pub mod nn;
 #[cfg(feature = "tch")]
 pub mod rules;
+pub mod runs;
 pub mod spec;
 #[cfg(feature = "tch")]
 pub mod tape;
+pub mod tools;
 
 #[cfg(feature = "tch")]
 pub use array::torch::TensorView;
@@ -74,11 +76,14 @@ pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
 pub mod prelude {
     pub use crate::spec::{
         ExplainerSpec, Family, FitNeeds, ImageRecord, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs,
-        OtherClass, ParamSpec, Params, Plan, Reference, Site, SiteKind, TrainerOptions,
+        OtherClass, ParamSpec, Params, Passes, Plan, Reference, Site, SiteKind, TrainerOptions,
     };
     pub use crate::{
         Array, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
         ModelHandle, Named, Objective, Patch, Request, Response, Result, Start, Trainer, export, register_explainer,
         register_model,
     };
+    pub use crate::runs::{Pairs, Score};
+    #[cfg(feature = "tch")]
+    pub use crate::runs::add_rows;
 }

@@ -11,9 +11,14 @@
 //! | `relu:guided` | ReLU | `max(g, 0)` where `x > 0` | Springenberg et al., arXiv:1412.6806 |
 //! | `relu:deconv` | ReLU | `max(g, 0)` | Zeiler and Fergus, arXiv:1311.2901 |
 //! | `activation:identity` | GELU | `g y / x`: all relevance passes | Achtibat et al., arXiv:2402.05602, prop. 3.2 |
+//! | `relu:rescale` | ReLU of pairs | the secant, see [`relu`] | Shrikumar et al., arXiv:1704.02685, rescale rule |
+//! | `pool:rescale` | max pooling of pairs | see [`max_pool2d`] | the same |
 //! | `linear:epsilon` | `z = W x + b`, convolutions too | `W^T (g z / (z + e sign z))`, `e` = 1e-6 | Bach et al., PLoS ONE 10(7), 2015, eq. 58 |
 //! | `linear:gamma` | the same | see [`linear`]; 0.25 | Montavon et al., "Layer-Wise Relevance Propagation: An Overview", 2019 |
 //! | `linear:zplus` | the same | see [`linear`] | Bach et al., eq. 60 with alpha 1, beta 0 |
+//! | `conv:...` | convolutions alone, before `linear` | as `linear:...` | |
+//! | `input:zbox` | the first convolution | see [`first_conv2d`] | Montavon et al., Pattern Recognition 65, 2017, the z^B rule |
+//! | `attention:detach` | what queries, keys and values are made of | none | Leem and Seo, arXiv:2402.04563 |
 //! | `norm:detach` | layer norm | that of a division by a constant | Ali et al., arXiv:2202.07304 |
 //! | `softmax:detach` | attention's softmax | none: the weights are constants | Ali et al. |
 //! | `product:uniform` | attention's two matrix products | half to each factor | Achtibat et al., prop. 3.3 |
@@ -30,11 +35,18 @@ use std::ffi::{CStr, c_char, c_void};
 use tch::Tensor;
 
 /// Rules of [`relu`].
-pub const RELU: [&str; 2] = ["relu:guided", "relu:deconv"];
+pub const RELU: [&str; 3] = ["relu:guided", "relu:deconv", "relu:rescale"];
+/// The rule of [`max_pool2d`].
+pub const POOL: [&str; 1] = ["pool:rescale"];
+/// Rules of [`conv2d`] that go before those of [`LINEAR`].
+pub const CONV: [&str; 3] = ["conv:epsilon", "conv:gamma", "conv:zplus"];
+/// The rule of [`first_conv2d`].
+pub const INPUT: [&str; 1] = ["input:zbox"];
 /// Rules of [`linear`], [`conv2d`] and [`affine`].
 pub const LINEAR: [&str; 3] = ["linear:epsilon", "linear:gamma", "linear:zplus"];
 /// Rules of a transformer: [`gelu`], [`layer_norm`], [`softmax`] and [`matmul`].
-pub const TRANSFORMER: [&str; 4] = ["activation:identity", "norm:detach", "softmax:detach", "product:uniform"];
+pub const TRANSFORMER: [&str; 5] =
+    ["activation:identity", "norm:detach", "softmax:detach", "product:uniform", "attention:detach"];
 /// The rule of [`gate`].
 pub const GATE: [&str; 1] = ["gate:detach"];
 
@@ -102,9 +114,34 @@ unsafe extern "C" {
     fn lightbox_relu(x: *const c_void, rule: i64, error: *mut c_char, error_len: usize) -> *mut c_void;
 }
 
-/// `max(x, 0)`.
+/// The two halves of a batch of images and their baselines.
+fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let n = x.size().first().copied().unwrap_or(0);
+    if n % 2 != 0 {
+        return Err(Error::invalid(format!("a rule of pairs, and {n} rows: the first half's baselines are the second")));
+    }
+    Ok((x.f_narrow(0, 0, n / 2)?, x.f_narrow(0, n / 2, n / 2)?))
+}
+
+/// `up / down` where `down` is not about zero, `other` where it is.
+fn quotient(up: &Tensor, down: &Tensor, other: &Tensor) -> Result<Tensor> {
+    let usable = down.f_abs()?.f_gt(1e-10)?;
+    let safe = down.f_where_self(&usable, &down.f_ones_like()?)?;
+    Ok(up.f_div(&safe)?.f_where_self(&usable, other)?)
+}
+
+/// `max(x, 0)`. Under `rescale` the second half of the batch holds the baselines x' of the first, and the gradient is
+/// `(relu(x) - relu(x')) / (x - x')`; where x = x' it is the ReLU's own.
 pub fn relu(at: &At<'_, '_>, x: &Tensor) -> Result<Tensor> {
     let Some((name, _)) = asked(at, "relu")? else { return Ok(x.f_relu()?) };
+    if name == "rescale" {
+        let value = x.f_relu()?;
+        let plain = x.f_detach()?;
+        let ((x1, x0), (y1, y0)) = (halves(&plain)?, halves(&value.f_detach()?)?);
+        let own = x1.f_gt(0.0)?.f_to_kind(x1.f_kind()?)?;
+        let slope = quotient(&y1.f_sub(&y0)?, &x1.f_sub(&x0)?, &own)?;
+        return graft(&value, &x.f_mul(&Tensor::f_cat(&[&slope, &slope], 0)?)?);
+    }
     let Some(rule) = RELU.iter().position(|r| r.ends_with(&format!(":{name}"))) else { return unknown("relu", name) };
     let mut error = [0 as c_char; 512];
     // SAFETY: the tensor lives through the call; `error` is as long as it says.
@@ -131,6 +168,35 @@ pub fn gelu(at: &At<'_, '_>, x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// Max pooling with a square kernel. Under `rescale`, the second half of the batch the baselines x' of the first, what a
+/// window's maximum y exceeds the baseline's y' by goes to the image's largest pixel, and what it falls short by to the
+/// baseline's: `(max(y, y') - y')` to the one and `(y - max(y, y'))` to the other, each over that pixel's `x - x'`. A pixel that
+/// is in several windows gets all its parts; Captum keeps one.
+pub fn max_pool2d(
+    at: &At<'_, '_>,
+    x: &Tensor,
+    (kernel, stride, padding): (i64, i64, i64),
+) -> Result<Tensor> {
+    match asked(at, "pool")? {
+        None => Ok(x.f_max_pool2d([kernel], [stride], [padding], [1], false)?),
+        Some(("rescale", _)) => {
+            let (value, index) = x.f_max_pool2d_with_indices([kernel], [stride], [padding], [1], false)?;
+            let flat = x.f_flatten(2, -1)?;
+            let ((live, _), (x1, x0)) = (halves(&flat)?, halves(&flat.f_detach()?)?);
+            let ((y1, y0), (i1, i0)) = (halves(&value.f_detach()?)?, halves(&index)?);
+            let most = y1.f_maximum(&y0)?;
+            let part = |index: &Tensor, amount: &Tensor| -> Result<Tensor> {
+                let at = |t: &Tensor| Ok::<_, Error>(t.f_gather(2, &index.f_flatten(2, -1)?, false)?.f_view_as(index)?);
+                let slope = quotient(amount, &at(&x1)?.f_sub(&at(&x0)?)?, &amount.f_zeros_like()?)?;
+                Ok(at(&live)?.f_mul(&slope)?)
+            };
+            let ours = part(&i1, &most.f_sub(&y0)?)?.f_add(&part(&i0, &y1.f_sub(&most)?)?)?;
+            graft(&value, &Tensor::f_cat(&[&ours, &y0], 0)?)
+        }
+        Some((other, _)) => unknown("pool", other),
+    }
+}
+
 /// `z = x W^T + b`. With `+` and `-` for positive and negative parts, `u` what takes the relevance,
 /// `R_in = x (du/dx) R_out / u`:
 ///
@@ -139,10 +205,11 @@ pub fn gelu(at: &At<'_, '_>, x: &Tensor) -> Result<Tensor> {
 ///   exchanged and `b-`: what speaks for the output's sign counts more.
 /// - `zplus`: `u = x+ W+ + x- W- + b+`.
 pub fn linear(at: &At<'_, '_>, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    map(at, x, weight, bias, |x, w, b| Ok(x.f_linear(w, b)?))
+    map(at, "linear", x, weight, bias, |x, w, b| Ok(x.f_linear(w, b)?))
 }
 
-/// A convolution of [B, C, H, W] with square stride and zero padding, under the rules of [`linear`].
+/// A convolution of [B, C, H, W] with square stride and zero padding, under a rule `conv:...` if there is one, else that of
+/// [`linear`].
 pub fn conv2d(
     at: &At<'_, '_>,
     x: &Tensor,
@@ -150,18 +217,59 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     (stride, padding, groups): (i64, i64, i64),
 ) -> Result<Tensor> {
-    map(at, x, weight, bias, |x, w, b| Ok(x.f_conv2d(w, b, [stride], [padding], [1], groups)?))
+    let operation = if asked(at, "conv")?.is_some() { "conv" } else { "linear" };
+    map(at, operation, x, weight, bias, |x, w, b| Ok(x.f_conv2d(w, b, [stride], [padding], [1], groups)?))
+}
+
+/// The convolution that reads the image, whose values lie from `low` to `high`, one number a channel. Under `input:zbox` what
+/// takes the relevance is `u = x W - low W+ - high W-`, in which no term is negative.
+pub fn first_conv2d(
+    at: &At<'_, '_>,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    (stride, padding, groups): (i64, i64, i64),
+    (low, high): (&[f64], &[f64]),
+) -> Result<Tensor> {
+    match asked(at, "input")? {
+        None => conv2d(at, x, weight, bias, (stride, padding, groups)),
+        Some(("zbox", _)) => {
+            let f = |x: &Tensor, w: &Tensor, b| x.f_conv2d(w, b, [stride], [padding], [1], groups);
+            let value = f(x, weight, bias)?;
+            // The bounds as multiples of x, so that value times gradient is their share.
+            let bound = |values: &[f64]| -> Result<Tensor> {
+                let bound = Tensor::f_from_slice(values)?.f_to_device(x.device())?.f_to_kind(x.f_kind()?)?;
+                let factor = bound.f_reshape([1, -1, 1, 1])?.f_div(&stabilised(&x.f_detach()?, STABILISER)?)?;
+                Ok(x.f_mul(&factor)?)
+            };
+            let least = f(&bound(low)?, &weight.f_clamp_min(0.0)?, None::<&Tensor>)?;
+            let most = f(&bound(high)?, &weight.f_clamp_max(0.0)?, None::<&Tensor>)?;
+            relevant(&value, &f(x, weight, None)?.f_sub(&least)?.f_sub(&most)?, STABILISER)
+        }
+        Some((other, _)) => unknown("input", other),
+    }
+}
+
+/// What a transformer block's queries, keys and values are made of. Under `attention:detach` no gradient goes on to it.
+pub fn attention_input(at: &At<'_, '_>, x: &Tensor) -> Result<Tensor> {
+    match asked(at, "attention")? {
+        None => Ok(x.shallow_clone()),
+        // Gradients of zero, not none.
+        Some(("detach", _)) => graft(x, &nothing(x)?),
+        Some((other, _)) => unknown("attention", other),
+    }
 }
 
 fn map(
     at: &At<'_, '_>,
+    operation: &str,
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     f: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let z = f(x, weight, bias)?;
-    let Some((rule, number)) = asked(at, "linear")? else { return Ok(z) };
+    let Some((rule, number)) = asked(at, operation)? else { return Ok(z) };
     let positive = |t: &Tensor| t.f_clamp_min(0.0);
     let negative = |t: &Tensor| t.f_clamp_max(0.0);
     match rule {
@@ -184,14 +292,15 @@ fn map(
             let part = f(&positive(x)?, &positive(weight)?, bias.as_ref())?;
             relevant(&z, &part.f_add(&f(&negative(x)?, &negative(weight)?, None)?)?, STABILISER)
         }
-        other => unknown("linear", other),
+        other => unknown(operation, other),
     }
 }
 
 /// `z = a x + b`, a batch norm in inference, for instance, after it was computed. It has one input an output, so that gamma
-/// and zplus have nothing to weigh: under any rule for linear maps it follows epsilon.
+/// and zplus have nothing to weigh: under any rule for linear maps or convolutions it follows epsilon.
 pub fn affine(at: &At<'_, '_>, z: Tensor) -> Result<Tensor> {
-    match asked(at, "linear")? {
+    let rule = asked(at, "linear")?;
+    match if rule.is_some() { rule } else { asked(at, "conv")? } {
         None => Ok(z),
         Some(("epsilon", number)) => relevant(&z, &z, number.unwrap_or(STABILISER)),
         Some(_) => relevant(&z, &z, STABILISER),
@@ -448,10 +557,104 @@ mod tests {
     }
 
     #[test]
+    fn secants_join_images_and_baselines() {
+        // Three images and their baselines, of which one number is the same.
+        let (x, g) = (noise(&[6, 4], 3.0), noise(&[6, 4], 4.0));
+        let _ = x.get(0).get(1).fill_(0.25);
+        let _ = x.get(3).get(1).fill_(0.25);
+        let layer = |at: &At<'_, '_>, x: &Tensor| relu(at, x);
+        let (a, b) = (numbers(&x), numbers(&g));
+        let slope = |i: usize| {
+            let (x1, x0) = (a[i % 12], a[i % 12 + 12]);
+            if x1 == x0 { f64::from(u8::from(x1 > 0.0)) } else { (x1.max(0.0) - x0.max(0.0)) / (x1 - x0) }
+        };
+        let expected: Vec<f64> = (0..24).map(|i| b[i] * slope(i)).collect();
+        check(&layer, &x, &g, "relu:rescale", &expected);
+        assert!(run(&layer, &x.narrow(0, 0, 3), &g.narrow(0, 0, 3), &["relu:rescale"]).is_err());
+    }
+
+    /// Windows of three pixels that overlap by one: what each hands to the pixels of the image, added up.
+    #[test]
+    fn a_pool_of_pairs_explains_the_difference_of_its_maxima() {
+        let (x, g) = (noise(&[4, 2, 5, 5], 8.0), noise(&[4, 2, 2, 2], 9.0));
+        let layer = |at: &At<'_, '_>, x: &Tensor| max_pool2d(at, x, (3, 2, 0));
+        let mut expected = vec![0.0; 200];
+        let at = |n: i64, c: i64, y: i64, x: i64| ((n * 2 + c) * 25 + y * 5 + x) as usize;
+        let values = numbers(&x);
+        for (n, c, v, u) in (0..16).map(|i| (i / 8, i / 4 % 2, i / 2 % 2, i % 2)) {
+            let window = |n: i64| (0..9).map(move |i| at(n, c, 2 * v + i / 3, 2 * u + i % 3));
+            let largest = |n: i64| window(n).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap();
+            let (ours, theirs) = (largest(n), largest(n + 2));
+            let (y, y0) = (values[ours], values[theirs]);
+            let most = y.max(y0);
+            let gradient = g.double_value(&[n, c, v, u]);
+            let mut give = |pixel: usize, amount: f64| {
+                if amount != 0.0 {
+                    expected[pixel] += gradient * amount / (values[pixel] - values[pixel + 100]);
+                }
+            };
+            give(ours, most - y0);
+            give(theirs - 100, y - most);
+        }
+        let ruled = run(&layer, &x, &g, &["pool:rescale"]).unwrap();
+        let found = numbers(&ruled.1);
+        for (i, (a, b)) in found[..100].iter().zip(&expected[..100]).enumerate() {
+            assert!((a - b).abs() < 1e-6 * b.abs().max(1.0), "{i}: {a}, by hand {b}");
+        }
+        // One window: the relevance of the differences is the maximum's.
+        let (x, g) = (x.narrow(2, 0, 3).narrow(3, 0, 3), Tensor::ones([4, 2, 1, 1], (Kind::Double, Device::Cpu)));
+        let (value, gradient) = run(&layer, &x, &g, &["pool:rescale"]).unwrap();
+        let share = (x.narrow(0, 0, 2) - x.narrow(0, 2, 2)) * gradient.narrow(0, 0, 2);
+        let wanted = (value.narrow(0, 0, 2) - value.narrow(0, 2, 2)).sum(Kind::Double).double_value(&[]);
+        assert!((share.sum(Kind::Double).double_value(&[]) - wanted).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_box_rule_gives_the_first_convolution_the_terms_that_are_not_negative() {
+        let (x, g, w) = (noise(&[2, 3, 1, 1], 1.0), noise(&[2, 4, 1, 1], 2.0), noise(&[4, 3, 1, 1], 5.0));
+        let bias = noise(&[4], 6.0);
+        let (low, high) = ([-1.0, -1.5, -2.0], [1.0, 2.0, 1.25]);
+        let layer =
+            |at: &At<'_, '_>, x: &Tensor| first_conv2d(at, x, &w, Some(&bias), (1, 0, 1), (&low, &high));
+        let (xs, ws, gs, bs) = (numbers(&x), numbers(&w), numbers(&g), numbers(&bias));
+        let mut expected = vec![0.0; 6];
+        for (b, o) in (0..8).map(|i| (i / 4, i % 4)) {
+            let term = |c: usize| {
+                let (x, w) = (xs[b * 3 + c], ws[o * 3 + c]);
+                x * w - low[c] * w.max(0.0) - high[c] * w.min(0.0)
+            };
+            let z = (0..3).map(|c| xs[b * 3 + c] * ws[o * 3 + c]).sum::<f64>() + bs[o];
+            let all: f64 = (0..3).map(term).sum();
+            (0..3).for_each(|c| expected[b * 3 + c] += gs[b * 4 + o] * z * term(c) / all / xs[b * 3 + c]);
+        }
+        check(&layer, &x, &g, "input:zbox", &expected);
+    }
+
+    #[test]
+    fn a_convolutions_own_rule_goes_first() {
+        let (x, g, w) = (noise(&[2, 3, 2, 2], 1.0), noise(&[2, 4, 2, 2], 2.0), noise(&[4, 3, 1, 1], 5.0));
+        let layer = |at: &At<'_, '_>, x: &Tensor| conv2d(at, x, &w, None, (1, 0, 1));
+        let of = |rules: &[&str]| run(&layer, &x, &g, rules).unwrap().1;
+        assert_eq!(of(&["conv:zplus", "linear:epsilon"]), of(&["linear:zplus"]));
+        assert_ne!(of(&["linear:epsilon=0.1"]), of(&["linear:zplus"]));
+        let flat = |at: &At<'_, '_>, x: &Tensor| linear(at, x, &noise(&[5, 2], 7.0), None);
+        let g = noise(&[2, 3, 2, 5], 2.0);
+        assert_eq!(run(&flat, &x, &g, &["conv:zplus"]).unwrap().1, run(&flat, &x, &g, &[]).unwrap().1);
+        let detached = |at: &At<'_, '_>, x: &Tensor| Ok(x.f_add(&attention_input(at, x)?.f_mul_scalar(3.0)?)?);
+        let g = noise(&[2, 3, 2, 2], 2.0);
+        assert_eq!(run(&detached, &x, &g, &["attention:detach"]).unwrap().1, g);
+        assert!(relative(&run(&detached, &x, &g, &[]).unwrap().1, &(&g * 4.0)) < 1e-12);
+    }
+
+    fn relative(a: &Tensor, b: &Tensor) -> f64 {
+        ((a - b).abs().max() / b.abs().max()).double_value(&[])
+    }
+
+    #[test]
     fn the_specification_knows_which_rules_take_no_number() {
-        let all = [&RELU[..], &LINEAR, &TRANSFORMER, &GATE].concat();
+        let all = [&RELU[..], &POOL, &CONV, &INPUT, &LINEAR, &TRANSFORMER, &GATE].concat();
         let mut without: Vec<&str> =
-            all.into_iter().filter(|r| !["linear:epsilon", "linear:gamma"].contains(r)).collect();
+            all.into_iter().filter(|r| !r.ends_with(":epsilon") && !r.ends_with(":gamma")).collect();
         let mut known = crate::spec::RULES_WITHOUT_NUMBER.to_vec();
         without.sort_unstable();
         known.sort_unstable();

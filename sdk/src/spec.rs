@@ -185,6 +185,8 @@ pub enum SiteKind {
     Value,
     Embedding,
     Logits,
+    /// What a layer adds whatever its input, at every place: its gradient is that of the bias there.
+    Bias,
     #[serde(other)]
     Other,
 }
@@ -296,6 +298,11 @@ impl InputSpec {
         let (mean, std) = (vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]);
         InputSpec { channels: 3, height: size, width: size, mean, std }
     }
+
+    /// The normalised values of black and of white, a channel each.
+    pub fn range(&self) -> [Vec<f64>; 2] {
+        [0.0, 1.0].map(|v| self.mean.iter().zip(&self.std).map(|(m, s)| (v - m) / s).collect())
+    }
 }
 
 /// A model as it describes itself.
@@ -372,6 +379,14 @@ impl ModelSpec {
         Ok(())
     }
 
+    /// Where a run can begin that has to reach `site`: the last site at which one can, before it or itself. In front of it
+    /// lies whatever a patch of `site` must not miss: DeiT's `blocks.11.norm1` is not all that goes on from there,
+    /// `blocks.10` is.
+    pub fn entry(&self, site: &str) -> Option<&Site> {
+        let at = self.sites.iter().position(|s| s.name == site)?;
+        self.sites[..=at].iter().rev().find(|s| s.start)
+    }
+
     /// The site of this name; otherwise an error that lists the known.
     pub fn site(&self, name: &str) -> Result<&Site> {
         self.sites.iter().find(|s| s.name == name).ok_or_else(|| {
@@ -443,6 +458,16 @@ pub struct ExplainerSpec {
     /// True where negative values mean evidence against the class.
     #[serde(default)]
     pub signed: bool,
+    /// The map as an equation, in plain text: `relu(sum_c w_c A_c)`.
+    #[serde(default)]
+    pub formula: String,
+    /// What it takes an image, in its parameters' names: `1 F, 1 B` for the shared run alone; F a forward pass, B a backward
+    /// pass, P a forward pass of the part after a site. [`Needs::extra`] says it in numbers for a model.
+    #[serde(default)]
+    pub cost: String,
+    /// Sentences for the reference: what the method claims, where it differs from the paper or from the peers.
+    #[serde(default)]
+    pub notes: String,
     #[serde(default)]
     pub parameters: Vec<ParamSpec>,
     /// The explainer reads CPU memory only, and gets copies in a CUDA run; so does what it runs the model with. The SDK
@@ -461,9 +486,101 @@ impl ExplainerSpec {
             reference: Reference { citation: citation.into(), id: id.into() },
             family,
             signed: false,
+            formula: String::new(),
+            cost: String::new(),
+            notes: String::new(),
             parameters: vec![],
             cpu_only: false,
         }
+    }
+
+    pub fn version(self, version: &str) -> Self {
+        ExplainerSpec { version: version.into(), ..self }
+    }
+
+    /// See [`ExplainerSpec::formula`].
+    pub fn formula(self, formula: &str) -> Self {
+        ExplainerSpec { formula: formula.into(), ..self }
+    }
+
+    /// See [`ExplainerSpec::cost`].
+    pub fn cost(self, cost: &str) -> Self {
+        ExplainerSpec { cost: cost.into(), ..self }
+    }
+
+    /// See [`ExplainerSpec::notes`].
+    pub fn notes(self, notes: &str) -> Self {
+        ExplainerSpec { notes: notes.into(), ..self }
+    }
+
+    /// Negative values mean evidence against the class.
+    pub fn signed(self) -> Self {
+        ExplainerSpec { signed: true, ..self }
+    }
+
+    /// Adds parameters.
+    pub fn parameters(mut self, parameters: impl IntoIterator<Item = ParamSpec>) -> Self {
+        self.parameters.extend(parameters);
+        self
+    }
+}
+
+/// Passes through the model, for one image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Passes {
+    /// Forward passes that begin with an image.
+    pub forward: u64,
+    /// Forward passes that begin at a site.
+    pub partial: u64,
+    /// Backward passes, one an objective.
+    pub backward: u64,
+}
+
+impl Passes {
+    /// Forward passes alone.
+    pub fn forward(forward: u64) -> Self {
+        Passes { forward, ..Passes::default() }
+    }
+
+    /// As many backward passes as forward ones.
+    pub fn both(forward: u64) -> Self {
+        Passes { forward, backward: forward, ..Passes::default() }
+    }
+
+    /// Forward passes that begin at a site.
+    pub fn partial(partial: u64) -> Self {
+        Passes { partial, ..Passes::default() }
+    }
+
+    /// `factor` times as many.
+    pub fn times(self, factor: u64) -> Self {
+        Passes {
+            forward: self.forward * factor,
+            partial: self.partial * factor,
+            backward: self.backward * factor,
+        }
+    }
+}
+
+impl std::ops::Add for Passes {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Passes {
+            forward: self.forward + other.forward,
+            partial: self.partial + other.partial,
+            backward: self.backward + other.backward,
+        }
+    }
+}
+
+/// `2 F, 3 P, 1 B`; `-` for none.
+impl std::fmt::Display for Passes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [(self.forward, "F"), (self.partial, "P"), (self.backward, "B")];
+        let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        f.write_str(if parts.is_empty() { "-".into() } else { parts.join(", ") }.as_str())
     }
 }
 
@@ -500,9 +617,14 @@ pub struct FitNeeds {
 }
 
 /// Rules of [`rules`](crate::model::Request::rules) that the SDK knows and that take no number.
-pub(crate) const RULES_WITHOUT_NUMBER: [&str; 8] = [
+pub(crate) const RULES_WITHOUT_NUMBER: [&str; 13] = [
     "relu:guided",
     "relu:deconv",
+    "relu:rescale",
+    "pool:rescale",
+    "conv:zplus",
+    "input:zbox",
+    "attention:detach",
     "activation:identity",
     "linear:zplus",
     "norm:detach",
@@ -529,6 +651,8 @@ pub struct Needs {
     pub mean_mask: bool,
     /// The explainer will call the model itself.
     pub model: bool,
+    /// How often, for one image: the passes beyond the shared run. The most, where it depends on the image.
+    pub extra: Passes,
     /// The gradients are to be taken under these modified rules; each must be in [`ModelSpec::rules`], with `=NUMBER` after it
     /// where the rule takes another number. Explainers with the
     /// same rules share a run.
@@ -550,6 +674,12 @@ impl Needs {
             }
         }
         self
+    }
+
+    /// Passes of the run that serves these needs, which explainers with the same rules share.
+    pub fn shared(&self) -> Passes {
+        let backward = if self.gradients.is_empty() { 0 } else { 1 + self.others.len() as u64 };
+        Passes { forward: 1, partial: 0, backward }
     }
 
     /// An error when a class is named that a model of so many classes does not have, or one without a site.

@@ -209,13 +209,19 @@ impl<'a> Tape<'a> {
             if leaves.is_empty() || !sum.requires_grad() {
                 return Err(Error::invalid("a set of objectives depends on none of the sites to differentiate at"));
             }
+            let logits_only = set.iter().all(|o| matches!(o, Objective::Class(_)));
             let more = i + 1 < self.request.objectives.len();
             let found = Tensor::f_run_backward(&[&sum], &leaves, more, false)?;
             let mut set = BTreeMap::new();
             for (site, grad) in self.request.grads.iter().zip(found) {
-                if !grad.defined() {
+                let grad = if grad.defined() {
+                    grad
+                } else if logits_only {
                     return Err(Error::invalid(format!("the objective does not depend on site {site}")));
-                }
+                } else {
+                    // A site behind the objective's own: nothing is lost on the way, there is none.
+                    self.kept[site].f_zeros_like()?
+                };
                 set.insert(site.clone(), Array::from_tensor(&grad)?);
             }
             grads.push(set);

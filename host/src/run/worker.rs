@@ -325,6 +325,7 @@ impl Worker {
         let options = self.options(&choice, 0, 0);
         let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
         let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
+        engine.set_at_once(self.spec.batch_size);
         // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
         let task = self.spec.task.clone();
         let side = engine.spec.input.height;
@@ -392,6 +393,7 @@ impl Worker {
             self.voice.say(Event::Note { text });
         }
         let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
+        engine.set_at_once(self.spec.batch_size);
         let (store, split, source) = (self.store(&engine.spec)?, self.split()?, self.source()?);
         let samples = source.samples();
         let patients = source.knows_patients();

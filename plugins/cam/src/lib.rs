@@ -1,5 +1,27 @@
 //! Class activation maps: weighted sums of a layer's feature maps.
 
+mod ablationcam;
+mod closed;
+mod eigencam;
+mod eigengradcam;
+mod elementwise;
+mod fem;
+mod finercam;
+mod fullgrad;
 mod gradcam;
+mod gradcampp;
+mod hirescam;
+mod iscam;
+mod kpcacam;
+mod layer;
+mod layercam;
+mod randomcam;
+mod refinecam;
+mod scorecam;
+mod segeigencam;
+mod shapleycam;
+mod smoothgradcampp;
+mod sscam;
+mod xgradcam;
 
 lightbox_sdk::export!();

@@ -20,6 +20,9 @@ fn control(name: &str, title: &str, citation: &str, parameters: Vec<ParamSpec>) 
         reference: Reference { citation: citation.into(), id: String::new() },
         family: Family::Control,
         signed: false,
+        formula: String::new(),
+        cost: "-".into(),
+        notes: String::new(),
         parameters,
         cpu_only: true,
     }

@@ -127,6 +127,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         let logits = Site { kind: SiteKind::AttentionLogits, name: name("attn.logits"), ..attention.clone() };
         sites.push(logits.text("scaled, before the softmax"));
         sites.push(attention.text("softmaxed weights"));
+        sites.push(tokens(name("attn.proj")).depth(i).text("what the attention adds to the tokens"));
         sites.push(tokens(format!("blocks.{i}")).depth(i).start());
     }
     sites.push(tokens("norm".into()).start());
@@ -155,7 +156,11 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some(format!("blocks.{}.norm1", config.depth - 1)),
         attention_site: Some(format!("blocks.{}.attn", config.depth - 1)),
-        rules: rules::LINEAR.iter().chain(&rules::TRANSFORMER).map(|r| r.to_string()).collect(),
+        rules: [&rules::LINEAR[..], &rules::CONV, &rules::INPUT, &rules::TRANSFORMER]
+            .concat()
+            .iter()
+            .map(|r| r.to_string())
+            .collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -242,7 +247,9 @@ impl Deit {
         let (b, patch, dim) = (images.size()[0], self.config.patch, self.config.dim);
         let get = |name: &str| self.base.params.get(name);
         let (weight, bias) = (get("patch_embed.proj.weight")?, get("patch_embed.proj.bias")?);
-        let x = rules::conv2d(at, images, weight, Some(bias), (patch, 0, 1))?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+        let [low, high] = self.base.spec.input.range();
+        let x = rules::first_conv2d(at, images, weight, Some(bias), (patch, 0, 1), (&low, &high))?;
+        let x = x.f_flatten(2, -1)?.f_transpose(1, 2)?;
         let mut tokens = vec![get("cls_token")?.f_expand([b, 1, dim], false)?];
         if self.config.distilled {
             tokens.push(get("dist_token")?.f_expand([b, 1, dim], false)?);
@@ -258,8 +265,10 @@ impl Deit {
         let (b, mut n) = (x.size()[0], x.size()[1]);
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
         let y = site(tape, &name("norm1"), self.norm(tape, &x, &name("norm1"))?)?;
-        let after = [name("attn.q"), name("attn.logits"), name("attn"), format!("blocks.{i}"), "norm".to_string()];
-        let read = tape.is_none() || after.iter().any(|site| wants(tape, site));
+        let y = rules::attention_input(tape, &y)?;
+        let after = ["attn.q", "attn.logits", "attn", "attn.proj"].map(name);
+        let after = after.into_iter().chain([format!("blocks.{i}"), "norm".to_string()]);
+        let read = tape.is_none() || after.into_iter().any(|site| wants(tape, &site));
         if i + 1 == self.config.depth && !read {
             n = self.config.prefix().len() as i64;
             x = x.f_narrow(1, 0, n)?;
@@ -301,6 +310,7 @@ impl Deit {
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
         };
         let y = self.linear(tape, &y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
+        let y = site(tape, &name("attn.proj"), y)?;
         x = x.f_add(&y)?;
         let y = self.linear(tape, &self.norm(tape, &x, &name("norm2"))?, &name("mlp.fc1"))?;
         Ok(x.f_add(&self.linear(tape, &rules::gelu(tape, &y)?, &name("mlp.fc2"))?)?)

@@ -10,7 +10,7 @@ mod fast;
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At, relu};
-use lightbox_sdk::tape::{Tape, step};
+use lightbox_sdk::tape::{Tape, site, step, wants};
 use lightbox_sdk::tch::{Device, Tensor};
 use std::cell::OnceCell;
 
@@ -98,15 +98,27 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let mut side = size.div_ceil(2).div_ceil(2);
     let mut sites =
         vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
+    let shift = |norm: String, channels: i64, side: usize| {
+        let site = Site::feature(format!("{norm}.shift"), channels as usize, [side, side]);
+        Site { kind: SiteKind::Bias, ..site }
+    };
+    sites.push(shift("features.norm0".into(), config.init_features, size.div_ceil(2)));
     sites.push(
         Site::feature("features.pool0", config.init_features as usize, [side, side]).start().text("after the stem"),
     );
     let widths = config.widths();
     for (i, &width) in widths.iter().enumerate() {
         let block = i + 1;
+        let layers = config.blocks[i] as i64;
+        for layer in 1..=layers {
+            let name = |norm: u8| format!("features.denseblock{block}.denselayer{layer}.norm{norm}");
+            sites.push(shift(name(1), width - (layers - layer + 1) * config.growth, side));
+            sites.push(shift(name(2), BN_SIZE * config.growth, side));
+        }
         let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]).start();
         sites.push(site.depth(block));
         if block < widths.len() {
+            sites.push(shift(format!("features.transition{block}.norm"), width, side));
             side /= 2;
             let site = Site::feature(format!("features.transition{block}"), width as usize / 2, [side, side]);
             let site = site.start();
@@ -114,6 +126,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         }
     }
     let last = *widths.last().unwrap_or(&config.init_features) as usize;
+    sites.push(shift("features.norm5".into(), last as i64, side));
     sites.push(Site::feature("features.norm5", last, [side, side]).start().text("before the final ReLU"));
     sites
         .push(Site::feature("features.relu5", last, [side, side]).start().text("after the final ReLU: what is pooled"));
@@ -133,7 +146,11 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some("features.relu5".into()),
         attention_site: None,
-        rules: rules::RELU.iter().chain(&rules::LINEAR).map(|r| r.to_string()).collect(),
+        rules: [&rules::RELU[..], &rules::POOL, &rules::LINEAR, &rules::CONV, &rules::INPUT]
+            .concat()
+            .iter()
+            .map(|r| r.to_string())
+            .collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -223,10 +240,20 @@ impl DenseNet {
     }
 
     /// A norm stands before its ReLU, not after a convolution, so it cannot be merged: under rules it is a map of its own.
-    fn norm(&self, at: &At<'_, '_>, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
+    /// Where its shift is read it is written as `a x + b`, `b = beta - mean a`.
+    fn norm(&self, at: &mut At<'_, '_>, x: &Tensor, name: &str, train: bool) -> Result<Tensor> {
         let get = |leaf: &str| self.base.params.get(&format!("{name}.{leaf}"));
         let (weight, bias) = (Some(get("weight")?), Some(get("bias")?));
         let (mean, var) = (Some(get("running_mean")?), Some(get("running_var")?));
+        let shift = format!("{name}.shift");
+        if let (false, true, Some(weight), Some(bias), Some(mean), Some(var)) =
+            (train, wants(at, &shift), weight, bias, mean, var)
+        {
+            let scale = weight.f_div(&var.f_add_scalar(EPS)?.f_sqrt()?)?;
+            let constant = bias.f_sub(&mean.f_mul(&scale)?)?.f_reshape([1, -1, 1, 1])?;
+            let constant = site(at, &shift, constant.f_expand(x.size(), false)?.f_contiguous()?)?;
+            return rules::affine(at, x.f_mul(&scale.f_reshape([1, -1, 1, 1])?)?.f_add(&constant)?);
+        }
         rules::affine(at, x.f_batch_norm(weight, bias, mean, var, train, MOMENTUM, EPS, true)?)
     }
 
@@ -244,14 +271,16 @@ impl DenseNet {
         step(tape, "logits", x, |x, tape| rules::linear(tape, &x, weight, Some(bias)))
     }
 
-    fn dense_block(&self, x: Tensor, block: usize, train: bool, tape: &At<'_, '_>) -> Result<Tensor> {
+    fn dense_block(&self, x: Tensor, block: usize, train: bool, tape: &mut At<'_, '_>) -> Result<Tensor> {
         let mut features = vec![x];
         for layer in 1..=self.config.blocks[block - 1] {
             let name = format!("features.denseblock{block}.denselayer{layer}");
             let y = Tensor::f_cat(&features, 1)?;
-            let y = relu(tape, &self.norm(tape, &y, &format!("{name}.norm1"), train)?)?;
+            let y = self.norm(tape, &y, &format!("{name}.norm1"), train)?;
+            let y = relu(tape, &y)?;
             let y = self.conv(tape, &y, &format!("{name}.conv1"), 1, 0)?;
-            let y = relu(tape, &self.norm(tape, &y, &format!("{name}.norm2"), train)?)?;
+            let y = self.norm(tape, &y, &format!("{name}.norm2"), train)?;
+            let y = relu(tape, &y)?;
             features.push(self.conv(tape, &y, &format!("{name}.conv2"), 1, 1)?);
         }
         Ok(Tensor::f_cat(&features, 1)?)
@@ -275,8 +304,11 @@ impl Network for DenseNet {
         let tape = &mut tape;
         let x = step(tape, "input", images, |x, _| Ok(x))?;
         let mut x = step(tape, "features.pool0", x, |x, tape| {
-            let x = self.norm(tape, &self.conv(tape, &x, "features.conv0", 2, 3)?, "features.norm0", train)?;
-            Ok(relu(tape, &x)?.f_max_pool2d([3], [2], [1], [1], false)?)
+            let weight = self.base.params.get("features.conv0.weight")?;
+            let [low, high] = self.base.spec.input.range();
+            let x = rules::first_conv2d(tape, &x, weight, None, (2, 3, 1), (&low, &high))?;
+            let x = self.norm(tape, &x, "features.norm0", train)?;
+            rules::max_pool2d(tape, &relu(tape, &x)?, (3, 2, 1))
         })?;
         for block in 1..=self.config.blocks.len() {
             x = step(tape, &format!("features.denseblock{block}"), x, |x, tape| {
@@ -285,7 +317,8 @@ impl Network for DenseNet {
             if block < self.config.blocks.len() {
                 let name = format!("features.transition{block}");
                 x = step(tape, &name, x, |x, tape| {
-                    let y = relu(tape, &self.norm(tape, &x, &format!("{name}.norm"), train)?)?;
+                    let y = self.norm(tape, &x, &format!("{name}.norm"), train)?;
+                    let y = relu(tape, &y)?;
                     let y = self.conv(tape, &y, &format!("{name}.conv"), 1, 0)?;
                     Ok(y.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?)
                 })?;

@@ -9,7 +9,7 @@
 //! `lightbox explain image.png --plugins target/debug --model ... --explainer my-explainer`.
 
 // One import brings the traits and types that a plugin needs; ndarray comes with the SDK.
-use lightbox_sdk::ndarray::{Array3, Array4, Axis, Ix1, Ix2, s};
+use lightbox_sdk::ndarray::{Array3, Array4, Axis, Ix4, s};
 use lightbox_sdk::prelude::*;
 
 // Makes the library a plugin. Once a crate.
@@ -22,23 +22,18 @@ struct Occlusion;
 impl Explainer for Occlusion {
     // Called when plugins are listed, so it must be quick: who am I, and what can be set?
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec {
-            // Permanent: specs and tables refer to it.
-            name: "example-occlusion".into(),
-            title: "Occlusion (teaching example)".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            reference: Reference {
-                citation: "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014".into(),
-                id: "arXiv:1311.2901".into(),
-            },
-            family: Family::Perturbation,
+        let citation = "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014";
+        // The name is permanent: specs and tables refer to it.
+        let name = "example-occlusion";
+        ExplainerSpec::new(name, "Occlusion (teaching example)", Family::Perturbation, citation, "arXiv:1311.2901")
+            .version(env!("CARGO_PKG_VERSION"))
+            // What `lightbox info` and the method reference say of the map, and of what it costs: F is a forward pass.
+            .formula("S(image) - S(image with the square covered)")
+            .cost("1 F, then grid^2 F")
             // Covering a square may also raise the logit: negative values mean something here.
-            signed: true,
+            .signed()
             // Checked by the host before we see them: type, range, unknown names.
-            parameters: vec![ParamSpec::integer("grid", 4, (1, 64), "squares a side", "how fine the map is")],
-            // Filled in by the SDK: without its feature `tch` we only read CPU memory.
-            cpu_only: true,
-        }
+            .parameters([ParamSpec::integer("grid", 4, (1, 64), "squares a side", "how fine the map is")])
     }
 
     // Called once a model: what do we need, or why do we not apply?
@@ -49,45 +44,33 @@ impl Explainer for Occlusion {
         }
         // Sites of the model (`lightbox info MODEL` lists them) would go into `values` and `gradients`;
         // the host merges the needs of all explainers into one run of the model. We want runs of our own.
-        Ok(Needs { model: true, ..Needs::default() }.into())
+        let extra = Passes::forward((grid * grid) as u64);
+        Ok(Needs { model: true, extra, ..Needs::default() }.into())
     }
 
     // Called once a batch: maps [B, h, w] of any resolution.
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let [b, h, w] = context.size()?;
         let grid = context.params.integer("grid")? as usize;
-        let model = context.run_model()?;
-
-        // Views of the arrays' memory. `?` turns a wrong type, device or shape into a clear error.
-        let targets = context.targets.view::<i64>()?.into_dimensionality::<Ix1>()?;
-        let logit = |logits: &Array| -> Result<Vec<f32>> {
-            let logits = logits.view::<f32>()?.into_dimensionality::<Ix2>()?;
-            Ok((0..b).map(|i| logits[[i, targets[i] as usize]]).collect())
-        };
-        // The host has already run the model on the images.
-        let before = logit(&context.logits)?;
-
-        let mut map = Array3::<f32>::zeros((b, grid, grid));
-        for row in 0..grid {
-            for column in 0..grid {
-                // Long explainers say how far they are, and ask whether the user has had enough. Both are signs of life:
-                // the host stops a plugin that is silent, not one that takes long.
-                context.progress((row * grid + column) as u64, (grid * grid) as u64);
-                context.check_cancelled()?;
-                // A patch changes a site's value to `value * scale + shift`. Zero is the mean grey of a
-                // normalised image, so scaling by 0 covers the square.
-                let mut cover = Array4::<f32>::ones((1, 1, h, w));
-                let (top, bottom) = (row * h / grid, (row + 1) * h / grid);
-                let (left, right) = (column * w / grid, (column + 1) * w / grid);
-                cover.slice_mut(s![.., .., top..bottom, left..right]).fill(0.0);
-                let patch = Patch { site: "input".into(), scale: Some(Array::from_ndarray(cover)?), shift: None };
-                let request = Request { patches: vec![patch], ..Request::forward(context.images.clone()) };
-                let after = logit(&model.run(&request)?.logits)?;
-                for (i, mut map) in map.axis_iter_mut(Axis(0)).enumerate() {
-                    map[[row, column]] = before[i] - after[i];
-                }
+        // A batch may hold more variants than images: as many as the user's batch size, which says what memory there is. The
+        // host sees how far we are, and can stop us between two batches.
+        let after = context.scores_from(grid * grid, context.at_once(), Score::Logit, |pairs| {
+            // One row a pair of image and covered square. Views of arrays' memory: `?` turns a wrong type, device or shape
+            // into a clear error.
+            let images = context.images.view::<f32>()?.into_dimensionality::<Ix4>()?;
+            let mut covered = Array4::<f32>::zeros((pairs.len(), images.dim().1, h, w));
+            for (row, &(image, square)) in pairs.iter().enumerate() {
+                let (y, x) = (square / grid, square % grid);
+                let mut one = covered.index_axis_mut(Axis(0), row);
+                one.assign(&images.index_axis(Axis(0), image));
+                // Zero is the mean colour of a normalised image.
+                one.slice_mut(s![.., y * h / grid..(y + 1) * h / grid, x * w / grid..(x + 1) * w / grid]).fill(0.0);
             }
-        }
+            Ok(Request::forward(Array::from_ndarray(covered)?))
+        })?;
+        // The host has already run the model on the images.
+        let before = context.scores_now(Score::Logit)?;
+        let map = Array3::from_shape_fn((b, grid, grid), |(i, y, x)| (before[i] - after[[i, y * grid + x]]) as f32);
         // Checked by the host: shape and finite values. A failure is recorded, never drawn as zeros.
         Ok(Array::from_ndarray(map)?.into())
     }

@@ -128,7 +128,11 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         sites,
         cam_site: Some(format!("blocks.{}", config.depth - 1)),
         attention_site: Some(format!("{POOL}.attn")),
-        rules: [&rules::LINEAR[..], &rules::TRANSFORMER, &rules::GATE].concat().into_iter().map(String::from).collect(),
+        rules: [&rules::LINEAR[..], &rules::CONV, &rules::INPUT, &rules::TRANSFORMER, &rules::GATE]
+            .concat()
+            .into_iter()
+            .map(String::from)
+            .collect(),
         parameters: parameters(),
         trainable: true,
         mixed_precision: true,
@@ -211,7 +215,11 @@ impl PatchConvNet {
     fn stem(&self, at: &At<'_, '_>, mut x: Tensor) -> Result<Tensor> {
         for i in 0..4 {
             let weight = self.params().get(&format!("patch_embed.proj.{}.0.weight", 2 * i))?;
-            x = rules::conv2d(at, &x, weight, None, (2, 1, 1))?;
+            let [low, high] = self.base.spec.input.range();
+            x = match i {
+                0 => rules::first_conv2d(at, &x, weight, None, (2, 1, 1), (&low, &high))?,
+                _ => rules::conv2d(at, &x, weight, None, (2, 1, 1))?,
+            };
             if i < 3 {
                 x = rules::gelu(at, &x)?;
             }
@@ -255,6 +263,7 @@ impl PatchConvNet {
         let tokens = token.size()[1];
         let token = token.f_expand([b, tokens, dim], false)?;
         let all = self.norm(tape, &Tensor::f_cat(&[&token, &x], 1)?, &name("norm1"))?;
+        let all = rules::attention_input(tape, &all)?;
         let keys = if self.config.multi { all.f_narrow(1, tokens, x.size()[1])? } else { all.shallow_clone() };
         let head = |t: Tensor| t.f_unsqueeze(1);
         let q = head(self.linear(tape, &all.f_narrow(1, 0, tokens)?, &name("attn.q"))?)?;

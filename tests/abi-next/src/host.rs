@@ -42,6 +42,7 @@ fn run() -> Result<(), String> {
                 model: &model,
                 params: &params,
                 seed: 0,
+                at_once: 0,
                 values: BTreeMap::new(),
                 gradients: BTreeMap::new(),
                 others: vec![],

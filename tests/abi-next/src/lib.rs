@@ -20,6 +20,9 @@ impl Explainer for Newer {
             reference: Reference { citation: "none".into(), id: String::new() },
             family: Family::Control,
             signed: false,
+            formula: String::new(),
+            cost: String::new(),
+            notes: String::new(),
             parameters: vec![],
             cpu_only: true,
         }

@@ -1,0 +1,84 @@
+//! CAM: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, arXiv:1512.04150, the first of its
+//! kind.
+//!
+//! For a network that ends in a mean over places and one linear layer: `map = sum_c W_target,c A_c` (equation 2). The row of W
+//! is the logit's gradient at the pooled features, so no gradient goes through the layer. Whether the features are the
+//! layer's mean is looked at, and an error where they are not.
+
+use crate::layer::weighted;
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tools::maps::{float, mean};
+
+register_explainer!(ClosedForm);
+
+struct ClosedForm;
+
+/// The pooled features and the layer that is pooled.
+fn pooled(model: &ModelSpec) -> Option<(&Site, &Site)> {
+    let features = model.sites.iter().find(|s| s.kind == SiteKind::Embedding && s.layout == Layout::BC)?;
+    let layer = model.site(model.cam_site.as_deref()?).ok()?;
+    (layer.layout == Layout::BCHW && layer.channels == features.channels).then_some((features, layer))
+}
+
+impl Explainer for ClosedForm {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Zhou et al.: Learning Deep Features for Discriminative Localization, CVPR 2016";
+        ExplainerSpec::new("cam", "CAM", Family::Cam, citation, "arXiv:1512.04150")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("sum_c W_tc A_c, W the weights of the linear head on the mean over places")
+            .cost("1 F, 1 B of the head alone")
+            .notes(
+                "GradCAM without its ReLU, times the number of places. torch-cam's documentation names a ReLU that its code \
+                 does not apply, and neither does the paper.",
+            )
+            .signed()
+            .parameters([ParamSpec::flag("relu", false, "keep positive evidence only")])
+    }
+
+    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
+        let Some((features, layer)) = pooled(model) else {
+            let reason = format!("{} does not end in a mean over places and one linear layer", model.name);
+            return Ok(Plan::not_applicable(reason));
+        };
+        let (values, gradients) = (vec![layer.name.clone(), features.name.clone()], vec![features.name.clone()]);
+        Ok(Needs { values, gradients, ..Needs::default() }.into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        let (features, layer) = pooled(&context.model).ok_or_else(|| Error::invalid("there are no pooled features"))?;
+        context.value(&layer.name)?.dims::<4>(&layer.name)?;
+        let (value, vector) = (context.value(&layer.name)?.to_tensor()?, context.value(&features.name)?.to_tensor()?);
+        let off = mean(&value, &[2, 3], false)?.f_sub(&vector)?.f_abs()?.f_max()?.f_double_value(&[])?;
+        let size = vector.f_abs()?.f_max()?.f_double_value(&[])?;
+        if off > 1e-3 * size {
+            return Err(Error::invalid(format!("{} is not the mean of {} over places", features.name, layer.name)));
+        }
+        let weights = context.gradient(&features.name)?.to_tensor()?;
+        let map = float(&weighted(&value, &weights)?)?;
+        let map = if context.params.flag("relu")? { map.f_relu()? } else { map };
+        Ok(Array::from_tensor(&map)?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_sdk::tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn is_the_head_on_every_place_and_refuses_features_that_are_not_the_mean() {
+        let sites = vec![Site::feature("layer", 2, [1, 3]), Site::vector("pooled", SiteKind::Embedding, 2)];
+        let model = ModelSpec { sites, cam_site: Some("layer".into()), ..ModelSpec::new("m", InputSpec::imagenet(4), 2) };
+        let value = Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([1, 2, 1, 3]);
+        let explain = |features: [f32; 2]| {
+            let images = Array::from_vec(&[1, 3, 4, 4], vec![0f32; 48]).unwrap();
+            let builder = ContextBuilder::new(model.clone(), images)
+                .value("layer", Array::from_tensor(&value).unwrap())
+                .value("pooled", Array::from_vec(&[1, 2], features.to_vec()).unwrap())
+                .gradient("pooled", Array::from_vec(&[1, 2], vec![2f32, -1.0]).unwrap());
+            builder.explain(&ClosedForm).map(|m| m.array.to_vec::<f32>().unwrap())
+        };
+        assert_eq!(explain([1.0, 4.0]).unwrap(), [-3.0, -2.0, -1.0]);
+        assert!(explain([1.0, 5.0]).unwrap_err().to_string().contains("pooled is not the mean of layer"));
+    }
+}

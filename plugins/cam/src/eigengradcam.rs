@@ -1,0 +1,26 @@
+//! EigenGradCAM: pytorch-grad-cam's `EigenGradCAM`: EigenCAM (Muhammad and Yeasin, IJCNN 2020, arXiv:2008.00299) of
+//! activation times gradient, so that the class takes part.
+
+use crate::layer::{Cam, Evidence, Layer, Method, principal};
+use lightbox_sdk::prelude::*;
+
+register_explainer!(Method(EigenGradCam));
+
+struct EigenGradCam;
+
+impl Cam for EigenGradCam {
+    const GRADIENT: bool = true;
+    const SMOOTHS: bool = false;
+
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Gildenblat and contributors: pytorch-grad-cam, EigenGradCAM, 2021, after Muhammad, Yeasin: \
+                        Eigen-CAM, IJCNN 2020";
+        ExplainerSpec::new("eigengradcam", "EigenGradCAM", Family::Cam, citation, "arXiv:2008.00299")
+            .formula("relu(X v), X the [hw, C] product dS/dA * A less its mean, v its first right singular vector")
+            .notes("The sign goes with the sum over channels; pytorch-grad-cam leaves it as it comes.")
+    }
+
+    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+        Ok(Evidence::Map(principal(&layer.gradient()?.f_mul(&layer.value)?)?))
+    }
+}

@@ -1,0 +1,52 @@
+//! FEM, Feature Explanation Method: Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA
+//! 2020, doi:10.1109/IPTA50016.2020.9286629.
+//!
+//! `w_c` is the share of places at which channel c is above its mean by more than k deviations; no class takes part.
+
+use crate::layer::{Cam, Evidence, Layer, Method};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tools::maps::mean;
+
+register_explainer!(Method(Fem));
+
+struct Fem;
+
+impl Cam for Fem {
+    const GRADIENT: bool = false;
+
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Fuad et al.: Features Understanding in 3D CNNs for Actions Recognition in Video, IPTA 2020";
+        ExplainerSpec::new("fem", "FEM", Family::Cam, citation, "10.1109/IPTA50016.2020.9286629")
+            .formula("relu(sum_c w_c A_c), w_c = mean_yx [A_c > mean A_c + k std A_c]")
+            .notes("The same for every class.")
+            .parameters([ParamSpec::number("k", 2.0, (0.0, 100.0), "deviations", "how far above the mean counts")])
+    }
+
+    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+        let value = &layer.value;
+        let centre = mean(value, &[2, 3], true)?;
+        let off = value.f_sub(&centre)?;
+        let deviation = mean(&off.f_mul(&off)?, &[2, 3], true)?.f_sqrt()?;
+        let limit = centre.f_add(&deviation.f_mul_scalar(layer.context.params.number("k")?)?)?;
+        let above = value.f_gt_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
+        Ok(Evidence::Weights(mean(&above, &[2, 3], false)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::tests::check;
+
+    #[test]
+    fn equals_the_equation() {
+        check(&Method(Fem), &[("k", 0.8.into())], |l, y, x| {
+            let weight = |c: i64| {
+                let mean = l.places(|v, u| l.a(c, v, u)) / 8.0;
+                let std = (l.places(|v, u| (l.a(c, v, u) - mean).powi(2)) / 8.0).sqrt();
+                l.places(|v, u| f64::from(u8::from(l.a(c, v, u) > mean + 0.8 * std))) / 8.0
+            };
+            l.channels(|c| weight(c) * l.a(c, y, x)).max(0.0)
+        });
+    }
+}

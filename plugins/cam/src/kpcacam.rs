@@ -1,0 +1,43 @@
+//! KPCA-CAM: Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA", 2024,
+//! arXiv:2410.00267.
+//!
+//! The first kernel principal component of the places, with the kernel `tanh(x y / C + 1)` on centred values as in
+//! pytorch-grad-cam and scikit-learn's `KernelPCA(kernel="sigmoid")`. The component's entry of largest magnitude is positive,
+//! scikit-learn's rule. No class takes part.
+
+use crate::layer::{Cam, Evidence, Layer, Method};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tch::{Kind, Tensor};
+use lightbox_sdk::tools::maps::{float, mean};
+
+register_explainer!(Method(KpcaCam));
+
+struct KpcaCam;
+
+impl Cam for KpcaCam {
+    const GRADIENT: bool = false;
+    const SMOOTHS: bool = false;
+
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Karmani et al.: KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA, \
+                        2024";
+        ExplainerSpec::new("kpcacam", "KPCA-CAM", Family::Cam, citation, "arXiv:2410.00267")
+            .formula("relu(sqrt(l) u), l and u the first eigenpair of the centred kernel tanh(X X^T / C + 1)")
+            .notes("The same for every class.")
+    }
+
+    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+        let [b, c, h, w]: [i64; 4] =
+            layer.value.size().try_into().map_err(|s| Error::invalid(format!("a layer of shape {s:?}")))?;
+        let x = layer.value.f_to_kind(Kind::Double)?.f_reshape([b, c, h * w])?.f_transpose(1, 2)?;
+        let x = x.f_sub(&mean(&x, &[1], true)?)?;
+        let kernel = x.f_matmul(&x.f_transpose(1, 2)?)?.f_div_scalar(c as f64)?.f_add_scalar(1.0)?.f_tanh()?;
+        let rows = mean(&kernel, &[1], true)?;
+        let centred = kernel.f_sub(&rows)?.f_sub(&mean(&kernel, &[2], true)?)?.f_add(&mean(&rows, &[2], true)?)?;
+        let (values, vectors) = centred.f_linalg_eigh("L")?;
+        let first: Tensor = vectors.f_select(2, h * w - 1)?;
+        let largest = first.f_gather(1, &first.f_abs()?.f_argmax(1, true)?, false)?;
+        let length = values.f_narrow(1, h * w - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
+        float(&first.f_mul(&length)?.f_mul(&largest.f_sign()?)?.f_reshape([b, h, w])?).map(Evidence::Map)
+    }
+}

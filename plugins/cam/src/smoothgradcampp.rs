@@ -1,0 +1,66 @@
+//! Smooth GradCAM++: Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep
+//! Convolutional Neural Network Models", 2019, arXiv:1908.01224.
+//!
+//! GradCAM++ with the derivatives' means over noisy copies of the image (equations 7 to 9):
+//! `alpha = mean G^2 / (2 mean G^2 + mean G^3 sum_yx A_c)`, `w_c = sum_yx alpha relu(mean G)`, A of the clean image. The paper
+//! writes the first derivative's mean in alpha's numerator; as torch-cam says, GradCAM++'s own derivation has the second's.
+//! torch-cam 0.5 takes the last sample's gradient for the mean in the weights, which no paper does.
+
+use crate::gradcampp;
+use crate::layer::{Cam, Evidence, Layer, Method, Reads};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::draw::normals;
+
+register_explainer!(Method(SmoothGradCamPlusPlus));
+
+struct SmoothGradCamPlusPlus;
+
+impl Cam for SmoothGradCamPlusPlus {
+    const GRADIENT: bool = false;
+
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Omeiza et al.: Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep \
+                        Convolutional Neural Network Models, 2019";
+        ExplainerSpec::new("smoothgradcampp", "Smooth GradCAM++", Family::Cam, citation, "arXiv:1908.01224")
+            .formula("GradCAM++ with G, G^2 and G^3 averaged over samples of image + sigma N(0, 1)")
+            .cost("1 F, then samples x (1 F, 1 B)")
+            .notes("torch-cam 0.5 takes the last sample's gradient for the mean in the weights.")
+            .parameters([
+                ParamSpec::integer("samples", 4, (1, 10_000), "", "noisy copies of the image"),
+                ParamSpec::number("sigma", 0.3, (0.0, 100.0), "normalised values", "the noise's deviation"),
+            ])
+    }
+
+    fn reads(&self, _: &ModelSpec, _: &Site, params: &Params) -> Result<std::result::Result<Reads, String>> {
+        let extra = Passes::both(params.integer("samples")? as u64);
+        Ok(Ok(Reads { extra, ..Reads::default() }))
+    }
+
+    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+        let context = layer.context;
+        let (samples, sigma) = (context.params.integer("samples")? as usize, context.params.number("sigma")?);
+        let mut sums = [0, 1, 2].map(|_| layer.value.zeros_like());
+        let per_image = layer.pass.images.size()[1..].iter().product::<i64>() as usize;
+        let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();
+        let images = |pairs: Pairs<'_>| {
+            let clean = layer.rows(&layer.pass.images, pairs)?;
+            let mut noise = Vec::with_capacity(pairs.len() * per_image);
+            pairs.iter().for_each(|(b, _)| noise.extend(normals(&mut generators[*b], per_image)));
+            let noise = Tensor::f_from_slice(&noise)?.f_to_device(clean.device())?.f_reshape(clean.size())?;
+            Ok(clean.f_add(&noise.f_mul_scalar(sigma)?)?)
+        };
+        let sites = [layer.site.name.clone()];
+        context.gradients(samples, &sites, images, |pairs, found| {
+            let g = crate::layer::grid(&found[0], layer.site)?;
+            let second = g.f_mul(&g)?;
+            let third = second.f_mul(&g)?;
+            for (sum, power) in sums.iter_mut().zip([g, second, third]) {
+                add_rows(sum, &power, pairs, |_| 1.0 / samples as f64)?;
+            }
+            Ok(())
+        })?;
+        let [first, second, third] = &sums;
+        Ok(Evidence::Weights(gradcampp::weights(&layer.value, first, second, third)?))
+    }
+}

@@ -1,0 +1,111 @@
+//! Gradient SHAP, expected gradients: Erion et al., "Improving performance of deep learning models with axiomatic attribution
+//! priors and expected gradients", Nature Machine Intelligence 2021, arXiv:1906.10670; Lundberg and Lee, NeurIPS 2017.
+//!
+//! The mean over samples of `(x - x') dS/dx (x' + a (x - x'))`, with a uniform in [0, 1), x' a draw from the baselines and x with
+//! normal noise if `sigma` is not 0. `baseline = training` draws x' from images of the training set, as the paper does.
+
+use crate::input::{INPUT, baseline, baseline_parameter, channels, map_of, needs_input, noise};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::rand::Rng;
+use lightbox_sdk::tch::Tensor;
+
+register_explainer!(GradientShap);
+
+struct GradientShap;
+
+impl Explainer for GradientShap {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Erion et al.: Improving performance of deep learning models with axiomatic attribution priors and \
+                        expected gradients, Nature Machine Intelligence 2021";
+        ExplainerSpec::new("gradientshap", "Gradient SHAP", Family::Gradient, citation, "arXiv:1906.10670")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("mean_i sum_c (x - x'_i)_c dS/dx_c(x'_i + a_i (x - x'_i)), a_i uniform in [0, 1)")
+            .cost("1 F, then samples x (1 F, 1 B)")
+            .notes("Sums to S(x) - mean S(x') in expectation.")
+            .signed()
+            .parameters([
+                ParamSpec::integer("samples", 20, (1, 100_000), "", "draws; Captum's default is 5"),
+                baseline_parameter(&["training"]),
+                ParamSpec::integer("references", 32, (1, 4096), "", "images kept for baseline = training"),
+                ParamSpec::number("sigma", 0.0, (0.0, 100.0), "normalised values", "deviation of noise on the image"),
+                channels("sum"),
+            ])
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        let extra = Passes::both(params.integer("samples")? as u64);
+        let images = params.integer("references")? as usize;
+        let learns = params.text("baseline")? == "training";
+        let fit = learns.then(|| FitNeeds { values: vec![], images });
+        let needs = Needs { model: true, extra, fit, ..Needs::default() };
+        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
+    }
+
+    fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
+        let (mut kept, mut next) = (Vec::new(), context.first_batch()?);
+        while let Some(batch) = next {
+            context.check_cancelled()?;
+            kept.push(batch.images.to_cpu()?.share_tensor()?);
+            next = context.next_batch()?;
+        }
+        Ok(vec![("images".into(), Array::from_tensor(&Tensor::f_cat(&kept, 0)?)?)])
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        let images = context.image_tensor()?;
+        let (samples, kind) = (context.params.integer("samples")? as usize, context.params.text("baseline")?);
+        let sigma = context.params.number("sigma")?;
+        let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();
+        let (constant, fitted) = match kind {
+            "training" => (None, Some(context.fitted("images")?.share_tensor()?.f_to_device(images.device())?)),
+            _ => (Some(baseline(context, &images, kind)?), None),
+        };
+        let mut sum = images.f_zeros_like()?;
+        let ways = std::cell::RefCell::new(None);
+        let points = |pairs: Pairs<'_>| {
+            let (mut from, mut at) = (Vec::new(), Vec::new());
+            for &(b, _) in pairs {
+                at.push(generators[b].random::<f32>());
+                from.push(match (&constant, &fitted) {
+                    (Some(constant), _) => constant.f_get(b as i64)?,
+                    (_, Some(all)) => all.f_get(generators[b].random_range(0..all.size()[0]))?,
+                    _ => return Err(Error::invalid("there is no baseline")),
+                });
+            }
+            let from = Tensor::f_stack(&from, 0)?;
+            let mut to = context.rows(&context.images, pairs)?;
+            if sigma > 0.0 {
+                to = to.f_add(&noise(&mut generators, pairs, &to)?.f_mul_scalar(sigma)?)?;
+            }
+            let at = Tensor::f_from_slice(&at)?.f_to_device(to.device())?.f_reshape([-1, 1, 1, 1])?;
+            let way = to.f_sub(&from)?;
+            let point = from.f_add(&way.f_mul(&at)?)?;
+            ways.replace(Some(way));
+            Ok(point)
+        };
+        context.gradients(samples, &[INPUT.to_string()], points, |pairs, found| {
+            let way = ways.take().ok_or_else(|| Error::invalid("there is no path"))?;
+            add_rows(&mut sum, &found[0].f_mul(&way)?, pairs, |_| 1.0 / samples as f64)
+        })?;
+        map_of(&sum, &context.params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::tests::*;
+
+    #[test]
+    fn is_exact_on_a_linear_model_and_right_on_the_mean() {
+        check(&GradientShap, linear, &[("samples", 3.into())], &flat(&(images() * weights())));
+        let wanted = flat(&(images() * images() * weights())) / 2.0;
+        let found = maps(&GradientShap, square, &[("samples", 2000.into())]);
+        assert!(error(&found, &wanted) < 0.05);
+        // The same draws whatever runs at a time.
+        let small = [("samples", 7.into()), ("sigma", 0.2.into())];
+        let one = at_once(&GradientShap, square, &small, 1);
+        assert!(error(&one, &at_once(&GradientShap, square, &small, 5)) < 1e-5);
+        check(&GradientShap, constant, &[], &wanted.zeros_like());
+    }
+}

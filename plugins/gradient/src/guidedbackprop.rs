@@ -1,0 +1,35 @@
+//! Guided backpropagation: Springenberg et al., "Striving for Simplicity: The All Convolutional Net", ICLR Workshop 2015,
+//! arXiv:1412.6806.
+//!
+//! The gradient at the image where every ReLU passes back positive gradients alone, and only where it was open. Peers change
+//! modules, so they miss a ReLU that a model calls as a function, as torchvision's DenseNet does its last.
+
+use crate::input::{INPUT, channels, map_of, needs_input};
+use lightbox_sdk::prelude::*;
+
+register_explainer!(GuidedBackprop);
+
+struct GuidedBackprop;
+
+impl Explainer for GuidedBackprop {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Springenberg et al.: Striving for Simplicity: The All Convolutional Net, ICLR Workshop 2015";
+        ExplainerSpec::new("guidedbackprop", "Guided backpropagation", Family::Gradient, citation, "arXiv:1412.6806")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("max_c |g_c|, g the gradient under relu: g_in = max(g_out, 0) where x > 0")
+            .cost("1 F, 1 B")
+            .notes("Close to an edge detector: Adebayo et al. (arXiv:1810.03292) found it all but blind to the weights.")
+            .parameters([channels("max-abs")])
+    }
+
+    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
+        // A model without the rule is not applicable; the host says so.
+        let (gradients, rules) = (vec![INPUT.to_string()], vec!["relu:guided".to_string()]);
+        let needs = Needs { gradients, rules, ..Needs::default() };
+        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        map_of(&*context.gradient(INPUT)?.to_tensor()?, &context.params)
+    }
+}

@@ -1,0 +1,46 @@
+//! Saliency: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks: Visualising Image Classification Models and
+//! Saliency Maps", 2013, arXiv:1312.6034.
+//!
+//! The magnitude of the logit's gradient at each pixel, the largest over channels (section 3.1).
+
+use crate::input::{INPUT, channels, map_of, needs_input};
+use lightbox_sdk::prelude::*;
+
+register_explainer!(Saliency);
+
+struct Saliency;
+
+impl Explainer for Saliency {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks: Visualising Image \
+                        Classification Models and Saliency Maps, 2013";
+        ExplainerSpec::new("saliency", "Saliency", Family::Gradient, citation, "arXiv:1312.6034")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("max_c |dS/dx_c|")
+            .cost("1 F, 1 B")
+            .parameters([channels("max-abs")])
+    }
+
+    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
+        let needs = Needs { gradients: vec![INPUT.into()], ..Needs::default() };
+        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        map_of(&*context.gradient(INPUT)?.to_tensor()?, &context.params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::tests::*;
+
+    #[test]
+    fn is_the_largest_magnitude_of_the_gradient() {
+        let wanted = (images() * weights()).abs().amax([1i64].as_slice(), false);
+        check(&Saliency, square, &[], &wanted);
+        check(&Saliency, square, &[("channels", "sum".into())], &flat(&(images() * weights())));
+        check(&Saliency, constant, &[], &wanted.zeros_like());
+    }
+}

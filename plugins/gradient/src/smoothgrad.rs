@@ -1,0 +1,68 @@
+//! SmoothGrad: Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017, arXiv:1706.03825.
+//!
+//! The mean of the logit's gradient over noisy copies of the image.
+
+use crate::smoothing::{self, Statistic};
+use lightbox_sdk::prelude::*;
+
+register_explainer!(SmoothGrad);
+
+pub struct SmoothGrad;
+
+impl Explainer for SmoothGrad {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Smilkov et al.: SmoothGrad: removing noise by adding noise, 2017";
+        ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, citation, "arXiv:1706.03825")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("mean_i dS/dx(x + sigma n_i), n_i standard normal")
+            .cost("1 F, then samples x (1 F, 1 B)")
+            .parameters(smoothing::parameters("sum-abs"))
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        smoothing::plan(model, params)
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        smoothing::explain(context, Statistic::Mean)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::tests::*;
+    use crate::smoothgradsq::SmoothGradSquared;
+    use crate::vargrad::VarGrad;
+
+    /// Of w x^2 / 2 the gradient of a noisy copy is w (x + s n): normal with mean w x and deviation w s.
+    #[test]
+    fn statistics_are_those_of_a_gradient_with_normal_noise() {
+        let given = |samples: i64| {
+            [("samples", samples.into()), ("sigma", 0.5.into()), ("relative", false.into()), ("channels", "sum".into())]
+        };
+        let (w, x) = (weights(), images());
+        let cases: [(&dyn Explainer, _); 3] = [
+            (&SmoothGrad, &w * &x),
+            (&SmoothGradSquared, (&w * &x).square() + (&w * 0.5).square()),
+            (&VarGrad, (&w * 0.5).square().expand_as(&x)),
+        ];
+        for (explainer, wanted) in cases {
+            let name = explainer.spec().name;
+            let found = maps(explainer, square, &given(4000));
+            let error = error(&found, &flat(&wanted));
+            assert!(error < 0.05, "{name}: {error}");
+            // The same draws whatever runs at a time.
+            let one = at_once(explainer, square, &given(9), 1);
+            assert!(crate::input::tests::error(&one, &at_once(explainer, square, &given(9), 7)) < 1e-4, "{name}");
+            check(explainer, constant, &given(3), &flat(&x).zeros_like());
+        }
+        // A linear model has the same gradient everywhere.
+        check(&SmoothGrad, linear, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
+        // Of the image's range: twice the image, twice the noise.
+        let relative = maps(&VarGrad, square, &[("samples", 4000.into()), ("sigma", 0.1.into())]);
+        let (least, greatest) = lightbox_sdk::tools::maps::range(&x).unwrap();
+        let wanted = flat(&(&w * (greatest - least) * 0.1).square().expand_as(&x));
+        assert!(error(&relative, &wanted) < 0.08);
+    }
+}

@@ -1,0 +1,1 @@
+lightbox_sdk::export!();

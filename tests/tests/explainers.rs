@@ -1,0 +1,143 @@
+//! Every explainer that draws no random numbers against the peers, through the command line: `tests/oracle/explainers.py` made the
+//! goldens on two small models with weights made from their names.
+
+use lightbox_core::checkpoint::{self, State};
+use lightbox_sdk::tools::maps::{min_max, resize};
+use lightbox_tests::{input_of, oracle, relative, succeed, weights};
+use tch::Tensor;
+
+const SIDE: i64 = 128;
+
+fn get(state: &State, name: &str) -> Tensor {
+    state.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone()).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// How a peer's map came about from one of ours.
+#[derive(Clone, Copy, PartialEq)]
+enum As {
+    /// As it is.
+    Raw,
+    /// Up to a sign, which is free.
+    Signless,
+    /// pytorch-grad-cam's last steps: ReLU, [0, 1], scaled to the image, [0, 1].
+    Final,
+    /// Brought to [0, 1].
+    Scaled,
+}
+use As::{Final, Raw, Scaled, Signless};
+
+/// The maps of explainers, by their specs, on one of the goldens' models.
+fn explain(model: &str, golden: &str, explainers: &[&str]) -> State {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, raw) = (at("w.safetensors"), at("raw.safetensors"));
+    checkpoint::write(w.as_ref(), &weights(&oracle(&format!("explainers-{golden}.keys.json")))).unwrap();
+    let mut found = State::new();
+    // The two images have targets of their own.
+    for (b, target) in [3, 1].iter().enumerate() {
+        let batch = at(&format!("{b}.safetensors"));
+        let image = input_of(SIDE).narrow(0, b as i64, 1);
+        checkpoint::write(batch.as_ref(), &[("images".into(), image)]).unwrap();
+        let target = target.to_string();
+        let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw];
+        arguments.extend(["--device", "cpu", "--target", &target]);
+        explainers.iter().for_each(|e| arguments.extend(["--explainer", e]));
+        succeed(&arguments);
+        let one = checkpoint::read(raw.as_ref()).unwrap();
+        found = match b {
+            0 => one,
+            _ => found.iter().map(|(n, t)| (n.clone(), Tensor::cat(&[t, &get(&one, n)], 0))).collect(),
+        };
+    }
+    found
+}
+
+/// Each explainer's map equals the golden's within `limit` of its largest value.
+fn check(model: &str, golden: &str, limit: f64, cases: &[(&str, &str, As)]) {
+    let names: Vec<&str> = cases.iter().map(|(e, ..)| *e).collect();
+    let found = explain(model, golden, &names);
+    let wanted = checkpoint::read(&oracle("explainers.safetensors")).unwrap();
+    let error = relative(&get(&found, "logits"), &get(&wanted, &format!("{golden}.logits")));
+    assert!(error < 1e-4, "{model} is not the golden's model: {error}");
+    let mut bad = Vec::new();
+    for (explainer, key, how) in cases {
+        let (map, wanted) = (get(&found, explainer), get(&wanted, &format!("{golden}.{key}")));
+        let error = match how {
+            Raw => relative(&map, &wanted),
+            // Each image has a sign of its own.
+            Signless => (0..2)
+                .map(|b| {
+                    let (a, w) = (map.get(b), wanted.get(b));
+                    relative(&a, &w).min(relative(&(-a), &w))
+                })
+                .fold(0.0, f64::max),
+            Final => {
+                let map = min_max(&map.relu()).unwrap();
+                let map = if map.size()[1] == SIDE { map } else { resize(&map, [SIDE, SIDE]).unwrap() };
+                relative(&min_max(&map).unwrap(), &wanted)
+            }
+            Scaled => relative(&min_max(&map).unwrap(), &wanted),
+        };
+        eprintln!("{model} {explainer}: {error:.1e}");
+        if error.is_nan() || error > limit {
+            bad.push(format!("{model} {explainer}: {error:.1e}"));
+        }
+        assert!(wanted.abs().max().double_value(&[]) > 1e-3 && wanted.std(true).double_value(&[]) > 1e-4, "{key}");
+    }
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
+const CAMS: [(&str, &str, As); 18] = [
+    ("gradcam:relu=false", "pgc.gradcam", Raw),
+    ("hirescam:relu=false", "pgc.hirescam", Raw),
+    ("gradcam-elementwise:relu=false", "pgc.elementwise", Raw),
+    ("gradcampp:relu=false", "pgc.gradcampp", Raw),
+    ("xgradcam:relu=false", "pgc.xgradcam", Raw),
+    ("layercam:relu=false", "pgc.layercam", Raw),
+    ("eigencam:relu=false", "pgc.eigencam", Signless),
+    ("eigengradcam:relu=false", "pgc.eigengradcam", Signless),
+    ("segeigencam:relu=false", "pgc.segeigencam", Raw),
+    ("kpcacam:relu=false", "pgc.kpcacam", Raw),
+    ("fem:relu=false", "pgc.fem", Raw),
+    ("scorecam:relu=false,mask=aligned", "pgc.scorecam", Raw),
+    ("gradcam:relu=false,eigen_smooth=true", "pgc.gradcam.eigen", Signless),
+    ("layercam:relu=false,eigen_smooth=true", "pgc.layercam.eigen", Signless),
+    ("gradcam:aug_smooth=true", "pgc.gradcam.aug", Raw),
+    ("layercam:aug_smooth=true", "pgc.layercam.aug", Raw),
+    ("finercam:alpha=0.6", "pgc.finercam", Final),
+    ("refinecam", "pgc.refinecam", Scaled),
+];
+
+fn cams(model: &str, golden: &str, own: &[(&str, &str, As)]) {
+    let cases: Vec<_> = CAMS.iter().chain(own).copied().collect();
+    check(model, golden, 1e-3, &cases);
+}
+
+#[test]
+fn class_activation_maps_of_densenet_are_the_peers() {
+    cams(
+        "densenet-small",
+        "densenet",
+        &[
+            ("gradcam:layer=features.denseblock1+features.denseblock2+features.relu5", "pgc.gradcam.layers", Scaled),
+            ("shapleycam", "pgc.shapleycam", Final),
+            ("ablationcam", "pgc.ablationcam", Final),
+            ("fullgrad", "pgc.fullgrad", Scaled),
+            ("cam", "torchcam.cam", Raw),
+            ("scorecam:mask=normalised", "torchcam.scorecam", Raw),
+            ("iscam:mask=normalised,accumulate=true", "torchcam.iscam", Raw),
+        ],
+    );
+}
+
+#[test]
+fn class_activation_maps_of_deit_are_the_peers() {
+    cams(
+        "deit-mini",
+        "deit",
+        &[
+            ("gradcam:layer=blocks.0+blocks.1+blocks.2+blocks.3.norm1", "pgc.gradcam.layers", Scaled),
+            ("shapleycam:relu=false", "shapleycam", Raw),
+        ],
+    );
+}
