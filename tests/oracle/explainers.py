@@ -4,13 +4,14 @@ their names. In the environment of make.py:
 
     .lightbox/oracle/bin/python tests/oracle/explainers.py
 
-Models run in float64 where the peer allows it. Keys are MODEL.PEER.METHOD.
+Models run in float64 where the peer allows it. Keys are MODEL.PEER.METHOD; maps of the image's size are means over 8 x 8
+pixels.
 """
 
 import json
 import math
 
-import cv2
+import captum.attr as C
 import numpy as np
 import pytorch_grad_cam as P
 import pytorch_grad_cam.score_cam
@@ -22,6 +23,10 @@ from rules import fill, unit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 from safetensors.torch import save_file
 from torch import nn
+from zennit.attribution import Gradient
+from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
+from zennit.rules import Epsilon, Gamma, Norm, Pass, ZBox, ZPlus
+from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 SIDE, CLASSES, TARGETS = 128, 5, [3, 1]
 made = {}
@@ -66,7 +71,10 @@ def deit():
 
 
 def put(key, value):
-    value = torch.as_tensor(np.asarray(value.detach() if torch.is_tensor(value) else value)).float()
+    value = torch.as_tensor(np.asarray(value.detach() if torch.is_tensor(value) else value))
+    if value.shape[-1] == SIDE:
+        value = nn.functional.avg_pool2d(value[:, None].double(), 8)[:, 0]
+    value = value.float()
     made[key] = value.contiguous()
     print(key, tuple(value.shape), f"{value.min():.3e} .. {value.max():.3e}", flush=True)
 
@@ -139,6 +147,119 @@ def torch_cam(name, model):
             put(f"{name}.torchcam.{method}", extractor(TARGETS, scores, normalized=False)[0])
 
 
+# ----------------------------------------------------------------------------------------------- Captum and Zennit
+
+
+def captum(name, model):
+    x, zero = images(), torch.zeros(2, 3, SIDE, SIDE).double()
+    how = dict(target=TARGETS)
+    put(f"{name}.logits.zero", model(zero))
+    flat = lambda key, attribution: put(f"{name}.captum.{key}", attribution.sum(1))
+    put(f"{name}.captum.saliency", C.Saliency(model).attribute(x, **how).amax(1))
+    flat("inputxgradient", C.InputXGradient(model).attribute(x, **how))
+    for rule in ("gausslegendre", "riemann_left", "riemann_middle", "riemann_trapezoid"):
+        flat(f"ig.{rule}", C.IntegratedGradients(model).attribute(x, zero, n_steps=12, method=rule, **how))
+    if name == "densenet":
+        put(f"{name}.captum.guided", C.GuidedBackprop(model).attribute(x, **how).abs().amax(1))
+        put(f"{name}.captum.deconv", C.Deconvolution(model).attribute(x, **how).abs().amax(1))
+        flat("guidedgradcam", C.GuidedGradCam(model, model.relu5).attribute(x, **how))
+
+
+class Secant(torch.autograd.Function):
+    """Multipliers of DeepLIFT's rescale rule, of a batch and its baselines: `f` elementwise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.relu()
+        dx, dy = x[: len(x) // 2] - x[len(x) // 2 :], y[: len(x) // 2] - y[len(x) // 2 :]
+        m = torch.where(dx.abs() < 1e-12, (x[: len(x) // 2] > 0).double(), dy / torch.where(dx == 0, 1.0, dx))
+        ctx.save_for_backward(torch.cat([m, m]))
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0]
+
+
+class SecantPool(torch.autograd.Function):
+    """Max pooling, 3 x 3, stride 2, padding 1: each window hands its difference to the pixel that has the larger of the two
+    maxima and the rest to the other's, and a pixel in several windows adds up (Captum keeps one)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return nn.functional.max_pool2d(x, 3, 2, 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        n, (_, c, h, w) = len(x) // 2, x.shape
+        padded = nn.functional.pad(x, (1, 1, 1, 1), value=-math.inf).reshape(2 * n * c, 1, h + 2, w + 2)
+        windows = nn.functional.unfold(padded, 3, stride=2)  # [2 n c, 9, places]
+        a, b = windows[: n * c], windows[n * c :]
+        g = g[:n].reshape(n * c, 1, -1)
+        (ya, ia), (yb, ib) = a.max(1, keepdim=True), b.max(1, keepdim=True)
+        most = torch.maximum(ya, yb)
+        difference = torch.where(torch.isinf(a), 1.0, a - b)
+        part = torch.zeros_like(a)
+        for index, amount in ((ia, most - yb), (ib, ya - most)):
+            d = difference.gather(1, index)
+            part.scatter_add_(1, index, torch.where(amount == 0, 0.0, g * amount / torch.where(d == 0, 1.0, d)))
+        m = nn.functional.fold(part, (h + 2, w + 2), 3, stride=2)[..., 1:-1, 1:-1].reshape(n, c, h, w)
+        return torch.cat([m, torch.zeros_like(m)])
+
+
+class By(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+def deeplift():
+    model = densenet()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, By(Secant))
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(module, name, By(SecantPool))
+    x = images()
+    pair = torch.cat([x, torch.zeros_like(x)]).requires_grad_()
+    logits = model(pair)
+    logits[[0, 1], TARGETS].sum().backward()
+    attribution = x * pair.grad[:2]
+    gap = (logits[:2] - logits[2:])[[0, 1], TARGETS]
+    assert (attribution.sum((1, 2, 3)) - gap).abs().max() < 1e-9, "the second derivation is not complete"
+    put("densenet.deeplift", attribution.sum(1))
+
+
+def zennit(name, model):
+    x = images()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    low, high = (torch.as_tensor((v - mean) / std)[None, :, None, None].double() for v in (0.0, 1.0))
+    logits = model(x).detach()
+    target = nn.functional.one_hot(torch.tensor(TARGETS), CLASSES).double() * logits
+    shared = [(BatchNorm, Epsilon(1e-6)), (AvgPool, Norm()), (Activation, Pass())]
+    epsilon_plus = LayerMapComposite([(Convolution, ZPlus()), (Linear, Epsilon(1e-6))] + shared)
+    box = SpecialFirstLayerMapComposite(
+        [(Convolution, Gamma(0.25)), (Linear, Epsilon(1e-6))] + shared, [(Convolution, ZBox(low, high))]
+    )
+    for key, composite in (("epsilon-plus", epsilon_plus), ("epsilon-gamma-box", box)):
+        with Gradient(model, composite) as attributor:
+            put(f"{name}.zennit.{key}", attributor(x, target)[1].sum(1))
+
+
+def gradients():
+    model = densenet()
+    captum("densenet", model)
+    zennit("densenet", model)
+    deeplift()
+    captum("deit", deit())
+
+
 def cams():
     model = densenet()
     put("densenet.logits", model(images()))
@@ -155,4 +276,5 @@ def cams():
 if __name__ == "__main__":
     P.score_cam.tqdm.tqdm = P.ablation_cam.tqdm.tqdm = lambda x: x
     cams()
+    gradients()
     save_file(made, OUT / "explainers.safetensors")

@@ -4,10 +4,11 @@
 //! The mean over samples of `(x - x') dS/dx (x' + a (x - x'))`, with a uniform in [0, 1), x' a draw from the baselines and x with
 //! normal noise if `sigma` is not 0. `baseline = training` draws x' from images of the training set, as the paper does.
 
-use crate::input::{INPUT, baseline, baseline_parameter, channels, map_of, needs_input, noise};
+use crate::input::{INPUT, baseline, baseline_parameter, channels, map_of, needs_input};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rand::Rng;
 use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::draw::normals;
 
 register_explainer!(GradientShap);
 
@@ -63,8 +64,12 @@ impl Explainer for GradientShap {
         let mut sum = images.f_zeros_like()?;
         let ways = std::cell::RefCell::new(None);
         let points = |pairs: Pairs<'_>| {
-            let (mut from, mut at) = (Vec::new(), Vec::new());
+            let (mut from, mut at, mut noise) = (Vec::new(), Vec::new(), Vec::new());
             for &(b, _) in pairs {
+                // One sample's draws before the next one's, so that it does not matter how many run at a time.
+                if sigma > 0.0 {
+                    noise.extend(normals(&mut generators[b], images.size()[1..].iter().product::<i64>() as usize));
+                }
                 at.push(generators[b].random::<f32>());
                 from.push(match (&constant, &fitted) {
                     (Some(constant), _) => constant.f_get(b as i64)?,
@@ -75,7 +80,8 @@ impl Explainer for GradientShap {
             let from = Tensor::f_stack(&from, 0)?;
             let mut to = context.rows(&context.images, pairs)?;
             if sigma > 0.0 {
-                to = to.f_add(&noise(&mut generators, pairs, &to)?.f_mul_scalar(sigma)?)?;
+                let noise = Tensor::f_from_slice(&noise)?.f_to_device(to.device())?.f_reshape(to.size())?;
+                to = to.f_add(&noise.f_mul_scalar(sigma)?)?;
             }
             let at = Tensor::f_from_slice(&at)?.f_to_device(to.device())?.f_reshape([-1, 1, 1, 1])?;
             let way = to.f_sub(&from)?;
