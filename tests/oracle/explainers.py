@@ -15,6 +15,7 @@ import captum.attr as C
 import numpy as np
 import pytorch_grad_cam as P
 import pytorch_grad_cam.score_cam
+import rules
 import torch
 import torchcam.methods as T
 import torchvision
@@ -252,6 +253,138 @@ def zennit(name, model):
             put(f"{name}.zennit.{key}", attributor(x, target)[1].sum(1))
 
 
+# ------------------------------------------------------------------------- attention, written down from the papers
+
+
+class Net:
+    """timm's ViT, step by step, with what the methods look at: attention a, its logits, tokens before, between and after."""
+
+    def __init__(self, model, x, targets, detach=False):
+        self.model, self.a, self.dots, self.z, self.mid, self.values = model, [], [], [], [], []
+        t = model.patch_embed(x)
+        t = torch.cat([model.cls_token.expand(len(x), -1, -1), t], 1) + model.pos_embed
+        self.z.append(t)
+        for block in model.blocks:
+            y = block.norm1(t)
+            y = y.detach() if detach else y
+            q, k, v = block.attn.qkv(y).unflatten(2, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            dots = q @ k.transpose(-2, -1) * block.attn.scale
+            a = dots.softmax(-1)
+            a.retain_grad()
+            self.a.append(a)
+            self.dots.append(dots.detach())
+            self.values.append(v.detach())
+            t = t + block.attn.proj((a @ v).transpose(1, 2).flatten(2))
+            self.mid.append(t.detach())
+            t = t + block.mlp(block.norm2(t))
+            self.z.append(t)
+        self.logits = model.head(model.norm(t)[:, 0])
+        self.score = self.logits[range(len(x)), targets].sum()
+
+    def backward(self):
+        self.score.backward(retain_graph=True)
+        self.g = [a.grad for a in self.a]
+        return self
+
+
+def square(values):
+    return values.unflatten(1, (math.isqrt(values.shape[1]),) * 2)
+
+
+def attention():
+    model, x = deit(), images()
+    net = Net(model, x, TARGETS).backward()
+    a, g = [t.detach() for t in net.a], net.g
+    one = torch.eye(a[0].shape[-1]).double()
+    put_map = lambda name, row: put(f"deit.{name}", square(row[:, 1:]))
+
+    def rollout(layers, columns=False):
+        result = one
+        for f in layers:
+            f = (f + one) / 2
+            f = f / (f.sum(-1)[:, None, :] if columns else f.sum(-1, keepdim=True))
+            result = f @ result
+        return result[:, 0]
+
+    def discard(f, share, spare):
+        flat = f.flatten(1).clone()
+        for row in flat:
+            index = row.argsort()[: int(row.numel() * share)]
+            row[index[index != 0] if spare else index] = 0
+        return flat.view_as(f)
+
+    put_map("rollout", rollout(t.mean(1) for t in a))
+    put_map("rollout.max", rollout(discard(t.amax(1), 0.9, True) for t in a))
+    put_map("rollout.columns", rollout((discard(t.amin(1), 0.5, True) for t in a), True))
+    put_map("gradrollout", rollout((t * u).mean(1).relu() for t, u in zip(a, g)))
+    put_map("gradrollout.reversed", rollout(discard((t * u).mean(1).relu(), 0.9, False) for t, u in zip(a, g[::-1])))
+
+    weights = g[-1][:, :, 0, 1:].mean(-1, keepdim=True)
+    put_map("attentiongradcam", (weights * a[-1][:, :, 0]).mean(1).relu())
+    r = one
+    for t, u in zip(a, g):
+        r = r + (t * u).relu().mean(1) @ r
+    put_map("gae", r[:, 0])
+
+    path = [Net(model, x * at, TARGETS).backward().g[-1] for at in torch.linspace(0, 1, 20)]
+    factor = torch.stack(path).mean(0).relu().mean(1)
+    s = a[-1].mean(1)[:, :1]
+    for t in a[-2:0:-1]:  # down to block 1
+        s = s + s @ t.mean(1)
+    put_map("tam", s[:, 0] * factor[:, 0])
+    r = one
+    for t, u in list(zip(a, g))[1:]:
+        share = (t.transpose(-2, -1) @ u).abs().mean((-2, -1), keepdim=True)
+        r = r + (share / share.sum(1, keepdim=True) * t).sum(1) @ r
+    put_map("beyondintuition.heads", (factor * r)[:, 0])
+    r = one
+    for t, v, z, block in list(zip(a, net.values, net.z, model.blocks))[1:]:
+        changed = v.transpose(1, 2).flatten(2) @ block.attn.proj.weight.T
+        r = r + t.mean(1) @ torch.diag_embed(changed.norm(dim=-1) / z.norm(dim=-1)) @ r
+    put_map("beyondintuition.tokens", (factor * r.abs())[:, 0])
+
+    def change(b, c):
+        cosine = nn.functional.cosine_similarity(b, c, dim=-1)
+        return torch.diag_embed(c.norm(dim=-1) / b.norm(dim=-1) * cosine.softmax(-1))
+
+    c = torch.diag_embed(net.z[0].norm(dim=-1))
+    for t, u, b, m, e in zip(a, g, net.z, net.mid, net.z[1:]):
+        c = (one + change(m, e)) @ (one + t.mean(1) @ change(b, m) * u.relu().mean(1)) @ c
+    put_map("tokentm", c[:, 0])
+
+    total = 0
+    for t, z in zip(net.a, net.z[1:]):
+        s = model.head(model.norm(z.mean(1)))[range(2), TARGETS].sum()
+        (gradient,) = torch.autograd.grad(s, t, retain_graph=True)
+        total = total + gradient.relu().mean((1, 2))
+    put_map("legrad", total)
+    cut = Net(model, x, TARGETS, detach=True).backward()
+    put_map("agcam", sum((u.relu() * d.sigmoid()).sum(1)[:, 0] for u, d in zip(cut.g, cut.dots)))
+
+    # Relevance by the equations of rules.py, which checks the rules themselves on larger models.
+    for name, uniform in (("attnlrp", True), ("cplrp", False)):
+        leaf = x.clone().requires_grad_()
+        logits = relevance_deit(model, leaf, uniform)
+        seed = nn.functional.one_hot(torch.tensor(TARGETS), CLASSES).double() * logits.detach()
+        put(f"deit.{name}", torch.autograd.grad(logits, leaf, seed)[0].sum(1))
+
+
+def relevance_deit(model, x, uniform):
+    """The small DeiT under gamma: 0.05 for linear maps, 0.25 for the patch embedding."""
+    p = dict(model.named_parameters())
+    f = lambda x, name: rules.linear(x, p[f"{name}.weight"], p[f"{name}.bias"], 0.05)
+    n = lambda x, name: rules.norm(x, p[f"{name}.weight"], p[f"{name}.bias"])
+    t = rules.conv(x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], 0.25, stride=16).flatten(2).transpose(1, 2)
+    t = rules.add(torch.cat([p["cls_token"].expand(len(x), -1, -1), t], 1), p["pos_embed"].expand(len(x), -1, -1))
+    for i in range(4):
+        at = f"blocks.{i}"
+        q, k, v = f(n(t, f"{at}.norm1"), f"{at}.attn.qkv").unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        a = rules.softmax(rules.matmul(rules.scale(q, 0.25), k.transpose(-2, -1), uniform), not uniform)
+        t = rules.add(t, f(rules.matmul(a, v, uniform).transpose(1, 2).flatten(2), f"{at}.attn.proj"))
+        t = rules.add(t, f(rules.gelu(f(n(t, f"{at}.norm2"), f"{at}.mlp.fc1")), f"{at}.mlp.fc2"))
+    return f(n(t, "norm")[:, 0], "head")
+
+
 def gradients():
     model = densenet()
     captum("densenet", model)
@@ -277,4 +410,5 @@ if __name__ == "__main__":
     P.score_cam.tqdm.tqdm = P.ablation_cam.tqdm.tqdm = lambda x: x
     cams()
     gradients()
+    attention()
     save_file(made, OUT / "explainers.safetensors")

@@ -171,6 +171,28 @@ fn attributions_of_deit_are_captums() {
     check("deit-mini", "deit", 1e-3, &PIXELS);
 }
 
+#[test]
+fn attention_methods_of_deit_are_those_of_their_papers() {
+    let cases = [
+        ("rollout", "rollout", Raw),
+        ("rollout:fusion=max,discard=0.9", "rollout.max", Raw),
+        ("rollout:fusion=min,discard=0.5,normalise=columns", "rollout.columns", Raw),
+        ("gradrollout", "gradrollout", Raw),
+        ("gradrollout:discard=0.9,paired=reversed", "gradrollout.reversed", Raw),
+        ("attentiongradcam", "attentiongradcam", Raw),
+        ("gae", "gae", Raw),
+        ("tam:start=1", "tam", Raw),
+        ("beyondintuition:start=1", "beyondintuition.heads", Raw),
+        ("beyondintuition:start=1,variant=tokens", "beyondintuition.tokens", Raw),
+        ("tokentm", "tokentm", Raw),
+        ("legrad", "legrad", Raw),
+        ("agcam", "agcam", Raw),
+        ("attnlrp", "attnlrp", Raw),
+        ("cplrp", "cplrp", Raw),
+    ];
+    check("deit-mini", "deit", 1e-3, &cases);
+}
+
 /// The sum of each map is what the target's logit has more than that of the baseline, the mean colour.
 fn complete(model: &str, golden: &str, limit: f64, explainers: &[&str]) {
     let found = explain(model, golden, explainers);

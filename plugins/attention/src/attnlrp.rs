@@ -1,0 +1,38 @@
+//! AttnLRP: Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024,
+//! arXiv:2402.05602.
+//!
+//! Relevance of the logit at the pixels, `sum_c x_c g_c`, with gradients under the paper's rules: the identity rule for the
+//! activation, layer norms with a constant deviation, half of a matrix product's relevance to each factor, the softmax's own
+//! gradient (`sdk/src/rules.rs`). The paper's recipe for vision transformers has gamma for linear maps and the patch embedding;
+//! LXT's module hooks miss the attention's own projections there, which this does not.
+
+use crate::relevance::{explain, parameters, plan};
+use lightbox_sdk::prelude::*;
+
+register_explainer!(AttnLrp);
+
+struct AttnLrp;
+
+const RULES: [&str; 3] = ["activation:identity", "norm:detach", "product:uniform"];
+
+impl Explainer for AttnLrp {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Achtibat et al.: AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML \
+                        2024";
+        ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform")
+            .cost("1 F, 1 B")
+            .notes("A convolutional trunk's gates are constants (gate:detach).")
+            .signed()
+            .parameters(parameters("gamma"))
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(model, &RULES, Some(params))
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        explain(context)
+    }
+}
