@@ -1,1 +1,12 @@
+//! Methods that change the image and look at what the score does.
+
+mod cover;
+mod kernelshap;
+mod lime;
+mod meaningful;
+mod occlusion;
+mod partitionshap;
+mod regress;
+mod rise;
+
 lightbox_sdk::export!();

@@ -1,0 +1,103 @@
+//! LIME: Ribeiro, Singh and Guestrin, "Why Should I Trust You? Explaining the Predictions of Any Classifier", KDD 2016,
+//! arXiv:1602.04938.
+//!
+//! Superpixels are on or off at random; a linear model is fitted to the scores, each sample weighted by how near it is to the
+//! image, and a superpixel's value is its coefficient. As in the authors' package the first sample is the image itself, the
+//! distance is the cosine's, `1 - sqrt(k / d)` with k of d superpixels on, the kernel `sqrt(exp(-D^2 / width^2))`, and the
+//! regression is ridge with alpha 1; what is off shows its mean colour. `regression = lasso` with alpha 0.01 is Captum's choice.
+
+use crate::cover::{fill_parameter, paint, scores, segment_parameters, segments, INPUT};
+use crate::regress::{lasso, ridge};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tools::draw::coins;
+use lightbox_sdk::tools::segment;
+
+register_explainer!(Lime);
+
+struct Lime;
+
+impl Explainer for Lime {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Ribeiro, Singh, Guestrin: \"Why Should I Trust You?\": Explaining the Predictions of Any Classifier, \
+                        KDD 2016";
+        ExplainerSpec::new("lime", "LIME", Family::Perturbation, citation, "arXiv:1602.04938")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("beta of min sum_i w_i (S(z_i) - b - z_i beta)^2 + alpha |beta|^2, z_i superpixels on or off")
+            .cost("1 F, then samples F")
+            .signed()
+            .parameters([
+                ParamSpec::integer("samples", 1000, (2, 1_000_000), "", "images with superpixels on or off"),
+                ParamSpec::number("width", 0.25, (1e-6, 1e6), "", "of the kernel; the larger, the more far samples count"),
+                ParamSpec::choice("regression", "ridge", &["ridge", "lasso"], "what is fitted"),
+                ParamSpec::number("alpha", 1.0, (0.0, 1e9), "", "how much it is shrunk"),
+                fill_parameter("mean", &["mean"]),
+                Score::parameter("probability"),
+            ])
+            .parameters(segment_parameters())
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        if model.site(INPUT).is_err() {
+            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
+        }
+        let extra = Passes::forward(params.integer("samples")? as u64);
+        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        let params = &context.params;
+        let (samples, width) = (params.integer("samples")? as usize, params.number("width")?);
+        let alpha = params.number("alpha")?;
+        let labels = segments(context)?;
+        let choices: Vec<Vec<Vec<bool>>> = labels
+            .iter()
+            .enumerate()
+            .map(|(b, labels)| {
+                let (mut rng, n) = (context.rng(b), segment::count(labels));
+                let drawn = |i: usize, rng: &mut _| if i == 0 { vec![true; n] } else { coins(rng, n, 0.5) };
+                (0..samples).map(|i| drawn(i, &mut rng)).collect()
+            })
+            .collect();
+        let found = scores(context, &labels, &choices, Score::of(params)?)?;
+        let mut values = Vec::new();
+        for (rows, y) in choices.iter().zip(&found) {
+            let weight = |row: &Vec<bool>| {
+                let share = row.iter().filter(|on| **on).count() as f64 / row.len().max(1) as f64;
+                let distance = if share > 0.0 { 1.0 - share.sqrt() } else { 1.0 };
+                (-(distance / width).powi(2)).exp().sqrt()
+            };
+            let weights: Vec<f64> = rows.iter().map(weight).collect();
+            let x: Vec<f64> = rows.iter().flatten().map(|on| f64::from(u8::from(*on))).collect();
+            values.push(match params.text("regression")? {
+                "lasso" => lasso(&x, y, &weights, alpha)?,
+                _ => ridge(&x, y, &weights, alpha)?,
+            });
+        }
+        paint(&labels, &values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cover::tests::{close, linear, maps, quarters};
+
+    #[test]
+    fn finds_the_terms_of_a_linear_score() {
+        let params = [
+            ("grid", 2.into()),
+            ("samples", 60.into()),
+            ("alpha", 0.0.into()),
+            ("fill", "zero".into()),
+            ("score", "logit".into()),
+            ("width", 1.0.into()),
+        ];
+        let terms = [[1.0, -1.0, -0.25, 0.375], [0.5, 4.0, 1.0, 0.0625]];
+        close(&quarters(&maps(&Lime, linear, &params, 7)), |b| terms[b], 1e-4);
+        let lasso = [&params[..2], &params[3..], &[("regression", "lasso".into()), ("alpha", 1e-6.into())]].concat();
+        close(&quarters(&maps(&Lime, linear, &lasso, 7)), |b| terms[b], 1e-3);
+        // What is off has its own mean colour: it is not missed.
+        let mean = [&params[..3], &params[4..], &[("fill", "mean".into())]].concat();
+        close(&quarters(&maps(&Lime, linear, &mean, 7)), |_| [0.0; 4], 1e-4);
+    }
+}

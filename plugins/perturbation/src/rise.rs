@@ -1,0 +1,116 @@
+//! RISE: Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018,
+//! arXiv:1806.07421.
+//!
+//! `map = sum_i p(x * M_i) M_i / (N q)` (equation 6): random masks on a coarse grid, each cell on with probability q, scaled up
+//! bilinearly to one cell more than the image and shifted at random. An image's masks are its own, the same for every batch
+//! size. Masks are made as they are run and never stored together.
+
+use crate::cover::{INPUT, blend, fill, fill_parameter};
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::rand::Rng;
+use lightbox_sdk::tch::{Kind, Tensor};
+use lightbox_sdk::tools::draw::coins;
+use std::cell::RefCell;
+
+register_explainer!(Rise);
+
+struct Rise;
+
+/// One mask [1, H, W] of `cells` x `cells`.
+fn mask(rng: &mut impl Rng, cells: usize, q: f64, [h, w]: [usize; 2]) -> Result<Tensor> {
+    let on: Vec<f32> = coins(rng, cells * cells, q).into_iter().map(|c| f32::from(u8::from(c))).collect();
+    let (tall, wide) = (h.div_ceil(cells), w.div_ceil(cells));
+    let (top, left) = (rng.random_range(0..tall), rng.random_range(0..wide));
+    let grid = Tensor::f_from_slice(&on)?.f_reshape([1, 1, cells as i64, cells as i64])?;
+    let size = [((cells + 1) * tall) as i64, ((cells + 1) * wide) as i64];
+    let large = grid.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?.f_squeeze_dim(0)?;
+    // Interpolation may round above 1.
+    let large = large.f_clamp(0.0, 1.0)?;
+    Ok(large.f_narrow(1, top as i64, h as i64)?.f_narrow(2, left as i64, w as i64)?)
+}
+
+impl Explainer for Rise {
+    fn spec(&self) -> ExplainerSpec {
+        let citation = "Petsiuk, Das, Saenko: RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018";
+        ExplainerSpec::new("rise", "RISE", Family::Perturbation, citation, "arXiv:1806.07421")
+            .version(env!("CARGO_PKG_VERSION"))
+            .formula("sum_i p(x * M_i) M_i / (N q)")
+            .cost("1 F, then masks F")
+            .parameters([
+                ParamSpec::integer("masks", 6000, (1, 1_000_000), "", "random masks"),
+                ParamSpec::integer("cells", 8, (1, 256), "a side", "of the grid that masks are drawn on"),
+                ParamSpec::number("keep", 0.1, (0.001, 1.0), "", "probability q that a cell is on"),
+                fill_parameter("zero", &[]),
+                Score::parameter("probability"),
+            ])
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        if model.site(INPUT).is_err() {
+            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
+        }
+        let extra = Passes::forward(params.integer("masks")? as u64);
+        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        let [b, h, w] = context.size()?;
+        let params = &context.params;
+        let (masks, cells) = (params.integer("masks")? as usize, params.integer("cells")? as usize);
+        let (q, score) = (params.number("keep")?, Score::of(params)?);
+        let fill = fill(context)?.ok_or_else(|| Error::invalid("no fill"))?;
+        let generators: RefCell<Vec<_>> = RefCell::new((0..b).map(|i| context.rng(i)).collect());
+        let (now, mut sum) = (RefCell::new(None), Tensor::f_zeros([b as i64, h as i64, w as i64], (Kind::Float, fill.device()))?);
+        let make = |pairs: Pairs<'_>| {
+            let mut generators = generators.borrow_mut();
+            let rows = pairs.iter().map(|(i, _)| mask(&mut generators[*i], cells, q, [h, w]));
+            let all = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 0)?.f_to_device(fill.device())?;
+            let images = blend(context, &fill, pairs, &all)?;
+            now.replace(Some(all.f_squeeze_dim(1)?));
+            Ok(Request::forward(Array::from_tensor(&images.f_contiguous()?)?))
+        };
+        context.sweep(masks, context.at_once(), make, |pairs, response| {
+            let rows = now.take().ok_or_else(|| Error::invalid("there is no mask"))?;
+            let scores: Vec<f32> =
+                context.score_of(&response.logits, pairs, score)?.into_iter().map(|s| s as f32).collect();
+            let scores = Tensor::f_from_slice(&scores)?.f_to_device(rows.device())?.f_reshape([-1, 1, 1])?;
+            add_rows(&mut sum, &rows.f_mul(&scores)?, pairs, |_| 1.0 / (masks as f64 * q))
+        })?;
+        Ok(Array::from_tensor(&sum)?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cover::tests::{linear, maps};
+    use lightbox_sdk::rand::SeedableRng;
+
+    #[test]
+    fn masks_are_shifted_grids_and_their_mean_is_q() {
+        let mut rng = lightbox_sdk::rand::rngs::StdRng::seed_from_u64(1);
+        let mut total = 0.0;
+        for _ in 0..400 {
+            let mask = mask(&mut rng, 4, 0.3, [10, 13]).unwrap();
+            assert_eq!(mask.size(), [1, 10, 13]);
+            assert!(mask.min().double_value(&[]) >= 0.0 && mask.max().double_value(&[]) <= 1.0);
+            total += mask.mean(Kind::Double).double_value(&[]);
+        }
+        assert!((total / 400.0 - 0.3).abs() < 0.02, "{total}");
+    }
+
+    /// Of a linear score the map is, in expectation, a constant plus what the pixel's cell adds; the same draws in any batch.
+    #[test]
+    fn the_map_tells_quarters_apart_and_is_the_same_in_any_batch() {
+        let params = [("masks", 3000.into()), ("cells", 2.into()), ("keep", 0.5.into()), ("score", "logit".into())];
+        let map = maps(&Rise, linear, &params, 7);
+        let corner = |q: usize| map[[0, q / 2 * 3, q % 2 * 3]];
+        // The quarters' terms are 1, -1, -0.25 and 0.375; the two in the middle lie beside both ends.
+        let found = [0, 1, 2, 3].map(corner);
+        let middle = [found[2], found[3]];
+        assert!(middle.iter().all(|v| found[0] > v + 0.1 && *v > found[1] + 0.1), "{found:?}");
+        let few = [("masks", 9.into()), ("cells", 2.into())];
+        let (a, b) = (maps(&Rise, linear, &few, 1), maps(&Rise, linear, &few, 4));
+        assert!((a - b).iter().all(|d| d.abs() < 1e-6));
+    }
+}
