@@ -285,7 +285,7 @@ impl Engine {
         batches: &dyn Fn(bool) -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error>,
     ) -> Result<Named> {
         let explainer = &self.explainers[index];
-        let calls = Calls { watch: self.watch.as_ref(), fit: Some(batches) };
+        let calls = self.calls(index, Some(batches));
         let serving = Serving::new(&calls);
         let needs_model = explainer.needs().is_some_and(|n| n.model);
         Ok(explainer.handle.fit(FitInput {
@@ -296,6 +296,16 @@ impl Engine {
             runner: needs_model.then(|| explainer.runner.as_ref()),
             host: &serving,
         })?)
+    }
+
+    /// What explainer `index` may ask of the host.
+    fn calls<'a>(
+        &'a self,
+        index: usize,
+        fit: Option<&'a dyn Fn(bool) -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error>>,
+    ) -> Calls<'a> {
+        let device = if self.explainers[index].spec.cpu_only { Device::Cpu } else { self.device };
+        Calls { watch: self.watch.as_ref(), input: &self.spec.input, device, fit }
     }
 
     /// Gives an explainer what its fit handed back.
@@ -452,7 +462,7 @@ impl Engine {
             };
             let mut seconds = 0.0;
             let outcome = (|| {
-                let calls = Calls { watch: self.watch.as_ref(), fit: None };
+                let calls = self.calls(index, None);
                 let serving = Serving::new(&calls);
                 let (mut values, mut grads) = (BTreeMap::new(), BTreeMap::new());
                 for name in &needs.values {

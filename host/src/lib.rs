@@ -11,6 +11,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod explain;
+mod images;
 pub mod list;
 pub mod loader;
 pub mod new;

@@ -3,13 +3,14 @@
 //! back for an explainer that reads CPU memory only.
 
 use indicatif::ProgressBar;
-use lightbox_sdk::spec::{LoadReport, ModelSpec, Passes};
+use lightbox_sdk::spec::{InputSpec, LoadReport, ModelSpec, Passes};
 use lightbox_sdk::tch::Device;
 use lightbox_sdk::{
     Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result,
     Start,
 };
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,6 +59,9 @@ impl Watch for Terminal {
 /// A watch as the host of a plugin's call, and the batches of a fit where there is one.
 pub struct Calls<'a> {
     pub watch: &'a dyn Watch,
+    pub input: &'a InputSpec,
+    /// Where the explainer's arrays are.
+    pub device: Device,
     pub fit: Option<&'a dyn Fn(bool) -> Result<Option<FitBatch>>>,
 }
 
@@ -75,6 +79,15 @@ impl Host for Calls<'_> {
     fn progress(&self, done: u64, of: u64) {
         self.watch.progress(done, of);
         self.watch.alive();
+    }
+
+    fn read_image(&self, path: &Path) -> Result<Array> {
+        self.watch.alive();
+        let read = || -> crate::error::Result<Array> {
+            let images = crate::images::read_images(&[path.to_path_buf()], self.input, true)?;
+            Ok(Array::from_tensor(&images.batch.f_squeeze_dim(0)?.f_to_device(self.device)?)?)
+        };
+        read().map_err(|e| Error::invalid(e.message))
     }
 
     fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {
@@ -246,7 +259,6 @@ impl Model for Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lightbox_sdk::spec::InputSpec;
     use std::sync::atomic::AtomicBool;
 
     struct Plain;

@@ -117,6 +117,11 @@ impl<'a> Context<'a> {
         self.plugin_folder.as_deref()
     }
 
+    /// See [`FitContext::read_image`].
+    pub fn read_image(&self, path: &Path) -> Result<Array> {
+        self.host.read_image(path)
+    }
+
     /// The mean of the training set's masks, [H, W] float32 in [0, 1], CPU, if the plan asked for it.
     pub fn mean_mask(&self) -> Result<&Array> {
         let missing = || Error::invalid("the plan did not ask for the mean training mask");
@@ -204,6 +209,12 @@ impl<'a> FitContext<'a> {
     /// The next batch; `None` after the last. The order is that of the training set, the same in every run.
     pub fn next_batch(&self) -> Result<Option<FitBatch>> {
         self.host.fit_batch(false)
+    }
+
+    /// An image file as the model takes it, [C, H, W] float32, where the batches' arrays are: in any format that a run's data
+    /// may have, resized and normalised; grey images have equal channels.
+    pub fn read_image(&self, path: &Path) -> Result<Array> {
+        self.host.read_image(path)
     }
 
     /// The first batch, again.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::path::Path;
 
 /// A host's answers. Everything but [`Host::cancelled`] has a default, so that a host of a test is short.
 pub trait Host {
@@ -27,6 +28,13 @@ pub trait Host {
     /// How far the call has come: `done` of `of` in units of the plugin's own.
     fn progress(&self, done: u64, of: u64) {
         let _ = (done, of);
+    }
+
+    /// An image file as the model takes it: [C, H, W] float32, resized and normalised, in the memory that the
+    /// explainer's arrays are in.
+    fn read_image(&self, path: &Path) -> Result<Array> {
+        let _ = path;
+        Err(Error::unsupported("this call reads no images"))
     }
 
     /// The next batch of a fit, from the first one again with `rewind`; `None` after the last.
@@ -111,6 +119,12 @@ fn answer(host: &dyn Host, name: &str, message: Message) -> Result<Message> {
             host.progress(number("done"), number("of"));
             json!({})
         }
+        "read-image" => {
+            let path = header.get("path").and_then(Value::as_str).unwrap_or_default();
+            let mut packer = Packer::default();
+            let image = packer.add(&host.read_image(Path::new(path))?);
+            return packer.finish(&json!({ "image": image }));
+        }
         "fit-batch" => {
             let rewind = header.get("rewind").and_then(Value::as_bool).unwrap_or_default();
             let Some(batch) = host.fit_batch(rewind)? else { return Packer::default().finish(&json!({})) };
@@ -161,6 +175,13 @@ impl Caller<'_> {
 
     pub(crate) fn progress(&self, done: u64, of: u64) {
         let _ = self.call("progress", json!({ "done": done, "of": of }));
+    }
+
+    pub(crate) fn read_image(&self, path: &Path) -> Result<Array> {
+        let name = path.to_str().ok_or_else(|| Error::invalid(format!("{}: no name in UTF-8", path.display())))?;
+        let (header, arrays) = self.call("read-image", json!({ "path": name }))?;
+        let index = header.get("image").and_then(Value::as_u64);
+        arrays.get(index.ok_or_else(|| Error::invalid("malformed message: no image"))? as usize)
     }
 
     pub(crate) fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {

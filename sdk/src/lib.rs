@@ -74,6 +74,9 @@ pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
 
 /// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
 pub mod prelude {
+    #[cfg(feature = "tch")]
+    pub use crate::runs::add_rows;
+    pub use crate::runs::{Pairs, Score};
     pub use crate::spec::{
         ExplainerSpec, Family, FitNeeds, ImageRecord, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs,
         OtherClass, ParamSpec, Params, Passes, Plan, Reference, Site, SiteKind, TrainerOptions,
@@ -83,7 +86,4 @@ pub mod prelude {
         ModelHandle, Named, Objective, Patch, Request, Response, Result, Start, Trainer, export, register_explainer,
         register_model,
     };
-    pub use crate::runs::{Pairs, Score};
-    #[cfg(feature = "tch")]
-    pub use crate::runs::add_rows;
 }

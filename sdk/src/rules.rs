@@ -118,7 +118,9 @@ unsafe extern "C" {
 fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let n = x.size().first().copied().unwrap_or(0);
     if n % 2 != 0 {
-        return Err(Error::invalid(format!("a rule of pairs, and {n} rows: the first half's baselines are the second")));
+        return Err(Error::invalid(format!(
+            "a rule of pairs, and {n} rows: the first half's baselines are the second"
+        )));
     }
     Ok((x.f_narrow(0, 0, n / 2)?, x.f_narrow(0, n / 2, n / 2)?))
 }
@@ -172,11 +174,7 @@ pub fn gelu(at: &At<'_, '_>, x: &Tensor) -> Result<Tensor> {
 /// window's maximum y exceeds the baseline's y' by goes to the image's largest pixel, and what it falls short by to the
 /// baseline's: `(max(y, y') - y')` to the one and `(y - max(y, y'))` to the other, each over that pixel's `x - x'`. A pixel that
 /// is in several windows gets all its parts; Captum keeps one.
-pub fn max_pool2d(
-    at: &At<'_, '_>,
-    x: &Tensor,
-    (kernel, stride, padding): (i64, i64, i64),
-) -> Result<Tensor> {
+pub fn max_pool2d(at: &At<'_, '_>, x: &Tensor, (kernel, stride, padding): (i64, i64, i64)) -> Result<Tensor> {
     match asked(at, "pool")? {
         None => Ok(x.f_max_pool2d([kernel], [stride], [padding], [1], false)?),
         Some(("rescale", _)) => {
@@ -614,8 +612,7 @@ mod tests {
         let (x, g, w) = (noise(&[2, 3, 1, 1], 1.0), noise(&[2, 4, 1, 1], 2.0), noise(&[4, 3, 1, 1], 5.0));
         let bias = noise(&[4], 6.0);
         let (low, high) = ([-1.0, -1.5, -2.0], [1.0, 2.0, 1.25]);
-        let layer =
-            |at: &At<'_, '_>, x: &Tensor| first_conv2d(at, x, &w, Some(&bias), (1, 0, 1), (&low, &high));
+        let layer = |at: &At<'_, '_>, x: &Tensor| first_conv2d(at, x, &w, Some(&bias), (1, 0, 1), (&low, &high));
         let (xs, ws, gs, bs) = (numbers(&x), numbers(&w), numbers(&g), numbers(&bias));
         let mut expected = vec![0.0; 6];
         for (b, o) in (0..8).map(|i| (i / 4, i % 4)) {

@@ -1,9 +1,9 @@
 //! How an explainer runs the model many times: in batches that fit the memory, with progress, and ended when the user wants
 //! it.
 
-use crate::spec::{Layout, Site, SiteKind};
 #[cfg(feature = "tch")]
 use crate::TensorView;
+use crate::spec::{Layout, Site, SiteKind};
 use crate::{Array, Context, Error, Objective, Request, Response, Result};
 use ndarray::Array2;
 #[cfg(feature = "tch")]

@@ -555,11 +555,7 @@ impl Passes {
 
     /// `factor` times as many.
     pub fn times(self, factor: u64) -> Self {
-        Passes {
-            forward: self.forward * factor,
-            partial: self.partial * factor,
-            backward: self.backward * factor,
-        }
+        Passes { forward: self.forward * factor, partial: self.partial * factor, backward: self.backward * factor }
     }
 }
 

@@ -167,8 +167,10 @@ pub fn input() -> Tensor {
 /// The same at another size, [2, 3, side, side].
 pub fn input_of(side: i64) -> Tensor {
     let coarse: Vec<f64> = unit("input.coarse", 2 * 3 * 14 * 14).into_iter().map(|u| 4.0 * u - 2.0).collect();
-    let coarse = Tensor::from_slice(&coarse).reshape([2, 3, 14, 14]).upsample_bilinear2d([side, side], false, None, None);
-    let fine: Vec<f64> = unit("input.fine", (2 * 3 * side * side) as usize).into_iter().map(|u| 0.2 * u - 0.1).collect();
+    let coarse =
+        Tensor::from_slice(&coarse).reshape([2, 3, 14, 14]).upsample_bilinear2d([side, side], false, None, None);
+    let fine: Vec<f64> =
+        unit("input.fine", (2 * 3 * side * side) as usize).into_iter().map(|u| 0.2 * u - 0.1).collect();
     (coarse + Tensor::from_slice(&fine).reshape([2, 3, side, side])).to_kind(Kind::Float)
 }
 

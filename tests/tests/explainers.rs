@@ -68,10 +68,9 @@ fn check(model: &str, golden: &str, limit: f64, cases: &[(&str, &str, As)]) {
         assert!(spread.double_value(&[]) > 0.05, "{key} is next to constant");
         // Maps of the image's size are kept as means over 8 x 8 pixels.
         let relative = |a: &Tensor, w: &Tensor| match a.size().last() {
-            Some(&SIDE) => relative(
-                &a.unsqueeze(1).avg_pool2d([8], [8], [0], false, true, None::<i64>).squeeze_dim(1),
-                w,
-            ),
+            Some(&SIDE) => {
+                relative(&a.unsqueeze(1).avg_pool2d([8], [8], [0], false, true, None::<i64>).squeeze_dim(1), w)
+            }
             _ => relative(a, w),
         };
         let error = match how {

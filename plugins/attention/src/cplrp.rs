@@ -14,7 +14,8 @@ const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"
 
 impl Explainer for CpLrp {
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Ali et al.: XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022";
+        let citation =
+            "Ali et al.: XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022";
         ExplainerSpec::new("cplrp", "CP-LRP", Family::Relevance, citation, "arXiv:2202.07304")
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach")

@@ -10,7 +10,13 @@ pub fn parameters(linear: &str) -> [ParamSpec; 4] {
         ParamSpec::choice("linear", linear, &["gradient", "epsilon", "gamma"], text),
         ParamSpec::number("epsilon", 1e-6, (1e-12, 1e6), "", "the stabiliser of epsilon"),
         ParamSpec::number("gamma", 0.05, (1e-12, 1e6), "", "gamma of linear maps"),
-        ParamSpec::number("conv_gamma", 0.25, (1e-12, 1e6), "", "gamma of convolutions, the patch embedding's above all"),
+        ParamSpec::number(
+            "conv_gamma",
+            0.25,
+            (1e-12, 1e6),
+            "",
+            "gamma of convolutions, the patch embedding's above all",
+        ),
     ]
 }
 

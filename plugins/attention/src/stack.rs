@@ -6,8 +6,7 @@ use lightbox_sdk::tools::maps::{float, mean};
 
 /// Attention layers in their order: one a block where every token asks, or the one layer of a class token alone.
 pub fn layers(model: &ModelSpec) -> std::result::Result<Vec<&Site>, String> {
-    let found: Vec<&Site> =
-        model.sites.iter().filter(|s| s.kind == SiteKind::Attention && s.grid.is_some()).collect();
+    let found: Vec<&Site> = model.sites.iter().filter(|s| s.kind == SiteKind::Attention && s.grid.is_some()).collect();
     if found.is_empty() { Err(format!("{} has no attention", model.name)) } else { Ok(found) }
 }
 
@@ -15,7 +14,10 @@ pub fn layers(model: &ModelSpec) -> std::result::Result<Vec<&Site>, String> {
 pub fn blocks<'a>(model: &'a ModelSpec, instead: &str) -> std::result::Result<Vec<&'a Site>, String> {
     let found = layers(model)?;
     if found.iter().any(|s| s.query != "tokens") {
-        return Err(format!("{} has one attention layer, that of its class token; on it this is {instead}", model.name));
+        return Err(format!(
+            "{} has one attention layer, that of its class token; on it this is {instead}",
+            model.name
+        ));
     }
     Ok(found)
 }

@@ -21,7 +21,9 @@ impl Explainer for Tam {
                         Chain, NeurIPS Workshop on Explainable AI Approaches for Debugging and Diagnosis 2021";
         ExplainerSpec::new("tam", "Transition attention maps", Family::Attention, citation, "")
             .version(env!("CARGO_PKG_VERSION"))
-            .formula("s * mean_h relu(mean_a dS/dA_L(a x))[cls], s = A_L[cls] prod_l (I + A_l), l from L - 1 down to start")
+            .formula(
+                "s * mean_h relu(mean_a dS/dA_L(a x))[cls], s = A_L[cls] prod_l (I + A_l), l from L - 1 down to start",
+            )
             .cost("1 F, then steps x (1 F, 1 B)")
             .parameters([
                 integrated::parameter(),
@@ -31,9 +33,7 @@ impl Explainer for Tam {
 
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
         let extra = Passes::both(params.integer("steps")? as u64);
-        plan(blocks(model, INSTEAD), |sites| {
-            Ok(Needs { values: names(sites), model: true, extra, ..Needs::default() })
-        })
+        plan(blocks(model, INSTEAD), |sites| Ok(Needs { values: names(sites), model: true, extra, ..Needs::default() }))
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {

@@ -47,7 +47,9 @@ impl Explainer for Tis {
         let citation = "Englebert et al.: Explaining through Transformer Input Sampling, ICCV Workshops 2023";
         ExplainerSpec::new("tis", "Transformer input sampling", Family::Perturbation, citation, "")
             .version(env!("CARGO_PKG_VERSION"))
-            .formula("sum_k p(x with the patches of mask k) m_k / sum_k m_k, masks from k-means over all blocks' channels")
+            .formula(
+                "sum_k p(x with the patches of mask k) m_k / sum_k m_k, masks from k-means over all blocks' channels",
+            )
             .cost("1 F, then masks P from the embedded tokens")
             .parameters([
                 ParamSpec::integer("masks", 1024, (1, 100_000), "", "clusters, of which each makes a mask"),
@@ -98,7 +100,8 @@ impl Explainer for Tis {
             let before = mask.f_new_ones([pairs.len() as i64, prefix], (mask.f_kind()?, mask.device()))?;
             let gone = Tensor::f_cat(&[before, mask], 1)?.f_neg()?.f_add_scalar(1.0)?.f_mul_scalar(GONE)?;
             let gone = Array::from_tensor(&gone.f_unsqueeze(1)?.f_unsqueeze(1)?.f_contiguous()?)?;
-            let patch = |s: &&Site| Patch { site: format!("{}.logits", s.name), scale: None, shift: Some(gone.clone()) };
+            let patch =
+                |s: &&Site| Patch { site: format!("{}.logits", s.name), scale: None, shift: Some(gone.clone()) };
             let tokens = Array::from_tensor(&context.rows(context.value("embed")?, pairs)?)?;
             Ok(Request { patches: sites.iter().map(patch).collect(), ..Request::from_site("embed", tokens)? })
         })?;
@@ -126,12 +129,17 @@ mod tests {
         let points = (Tensor::arange(120, (Kind::Double, Device::Cpu)) * 12.9898).sin().reshape([40, 3]);
         let mut rng = lightbox_sdk::rand::rngs::StdRng::seed_from_u64(4);
         let centres = k_means(&points, 4, 100, &mut rng).unwrap();
-        let far = (points.unsqueeze(1) - centres.unsqueeze(0)).square().sum_dim_intlist([2i64].as_slice(), false, Kind::Double);
+        let far = (points.unsqueeze(1) - centres.unsqueeze(0)).square().sum_dim_intlist(
+            [2i64].as_slice(),
+            false,
+            Kind::Double,
+        );
         let nearest = Vec::<i64>::try_from(far.argmin(1, false)).unwrap();
         for k in 0..4 {
             let mine: Vec<i64> = (0..40).filter(|i| nearest[*i as usize] == k).collect();
             assert!(!mine.is_empty());
-            let mean = points.index_select(0, &Tensor::from_slice(&mine)).mean_dim([0i64].as_slice(), false, Kind::Double);
+            let mean =
+                points.index_select(0, &Tensor::from_slice(&mine)).mean_dim([0i64].as_slice(), false, Kind::Double);
             assert!((mean - centres.get(k)).abs().max().double_value(&[]) < 1e-2);
         }
     }

@@ -27,10 +27,7 @@ impl Cam for AblationCam {
 
     fn reads(&self, model: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {
         Ok(match entry(model, &layer.name) {
-            Ok(site) => Ok(Reads {
-                values: vec![site.name.clone()],
-                extra: Passes::partial(layer.channels as u64),
-            }),
+            Ok(site) => Ok(Reads { values: vec![site.name.clone()], extra: Passes::partial(layer.channels as u64) }),
             Err(e) => Err(e.message),
         })
     }

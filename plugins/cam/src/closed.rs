@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn is_the_head_on_every_place_and_refuses_features_that_are_not_the_mean() {
         let sites = vec![Site::feature("layer", 2, [1, 3]), Site::vector("pooled", SiteKind::Embedding, 2)];
-        let model = ModelSpec { sites, cam_site: Some("layer".into()), ..ModelSpec::new("m", InputSpec::imagenet(4), 2) };
+        let model =
+            ModelSpec { sites, cam_site: Some("layer".into()), ..ModelSpec::new("m", InputSpec::imagenet(4), 2) };
         let value = Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([1, 2, 1, 3]);
         let explain = |features: [f32; 2]| {
             let images = Array::from_vec(&[1, 3, 4, 4], vec![0f32; 48]).unwrap();

@@ -47,7 +47,13 @@ impl Cam for FinerCam {
             .cost("1 F, then 1 P, 1 B")
             .parameters([
                 ParamSpec::number("alpha", 1.0, (0.0, 100.0), "", "how much the references count; torch-cam's is 0.6"),
-                ParamSpec::integer("references", 3, (1, 1000), "", "classes to compare with, fewer where there are fewer"),
+                ParamSpec::integer(
+                    "references",
+                    3,
+                    (1, 1000),
+                    "",
+                    "classes to compare with, fewer where there are fewer",
+                ),
                 ParamSpec::choice("weights", "softmax", &["softmax", "mean"], "pytorch-grad-cam's, or torch-cam's"),
             ])
     }

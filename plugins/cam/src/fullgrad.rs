@@ -55,7 +55,8 @@ impl Explainer for FullGrad {
         let size = [images.size()[2], images.size()[3]];
         let mut map = channels(&images.f_mul(&*gradient)?)?;
         for site in context.model.sites.iter().filter(|s| s.kind == SiteKind::Bias) {
-            let (bias, gradient) = (context.value(&site.name)?.to_tensor()?, context.gradient(&site.name)?.to_tensor()?);
+            let (bias, gradient) =
+                (context.value(&site.name)?.to_tensor()?, context.gradient(&site.name)?.to_tensor()?);
             map = map.f_add(&resize(&channels(&bias.f_mul(&*gradient)?)?, size)?)?;
         }
         Ok(Array::from_tensor(&map)?.into())

@@ -32,7 +32,9 @@ impl Cam for GradCamPlusPlus {
         let citation = "Chattopadhay et al.: Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep \
                         Convolutional Networks, WACV 2018";
         ExplainerSpec::new("gradcampp", "GradCAM++", Family::Cam, citation, "arXiv:1710.11063")
-            .formula("relu(sum_c w_c A_c), w_c = sum_yx alpha relu(G), alpha = G^2 / (2 G^2 + G^3 sum_yx A_c), G = dS/dA_c")
+            .formula(
+                "relu(sum_c w_c A_c), w_c = sum_yx alpha relu(G), alpha = G^2 / (2 G^2 + G^3 sum_yx A_c), G = dS/dA_c",
+            )
             .notes("torch-cam 0.5 leaves out alpha's denominator; pytorch-grad-cam agrees with this map.")
     }
 

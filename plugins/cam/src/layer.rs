@@ -137,8 +137,10 @@ pub fn grid(value: &Tensor, site: &Site) -> Result<Tensor> {
 
 /// [B, h, w]: a weight a channel, summed up.
 pub fn weighted(value: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let [b, c, h, w]: [i64; 4] =
-        value.size().try_into().map_err(|s| Error::invalid(format!("a layer of shape {s:?}, expected [B, C, h, w]")))?;
+    let [b, c, h, w]: [i64; 4] = value
+        .size()
+        .try_into()
+        .map_err(|s| Error::invalid(format!("a layer of shape {s:?}, expected [B, C, h, w]")))?;
     let flat = value.f_reshape([b, c, h * w])?;
     Ok(weights.f_reshape([b, 1, c])?.f_matmul(&flat)?.f_reshape([b, h, w])?)
 }
@@ -385,7 +387,11 @@ pub mod tests {
     }
 
     /// A method's map against `slow(layer, y, x)`, one number at a time, as the paper writes it.
-    pub fn check(explainer: &dyn Explainer, params: &[(&str, serde_json::Value)], slow: impl Fn(&Slow, i64, i64) -> f64) {
+    pub fn check(
+        explainer: &dyn Explainer,
+        params: &[(&str, serde_json::Value)],
+        slow: impl Fn(&Slow, i64, i64) -> f64,
+    ) {
         let (a, g) = (noise(1.7), noise(2.9));
         let images = Array::from_vec(&[2, 3, 8, 8], vec![0f32; 384]).unwrap();
         let mut builder = ContextBuilder::new(model(), images)
@@ -398,8 +404,7 @@ pub mod tests {
         assert_eq!(maps.size(), [2, SHAPE[1], SHAPE[2]]);
         for b in 0..2 {
             let layer = Slow { a: a.shallow_clone(), g: g.shallow_clone(), b };
-            let wanted: Vec<f64> =
-                (0..SHAPE[1] * SHAPE[2]).map(|i| slow(&layer, i / SHAPE[2], i % SHAPE[2])).collect();
+            let wanted: Vec<f64> = (0..SHAPE[1] * SHAPE[2]).map(|i| slow(&layer, i / SHAPE[2], i % SHAPE[2])).collect();
             let scale = wanted.iter().fold(1e-9f64, |m, v| m.max(v.abs()));
             for (i, wanted) in wanted.into_iter().enumerate() {
                 let found = maps.double_value(&[b, i as i64 / SHAPE[2], i as i64 % SHAPE[2]]);

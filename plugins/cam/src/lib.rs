@@ -2,6 +2,7 @@
 
 mod ablationcam;
 mod closed;
+mod concept;
 mod eigencam;
 mod eigengradcam;
 mod elementwise;

@@ -19,8 +19,9 @@ impl Cam for SegEigenCam {
     fn spec(&self) -> ExplainerSpec {
         let citation = "Chung, Ying: Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation \
                         Models, Applied Sciences 15(13), 2025";
-        ExplainerSpec::new("segeigencam", "Seg-Eigen-CAM", Family::Cam, citation, "10.3390/app15137562")
-            .formula("relu(+-X v), X the [hw, C] product |dS/dA| * A less its mean, the sign that of its largest magnitude")
+        ExplainerSpec::new("segeigencam", "Seg-Eigen-CAM", Family::Cam, citation, "10.3390/app15137562").formula(
+            "relu(+-X v), X the [hw, C] product |dS/dA| * A less its mean, the sign that of its largest magnitude",
+        )
     }
 
     fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {

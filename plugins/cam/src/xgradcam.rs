@@ -19,7 +19,8 @@ impl Cam for XGradCam {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Fu et al.: Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs, BMVC 2020";
+        let citation =
+            "Fu et al.: Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs, BMVC 2020";
         ExplainerSpec::new("xgradcam", "XGradCAM", Family::Cam, citation, "arXiv:2008.02312")
             .formula("relu(sum_c w_c A_c), w_c = sum_yx A_cyx dS/dA_cyx / sum_yx A_cyx")
     }
@@ -38,8 +39,7 @@ mod tests {
     #[test]
     fn equals_the_equation() {
         check(&Method(XGradCam), &[], |l, y, x| {
-            let weight =
-                |c: i64| l.places(|v, u| l.a(c, v, u) * l.g(c, v, u)) / (l.places(|v, u| l.a(c, v, u)) + EPS);
+            let weight = |c: i64| l.places(|v, u| l.a(c, v, u) * l.g(c, v, u)) / (l.places(|v, u| l.a(c, v, u)) + EPS);
             l.channels(|c| weight(c) * l.a(c, y, x)).max(0.0)
         });
     }

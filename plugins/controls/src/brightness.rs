@@ -8,7 +8,7 @@ struct Brightness;
 
 impl Explainer for Brightness {
     fn spec(&self) -> ExplainerSpec {
-        crate::control("brightness", "Image brightness", "Control: the grey value", vec![])
+        crate::control("brightness", "Image brightness", "Control: the grey value", "mean_c x_c")
     }
 
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {

@@ -12,7 +12,8 @@ impl Explainer for Centre {
     fn spec(&self) -> ExplainerSpec {
         let text = "standard deviation";
         let sigma = ParamSpec::number("sigma", 0.25, (0.001, 10.0), "fraction of the shorter side", text);
-        crate::control("centre", "Centred Gaussian", "Control: the framing of the image", vec![sigma])
+        let formula = "exp(-((x - cx)^2 + (y - cy)^2) / (2 s^2)), s = sigma min(h, w)";
+        crate::control("centre", "Centred Gaussian", "Control: the framing of the image", formula).parameters([sigma])
     }
 
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {

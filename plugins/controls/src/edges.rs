@@ -23,7 +23,12 @@ fn sobel(image: ArrayView2<'_, f32>, y: usize, x: usize) -> f32 {
 
 impl Explainer for Edges {
     fn spec(&self) -> ExplainerSpec {
-        crate::control("edges", "Image edges (Sobel)", "Control: Sobel, Feldman 1968", vec![])
+        crate::control(
+            "edges",
+            "Image edges (Sobel)",
+            "Control: Sobel, Feldman 1968",
+            "|Sobel gradient of the grey image|",
+        )
     }
 
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {

@@ -12,18 +12,9 @@ use lightbox_sdk::prelude::*;
 lightbox_sdk::export!();
 
 /// The specification that all controls share.
-fn control(name: &str, title: &str, citation: &str, parameters: Vec<ParamSpec>) -> ExplainerSpec {
-    ExplainerSpec {
-        name: name.into(),
-        title: title.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        reference: Reference { citation: citation.into(), id: String::new() },
-        family: Family::Control,
-        signed: false,
-        formula: String::new(),
-        cost: "-".into(),
-        notes: String::new(),
-        parameters,
-        cpu_only: true,
-    }
+fn control(name: &str, title: &str, citation: &str, formula: &str) -> ExplainerSpec {
+    ExplainerSpec::new(name, title, Family::Control, citation, "")
+        .version(env!("CARGO_PKG_VERSION"))
+        .formula(formula)
+        .cost("none: it looks at no model")
 }

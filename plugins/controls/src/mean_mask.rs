@@ -9,7 +9,12 @@ struct MeanMask;
 
 impl Explainer for MeanMask {
     fn spec(&self) -> ExplainerSpec {
-        crate::control("mean-mask", "Mean training mask", "Control: the position of nodules in training", vec![])
+        crate::control(
+            "mean-mask",
+            "Mean training mask",
+            "Control: the position of nodules in training",
+            "mean of the training masks",
+        )
     }
 
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {

@@ -10,7 +10,7 @@ struct Noise;
 
 impl Explainer for Noise {
     fn spec(&self) -> ExplainerSpec {
-        crate::control("noise", "Uniform noise", "Control: independent uniform values", vec![])
+        crate::control("noise", "Uniform noise", "Control: independent uniform values", "uniform in [0, 1)")
     }
 
     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {

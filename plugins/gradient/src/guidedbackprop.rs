@@ -18,7 +18,9 @@ impl Explainer for GuidedBackprop {
             .version(env!("CARGO_PKG_VERSION"))
             .formula("max_c |g_c|, g the gradient under relu: g_in = max(g_out, 0) where x > 0")
             .cost("1 F, 1 B")
-            .notes("Close to an edge detector: Adebayo et al. (arXiv:1810.03292) found it all but blind to the weights.")
+            .notes(
+                "Close to an edge detector: Adebayo et al. (arXiv:1810.03292) found it all but blind to the weights.",
+            )
             .parameters([channels("max-abs")])
     }
 

@@ -26,7 +26,12 @@ impl Explainer for GuidedGradCam {
             .cost("1 F, 1 B, then 1 F, 1 B")
             .signed()
             .parameters([
-                ParamSpec::choice("scaling", "bilinear", &["bilinear", "nearest"], "of GradCAM to the image; Captum: nearest"),
+                ParamSpec::choice(
+                    "scaling",
+                    "bilinear",
+                    &["bilinear", "nearest"],
+                    "of GradCAM to the image; Captum: nearest",
+                ),
                 channels("sum"),
             ])
     }

@@ -29,7 +29,8 @@ pub fn map_of(attribution: &Tensor, params: &Params) -> Result<Maps> {
 /// The parameter of methods that compare with a baseline.
 pub fn baseline_parameter(more: &[&str]) -> ParamSpec {
     let choices = [&["zero", "black", "white", "blur"], more].concat();
-    let text = "what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred";
+    let text =
+        "what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred";
     ParamSpec::choice("baseline", "zero", &choices, text)
 }
 
@@ -53,11 +54,7 @@ pub fn baseline(context: &Context<'_>, images: &Tensor, kind: &str) -> Result<Te
 }
 
 /// Standard normal noise for the images of `pairs`, each drawn from its image's own generator.
-pub fn noise(
-    generators: &mut [impl lightbox_sdk::rand::Rng],
-    pairs: Pairs<'_>,
-    like: &Tensor,
-) -> Result<Tensor> {
+pub fn noise(generators: &mut [impl lightbox_sdk::rand::Rng], pairs: Pairs<'_>, like: &Tensor) -> Result<Tensor> {
     let per_image = like.size()[1..].iter().product::<i64>() as usize;
     let mut values = Vec::with_capacity(pairs.len() * per_image);
     pairs.iter().for_each(|(b, _)| values.extend(lightbox_sdk::tools::draw::normals(&mut generators[*b], per_image)));

@@ -45,7 +45,13 @@ impl Explainer for Lrp {
             .parameters([
                 ParamSpec::choice("composite", "epsilon-plus", &composites, text),
                 ParamSpec::number("epsilon", 1e-6, (1e-12, 1e6), "", "the stabiliser of epsilon"),
-                ParamSpec::number("gamma", 0.25, (1e-12, 1e6), "", "how much more gamma counts what speaks for an output"),
+                ParamSpec::number(
+                    "gamma",
+                    0.25,
+                    (1e-12, 1e6),
+                    "",
+                    "how much more gamma counts what speaks for an output",
+                ),
                 channels("sum"),
             ])
     }

@@ -99,7 +99,9 @@ impl Explainer for Xrai {
         let citation = "Kapishnikov et al.: XRAI: Better Attributions Through Regions, ICCV 2019";
         ExplainerSpec::new("xrai", "XRAI", Family::Gradient, citation, "arXiv:1906.02825")
             .version(env!("CARGO_PKG_VERSION"))
-            .formula("the mean attribution of the region that took the pixel, by integrated gradients from black and white")
+            .formula(
+                "the mean attribution of the region that took the pixel, by integrated gradients from black and white",
+            )
             .cost("1 F, then 2 x steps x (1 F, 1 B)")
             .notes("PAIR's library takes the image's least and greatest value for black and white.")
             .signed()
@@ -177,7 +179,8 @@ mod tests {
     fn the_choice_is_the_librarys_loop() {
         let noise = |i: usize| ((i as f64 * 12.9898).sin() * 43758.5453).fract();
         let attribution: Vec<f64> = (0..400).map(noise).collect();
-        let region = |r: usize| (0..400).filter(|i| noise(i * 31 + r * 977 + 5).abs() < 0.02 * (r % 9) as f64).collect();
+        let region =
+            |r: usize| (0..400).filter(|i| noise(i * 31 + r * 977 + 5).abs() < 0.02 * (r % 9) as f64).collect();
         let regions: Vec<Vec<usize>> = (0..40).map(region).collect();
         for least in [1, 12] {
             let (found, wanted) = (choose(&attribution, &regions, least), slow(&attribution, &regions, least));

@@ -11,7 +11,8 @@ pub const INPUT: &str = "input";
 /// What stands where pixels are covered.
 pub fn fill_parameter(default: &str, more: &[&str]) -> ParamSpec {
     let choices = [&["zero", "black", "white", "blur"], more].concat();
-    let text = "what stands in covered places: 0 after normalisation (the mean colour), black, white, the image blurred";
+    let text =
+        "what stands in covered places: 0 after normalisation (the mean colour), black, white, the image blurred";
     ParamSpec::choice("fill", default, &choices, text)
 }
 
@@ -131,7 +132,8 @@ pub fn scores(
     }
     let (h, w) = labels.first().map_or((0, 0), Array2::dim);
     // Images may have different numbers of runs; each runs its own.
-    let all: Vec<(usize, usize)> = choices.iter().enumerate().flat_map(|(b, c)| (0..c.len()).map(move |k| (b, k))).collect();
+    let all: Vec<(usize, usize)> =
+        choices.iter().enumerate().flat_map(|(b, c)| (0..c.len()).map(move |k| (b, k))).collect();
     let mut found: Vec<Vec<f64>> = choices.iter().map(|_| Vec::new()).collect();
     let model = context.run_model()?;
     for (at, pairs) in all.chunks(context.at_once()).enumerate() {
@@ -172,7 +174,8 @@ pub mod tests {
         fn run(&self, request: &Request) -> Result<Response> {
             Tape::run(request, |tape, images| {
                 let x = site(&mut Some(tape), "input", images)?;
-                let q = mean(&x, &[1], true)?.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?.f_flatten(1, -1)?;
+                let q =
+                    mean(&x, &[1], true)?.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?.f_flatten(1, -1)?;
                 let rows: Vec<f64> = Vec::try_from(q.to_kind(Kind::Double).flatten(0, -1))?;
                 let logits: Vec<f32> = rows
                     .chunks(4)

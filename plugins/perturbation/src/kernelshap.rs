@@ -6,7 +6,7 @@
 //! is a constraint of the regression, not a sample with a large weight as in Captum. With all 2^M - 2 sets they are the
 //! Shapley values.
 
-use crate::cover::{fill_parameter, paint, scores, segment_parameters, segments, INPUT};
+use crate::cover::{INPUT, fill_parameter, paint, scores, segment_parameters, segments};
 use crate::regress::solve;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rand::Rng;

@@ -6,7 +6,7 @@
 //! distance is the cosine's, `1 - sqrt(k / d)` with k of d superpixels on, the kernel `sqrt(exp(-D^2 / width^2))`, and the
 //! regression is ridge with alpha 1; what is off shows its mean colour. `regression = lasso` with alpha 0.01 is Captum's choice.
 
-use crate::cover::{fill_parameter, paint, scores, segment_parameters, segments, INPUT};
+use crate::cover::{INPUT, fill_parameter, paint, scores, segment_parameters, segments};
 use crate::regress::{lasso, ridge};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tools::draw::coins;
@@ -27,7 +27,13 @@ impl Explainer for Lime {
             .signed()
             .parameters([
                 ParamSpec::integer("samples", 1000, (2, 1_000_000), "", "images with superpixels on or off"),
-                ParamSpec::number("width", 0.25, (1e-6, 1e6), "", "of the kernel; the larger, the more far samples count"),
+                ParamSpec::number(
+                    "width",
+                    0.25,
+                    (1e-6, 1e6),
+                    "",
+                    "of the kernel; the larger, the more far samples count",
+                ),
                 ParamSpec::choice("regression", "ridge", &["ridge", "lasso"], "what is fitted"),
                 ParamSpec::number("alpha", 1.0, (0.0, 1e9), "", "how much it is shrunk"),
                 fill_parameter("mean", &["mean"]),

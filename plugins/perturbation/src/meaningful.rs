@@ -5,7 +5,7 @@
 //! (equation 4), m on a coarse grid and scaled up. The map is `1 - m`. Adam with a rate of 0.1 from m = 1; terms and
 //! weights are those of Gildenblat's port, whose mask is a mean, not a sum. No jitter, no noise: the result is the same again.
 
-use crate::cover::{blend, fill, fill_parameter, INPUT};
+use crate::cover::{INPUT, blend, fill, fill_parameter};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::sum;
@@ -85,7 +85,10 @@ impl Explainer for Meaningful {
             let targets = Tensor::f_from_slice(&context.targets_of(pairs)?)?.f_to_device(images.device())?;
             for step in 1..=iterations {
                 context.check_cancelled()?;
-                context.progress((at * context.at_once() * iterations + step * pairs.len()) as u64, (b * iterations) as u64);
+                context.progress(
+                    (at * context.at_once() * iterations + step * pairs.len()) as u64,
+                    (b * iterations) as u64,
+                );
                 let up = |m: &Tensor| m.f_upsample_bilinear2d([h as i64, w as i64], false, None::<f64>, None::<f64>);
                 let covered = Array::from_tensor(&blend(context, &fill, pairs, &up(&mask)?)?.f_contiguous()?)?;
                 let objective = match score {
@@ -115,7 +118,8 @@ impl Explainer for Meaningful {
                 first = first.f_mul_scalar(BETAS[0])?.f_add(&gradient.f_mul_scalar(1.0 - BETAS[0])?)?;
                 second = second.f_mul_scalar(BETAS[1])?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - BETAS[1])?)?;
                 let t = step as i32;
-                let (m, v) = (first.f_div_scalar(1.0 - BETAS[0].powi(t))?, second.f_div_scalar(1.0 - BETAS[1].powi(t))?);
+                let (m, v) =
+                    (first.f_div_scalar(1.0 - BETAS[0].powi(t))?, second.f_div_scalar(1.0 - BETAS[1].powi(t))?);
                 mask = mask.f_sub(&m.f_div(&v.f_sqrt()?.f_add_scalar(EPS)?)?.f_mul_scalar(RATE)?)?.f_clamp(0.0, 1.0)?;
             }
             maps.push(mask.f_neg()?.f_add_scalar(1.0)?.f_squeeze_dim(1)?);
@@ -134,7 +138,8 @@ mod tests {
         let m = ((Tensor::arange(25, (Kind::Double, Device::Cpu)) * 1.7).sin() * 0.4 + 0.5).reshape([1, 1, 5, 5]);
         let value = |m: &Tensor| {
             let l1 = (m - 1.0).abs().mean(Kind::Double) * 0.3;
-            let d = |dim: i64| (m.narrow(dim, 1, 4) - m.narrow(dim, 0, 4)).abs().pow_tensor_scalar(3.0).mean(Kind::Double);
+            let d =
+                |dim: i64| (m.narrow(dim, 1, 4) - m.narrow(dim, 0, 4)).abs().pow_tensor_scalar(3.0).mean(Kind::Double);
             (l1 + (d(2) + d(3)) * 0.7).double_value(&[])
         };
         let found = regulariser(&m, 0.3, 0.7, 3.0).unwrap();

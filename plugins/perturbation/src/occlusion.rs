@@ -102,7 +102,9 @@ mod tests {
         let map = maps(&Occlusion, linear, &[("window", 2.into()), ("stride", 1.into())], 5);
         let terms = [1.0, -1.0, -0.25, 0.375];
         assert!((f64::from(map[[0, 0, 0]]) - terms[0]).abs() < 1e-5);
-        let middle = (terms[0] + (terms[0] + terms[1]) / 2.0 + (terms[0] + terms[2]) / 2.0 + terms.iter().sum::<f64>() / 4.0) / 4.0;
+        let middle =
+            (terms[0] + (terms[0] + terms[1]) / 2.0 + (terms[0] + terms[2]) / 2.0 + terms.iter().sum::<f64>() / 4.0)
+                / 4.0;
         assert!((f64::from(map[[0, 1, 1]]) - middle).abs() < 1e-5);
         assert_eq!(starts(10, 4, 3), [0, 3, 6]);
         assert_eq!(starts(11, 4, 3), [0, 3, 6, 9]);

@@ -9,7 +9,7 @@
 //! The package opens nodes by batches and breaks ties at random; here so many at a time, whatever the batch size, and ties by
 //! age. Its masks number leaves from the end, so that its tree is the mirror image; colours are leaves of their own there.
 
-use crate::cover::{blend, fill, fill_parameter, INPUT};
+use crate::cover::{INPUT, blend, fill, fill_parameter};
 use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
@@ -126,7 +126,8 @@ fn owen(
 
 impl Explainer for PartitionShap {
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Lundberg and contributors: shap, PartitionExplainer; Owen: Values of Games with a Priori Unions, 1977";
+        let citation =
+            "Lundberg and contributors: shap, PartitionExplainer; Owen: Values of Games with a Priori Unions, 1977";
         ExplainerSpec::new("partitionshap", "Partition SHAP", Family::Perturbation, citation, "arXiv:1705.07874")
             .version(env!("CARGO_PKG_VERSION"))
             .formula("Owen values of the tree of halves: phi(L) = ((f(L) - f(0)) + (f(LR) - f(R))) / 2 in each context")
@@ -191,10 +192,18 @@ mod tests {
     use crate::cover::tests::{MEANS, maps, product};
 
     /// Owen's values by their definition: the mean, over the orders in which a tree's halves may come, of what a pixel adds.
-    fn slow(part: Part, width: usize, shown_before: &[bool], f: &dyn Fn(&[bool]) -> f64, weight: f64, values: &mut [f64]) {
+    fn slow(
+        part: Part,
+        width: usize,
+        shown_before: &[bool],
+        f: &dyn Fn(&[bool]) -> f64,
+        weight: f64,
+        values: &mut [f64],
+    ) {
         match part.halves() {
             None => {
-                values[part.top * width + part.left] += weight * (f(&shown(shown_before, width, part)) - f(shown_before));
+                values[part.top * width + part.left] +=
+                    weight * (f(&shown(shown_before, width, part)) - f(shown_before));
             }
             Some([a, b]) => {
                 for (first, second) in [(a, b), (b, a)] {
@@ -208,7 +217,8 @@ mod tests {
     #[test]
     fn with_enough_runs_they_are_owens_values() {
         let f = |on: &[bool]| {
-            let x: Vec<f64> = on.iter().enumerate().map(|(i, on)| f64::from(u8::from(*on)) * (i as f64 + 1.0)).collect();
+            let x: Vec<f64> =
+                on.iter().enumerate().map(|(i, on)| f64::from(u8::from(*on)) * (i as f64 + 1.0)).collect();
             x[0] * x[1] + x[2] * x[5] - x[3] + 0.1 * x[0] * x[4] * x[5] + 2.0
         };
         let (none, all) = (f(&[false; 6]), f(&[true; 6]));

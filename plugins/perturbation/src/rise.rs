@@ -31,7 +31,8 @@ fn mask(rng: &mut impl Rng, cells: usize, q: f64, [h, w]: [usize; 2]) -> Result<
 
 impl Explainer for Rise {
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Petsiuk, Das, Saenko: RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018";
+        let citation =
+            "Petsiuk, Das, Saenko: RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018";
         ExplainerSpec::new("rise", "RISE", Family::Perturbation, citation, "arXiv:1806.07421")
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_i p(x * M_i) M_i / (N q)")
@@ -60,7 +61,8 @@ impl Explainer for Rise {
         let (q, score) = (params.number("keep")?, Score::of(params)?);
         let fill = fill(context)?.ok_or_else(|| Error::invalid("no fill"))?;
         let generators: RefCell<Vec<_>> = RefCell::new((0..b).map(|i| context.rng(i)).collect());
-        let (now, mut sum) = (RefCell::new(None), Tensor::f_zeros([b as i64, h as i64, w as i64], (Kind::Float, fill.device()))?);
+        let (now, mut sum) =
+            (RefCell::new(None), Tensor::f_zeros([b as i64, h as i64, w as i64], (Kind::Float, fill.device()))?);
         let make = |pairs: Pairs<'_>| {
             let mut generators = generators.borrow_mut();
             let rows = pairs.iter().map(|(i, _)| mask(&mut generators[*i], cells, q, [h, w]));

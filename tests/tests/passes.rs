@@ -1,0 +1,173 @@
+//! Every explainer on a small model of each family: it makes the passes that it states, and gives an image the same map alone and
+//! in a batch, with few and with many runs at a time.
+
+use lightbox::engine::{self, Engine, ExplainerChoice};
+use lightbox_sdk::spec::{ExplainerSpec, Family, ModelOptions, Plan};
+use lightbox_tests::{built, input_of, relative, succeed};
+use std::path::PathBuf;
+use tch::{Device, Tensor};
+
+/// Parameters with which methods of many passes are quick. All others have their defaults.
+const QUICK: [(&str, &str); 17] = [
+    ("beyondintuition", "steps=3"),
+    ("gradientshap", "samples=4"),
+    ("integratedgradients", "steps=5"),
+    ("iscam", "steps=2"),
+    ("kernelshap", "samples=60,grid=4"),
+    ("lime", "samples=40,grid=4"),
+    ("meaningful", "iterations=3,grid=8"),
+    ("partitionshap", "evaluations=40"),
+    ("rise", "masks=20"),
+    ("smoothgrad", "samples=3"),
+    ("smoothgradsq", "samples=3"),
+    ("sscam", "samples=2"),
+    ("tam", "steps=3"),
+    ("tis", "masks=12,iterations=5"),
+    ("vargrad", "samples=3"),
+    ("vitcx", "most=6"),
+    ("xrai", "steps=3"),
+];
+
+/// Those whose number of passes depends on the image: they state the most.
+const AT_MOST: [&str; 3] = ["kernelshap", "partitionshap", "vitcx"];
+
+const MODELS: [(&str, &str); 3] =
+    [("densenet", "densenet-small"), ("deit", "deit-mini"), ("patchconvnet", "patchconvnet-mini")];
+
+fn choice(name: &str) -> ExplainerChoice {
+    let params = QUICK.iter().find(|(n, _)| *n == name).map_or(String::new(), |(_, p)| format!(":{p}"));
+    ExplainerChoice::parse(&format!("{name}{params}")).unwrap()
+}
+
+/// An engine of a model with 64 px and three classes, and one explainer.
+fn engine(plugin: &str, model: &str, explainer: &(PathBuf, ExplainerSpec), at_once: usize) -> Engine {
+    let file = built(&format!("plugins/liblightbox_{plugin}.so"));
+    let mut options = ModelOptions { classes: 3, ..ModelOptions::default() };
+    options.params.insert("size".into(), 64.into());
+    let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
+    let mut engine = Engine::new(model, Device::Cpu, 5, engine::terminal()).unwrap();
+    engine.set_at_once(at_once);
+    engine.set_mean_mask((0..64 * 64).map(|i| (i % 64) as f32 / 64.0).collect(), 64).unwrap();
+    engine.add(&explainer.0, &choice(&explainer.1.name)).unwrap();
+    engine
+}
+
+/// All explainers with their plugins' files.
+fn explainers() -> Vec<(PathBuf, ExplainerSpec)> {
+    let text = succeed(&["list", "plugins", "--json"]);
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut found = Vec::new();
+    for plugin in all["plugins"].as_array().unwrap() {
+        let specs: Vec<ExplainerSpec> = serde_json::from_value(plugin["manifest"]["explainers"].clone()).unwrap();
+        found.extend(specs.into_iter().map(|s| (PathBuf::from(plugin["file"].as_str().unwrap()), s)));
+    }
+    assert!(found.len() > 50);
+    found
+}
+
+fn maps(engine: &Engine, images: &Tensor, targets: &[i64], ids: &[u64]) -> Result<Tensor, String> {
+    let mut batch = engine.run(images, targets, ids, &[0], &mut |_| {}).map_err(|e| e.message)?;
+    assert!(batch.tampered.is_none());
+    batch.maps.remove(0).1.map(|o| o.maps).map_err(|e| e.message)
+}
+
+/// The faults of an explainer on a model; a note where it does not apply.
+fn check(plugin: &str, model: &str, explainer: &(PathBuf, ExplainerSpec)) -> Result<Option<String>, String> {
+    let many = engine(plugin, model, explainer, 7);
+    let needs = match &many.explainers[0].plan {
+        Plan::Run(needs) => needs.clone(),
+        Plan::NotApplicable { reason } => return Ok(Some(reason.clone())),
+        Plan::Other => return Err("an answer of a newer SDK".into()),
+    };
+    if needs.fit.is_some() {
+        return Ok(Some("it learns first".into()));
+    }
+    if needs.model != (needs.extra.forward + needs.extra.partial > 0) {
+        return Err(format!("it asks for the model and states {} more passes", needs.extra));
+    }
+    let images = input_of(64);
+    let both = maps(&many, &images, &[2, 0], &[11, 12])?;
+    if both.isfinite().all().int64_value(&[]) == 0 {
+        return Err("its maps are not finite".into());
+    }
+    let (made, stated) = (many.passes(0), needs.extra.times(2));
+    let at_most = AT_MOST.contains(&explainer.1.name.as_str()) && made.forward <= stated.forward && made.forward > 0;
+    if made != stated && !at_most {
+        return Err(format!("it states {stated}, and makes {made}"));
+    }
+    let few = engine(plugin, model, explainer, 2);
+    for (b, (target, id)) in [(2, 11), (0, 12)].into_iter().enumerate() {
+        let alone = maps(&few, &images.narrow(0, b as i64, 1), &[target], &[id])?;
+        let error = relative(&alone, &both.narrow(0, b as i64, 1));
+        if error > 1e-3 {
+            return Err(format!("image {b} alone, two runs at a time, is another by {error:.1e}"));
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn explainers_make_the_passes_that_they_state_and_any_batch_gives_the_same_map() {
+    let mut faults = Vec::new();
+    for explainer in &explainers() {
+        let (name, spec) = (&explainer.1.name, &explainer.1);
+        let mut applies = 0;
+        for (plugin, model) in MODELS {
+            match check(plugin, model, explainer) {
+                Ok(None) => applies += 1,
+                Ok(Some(reason)) => eprintln!("{name} x {model}: not applicable: {reason}"),
+                Err(e) => faults.push(format!("{name} x {model}: {e}")),
+            }
+        }
+        if applies == 0 && name != "concept" && !faults.iter().any(|f| f.starts_with(&format!("{name} x"))) {
+            faults.push(format!("{name} applies to no model"));
+        }
+        if spec.formula.is_empty() || spec.cost.is_empty() || spec.reference.citation.is_empty() {
+            faults.push(format!("{name} lacks its formula, cost or citation"));
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// A model whose head has only zeros: nothing speaks for a class, and no method that looks at the class may say otherwise.
+#[test]
+fn a_constant_model_has_maps_of_zeros() {
+    // The same map for every class, so that there is no class to speak for; or a comparison of scores, all equal.
+    let others =
+        ["attention", "rollout", "eigencam", "kpcacam", "fem", "vitcx", "tis", "scorecam", "sscam", "iscam", "rise"];
+    // A ratio to the logit, which is 0; the penalty of what is covered decides alone; classes' logits are equal.
+    let undefined = ["ablationcam", "segeigencam", "refinecam"];
+    let mut faults = Vec::new();
+    for explainer in explainers().iter().filter(|e| e.1.family != Family::Control) {
+        let name = explainer.1.name.as_str();
+        if others.contains(&name) || undefined.contains(&name) {
+            continue;
+        }
+        {
+            for (plugin, model) in MODELS {
+                let plain = engine(plugin, model, explainer, 4);
+                if !matches!(&plain.explainers[0].plan, Plan::Run(needs) if needs.fit.is_none()) {
+                    continue;
+                }
+                let head = |n: &str| n.starts_with("classifier.") || n.starts_with("head.");
+                let parameters = plain.parameters().unwrap();
+                let zero = |a: &lightbox_sdk::Array| {
+                    lightbox_sdk::Array::from_tensor(&a.share_tensor().unwrap().zeros_like()).unwrap()
+                };
+                let edits = parameters.iter().filter(|(n, _)| head(n)).map(|(n, a)| (n.clone(), zero(a))).collect();
+                let mut constant = plain.fork(&edits).unwrap();
+                constant.copy_explainer(&plain.explainers[0]).unwrap();
+                match maps(&constant, &input_of(64), &[2, 0], &[1, 2]) {
+                    Ok(map) => {
+                        let largest = map.abs().max().double_value(&[]);
+                        if largest.is_nan() || largest > 1e-6 {
+                            faults.push(format!("{name} x {model}: {largest:.1e}"));
+                        }
+                    }
+                    Err(e) => faults.push(format!("{name} x {model}: {e}")),
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults:#?}");
+}
