@@ -105,6 +105,8 @@ enum Command {
         files: Vec<PathBuf>,
         #[arg(long)]
         models: Option<String>,
+        #[arg(long)]
+        plans: Option<String>,
     },
     /// The child of `check`
     #[command(hide = true)]
@@ -192,7 +194,9 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::Worker { run, device, threads, number } => {
             run::worker::main(&run, &device, threads, number).map(|()| Exit::Ok)
         }
-        Command::Describe { files, models } => crate::registry::describe(&files, models.as_deref()).map(|()| Exit::Ok),
+        Command::Describe { files, models, plans } => {
+            crate::registry::describe(&files, models.as_deref(), plans.as_deref()).map(|()| Exit::Ok)
+        }
     }
 }
 

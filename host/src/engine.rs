@@ -246,10 +246,7 @@ impl Engine {
         choice: ExplainerChoice,
         params: Params,
     ) -> Result<()> {
-        let mut plan = handle.plan(&self.spec, &params)?;
-        if plan == Plan::Other {
-            plan = Plan::not_applicable("its answer is of a newer SDK than this host's");
-        }
+        let mut plan = with_rules(handle.plan(&self.spec, &params)?, &self.spec);
         if let Plan::Run(needs) = &plan {
             let place = |e: lightbox_sdk::Error| Error::from(e.context(format!("explainer {}", choice.name)));
             needs.check_requires().map_err(place)?;
@@ -258,9 +255,7 @@ impl Engine {
             for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
                 self.spec.site(site).map_err(place)?;
             }
-            if let Some(rule) = needs.rules.iter().find(|r| !self.spec.has_rule(r)) {
-                plan = Plan::not_applicable(format!("{} has no rule {rule}", self.spec.name));
-            } else if let Err(e) = self.spec.check_rules(&needs.rules) {
+            if let Err(e) = self.spec.check_rules(&needs.rules) {
                 return Err(place(e));
             } else if needs.mean_mask && self.mean_mask.is_none() {
                 plan = Plan::not_applicable("it needs the mean of the training set's masks, and there is none");
@@ -585,6 +580,18 @@ pub(crate) fn shared(
         request.objectives.push(vec![Objective::Class(Array::from_vec(&[n], vec![class; n])?)]);
     }
     Ok(Request { rules: needs.rules.clone(), ..request })
+}
+
+/// A plan as the host takes it: not applicable where the model lacks one of its rules.
+pub(crate) fn with_rules(plan: Plan, model: &ModelSpec) -> Plan {
+    match plan {
+        Plan::Other => Plan::not_applicable("its answer is of a newer SDK than this host's"),
+        Plan::Run(needs) => match needs.rules.iter().find(|r| !model.has_rule(r)) {
+            Some(rule) => Plan::not_applicable(format!("{} has no rule {rule}", model.name)),
+            None => Plan::Run(needs),
+        },
+        other => other,
+    }
 }
 
 /// Fills in those parameters that are paths and not given: their defaults are relative to the folder of the plugin.

@@ -1,12 +1,12 @@
 //! `lightbox list` and `lightbox info`.
 
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{Found, Plans, Registry};
 use crate::run::spec::BUILT_IN;
 use lightbox_core::data::SOURCES;
 use lightbox_core::files;
 use lightbox_core::metrics::{self, Better, MetricSpec};
-use lightbox_sdk::spec::{ParamSpec, ParamType, Reference};
+use lightbox_sdk::spec::{ExplainerSpec, Family, ParamSpec, ParamType, Passes, Plan, Reference, Site, SiteKind};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -39,8 +39,23 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
             all.insert("models".into(), encode(&models.collect::<Vec<_>>())?);
         }
         if wants(What::Explainers) {
-            let explainers = registry.found.iter().flat_map(|f| &f.manifest.explainers);
-            all.insert("explainers".into(), encode(&explainers.collect::<Vec<_>>())?);
+            let mut rows = Vec::new();
+            for (_, spec, plans) in planned(registry)? {
+                let mut row = encode(spec)?;
+                let (mut applies, mut others) = (Vec::new(), serde_json::Map::new());
+                for (model, plan) in &plans {
+                    match plan {
+                        Ok(Plan::Run(_)) => applies.push(Value::from(model.as_str())),
+                        Ok(Plan::NotApplicable { reason }) => drop(others.insert(model.clone(), reason.as_str().into())),
+                        Ok(Plan::Other) => {}
+                        Err(e) => drop(others.insert(model.clone(), format!("error: {e}").into())),
+                    }
+                }
+                row["applies"] = applies.into();
+                row["not_applicable"] = others.into();
+                rows.push(row);
+            }
+            all.insert("explainers".into(), rows.into());
         }
         if wants(What::Metrics) {
             all.insert("metrics".into(), encode(&metrics::all().map(|m| m.spec()))?);
@@ -81,15 +96,17 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
         section("models", std::mem::take(&mut all));
     }
     if wants(What::Explainers) {
-        let explainers = registry.found.iter().flat_map(|f| &f.manifest.explainers);
-        let mut explainers: Vec<_> = explainers.collect();
-        explainers.sort_by(|a, b| a.name.cmp(&b.name));
-        let line = |e: &&lightbox_sdk::spec::ExplainerSpec| {
-            let family = encode(&e.family).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
+        let explainers = planned(registry)?;
+        let models: Vec<String> = explainers.iter().map(|(_, _, plans)| models_of(registry, plans)).collect();
+        let width = models.iter().map(|m| m.chars().count()).max().unwrap_or(0);
+        let line = |((_, e, _), models): (&Asked<'_>, &String)| {
             let id = if e.reference.id.is_empty() { String::new() } else { format!(", {}", e.reference.id) };
-            (e.name.clone(), format!("{} ({family}{id})", e.title))
+            let cost = if e.cost.is_empty() { "cost not stated" } else { &e.cost };
+            let family = family(e.family);
+            (e.name.clone(), format!("{family:12}  {models:width$}  {} ({cost}{id})", e.title))
         };
-        section("explainers", explainers.iter().map(line).collect());
+        let title = "explainers (family, models, title, cost an image: F forward, P a part's forward, B backward passes)";
+        section(title, explainers.iter().zip(&models).map(line).collect());
     }
     if wants(What::Metrics) {
         let line = |m: MetricSpec| (m.name.into(), format!("{} ({} is better)", m.title, better(m.better)));
@@ -121,6 +138,45 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
         }
     }
     Ok(text)
+}
+
+/// An explainer and its answers to all models.
+type Asked<'a> = (&'a Found, &'a ExplainerSpec, Plans);
+
+/// All explainers by name, asked for their plans.
+fn planned(registry: &Registry) -> Result<Vec<Asked<'_>>> {
+    let mut all: Vec<(&Found, &ExplainerSpec)> =
+        registry.found.iter().flat_map(|f| f.manifest.explainers.iter().map(move |e| (f, e))).collect();
+    all.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+    let plans = registry.plans(&all)?;
+    Ok(all.into_iter().zip(plans).map(|((f, e), p)| (f, e, p)).collect())
+}
+
+/// A family's name as the plugins' JSON has it.
+pub(crate) fn family(family: Family) -> String {
+    encode(&family).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+}
+
+/// The models that an explainer applies to, a plugin's together: `all`, `none`, `deit, densenet`, `deit (3 of 10)`.
+fn models_of(registry: &Registry, plans: &Plans) -> String {
+    let runs = |name: &str| plans.iter().any(|(n, p)| n == name && matches!(p, Ok(Plan::Run(_))));
+    let (mut parts, mut all) = (Vec::new(), true);
+    for found in registry.found.iter().filter(|f| !f.manifest.models.is_empty()) {
+        let of = found.manifest.models.len();
+        let count = found.manifest.models.iter().filter(|m| runs(&m.name)).count();
+        let name = found.manifest.plugin.trim_start_matches("lightbox-plugin-");
+        all &= count == of;
+        match count {
+            0 => {}
+            n if n == of => parts.push(name.to_string()),
+            n => parts.push(format!("{name} ({n} of {of})")),
+        }
+    }
+    match parts.is_empty() {
+        true => "none".into(),
+        false if all => "all".into(),
+        false => parts.join(", "),
+    }
 }
 
 fn better(better: Better) -> &'static str {
@@ -186,7 +242,8 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         parameters(&mut text, &model.parameters);
         text.push_str("\nsites\n");
         let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
-        for s in &model.sites {
+        let biases: Vec<&Site> = model.sites.iter().filter(|s| s.kind == SiteKind::Bias).collect();
+        for s in model.sites.iter().filter(|s| s.kind != SiteKind::Bias) {
             let grid = s.grid.map_or(String::new(), |[h, w]| format!(" on {h}x{w}"));
             let mark = if model.cam_site.as_ref() == Some(&s.name) {
                 "; class activation maps read it by default"
@@ -202,6 +259,10 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
                 s.name, s.kind, s.layout, s.channels
             );
         }
+        if let [first, .., last] = biases.as_slice() {
+            let (n, first, last) = (biases.len(), &first.name, &last.name);
+            let _ = writeln!(text, "  {first} .. {last}  {n} sites of biases at every place (--json names them)");
+        }
         return Ok(text);
     }
     if let Ok((found, explainer)) = registry.explainer(name) {
@@ -212,16 +273,20 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         }
         let _ = writeln!(text, "explainer  {} {}: {}", explainer.name, explainer.version, explainer.title);
         reference(&mut text, &explainer.reference);
-        let _ = writeln!(text, "family     {:?}", explainer.family);
+        let _ = writeln!(text, "family     {}", family(explainer.family));
+        for (key, value) in [("formula", &explainer.formula), ("cost", &explainer.cost), ("notes", &explainer.notes)] {
+            if !value.is_empty() {
+                let _ = writeln!(text, "{key:10} {value}");
+            }
+        }
         let signed = if explainer.signed { "yes: negative values speak against the class" } else { "no" };
         let _ = writeln!(text, "signed     {signed}");
         let memory = if explainer.cpu_only { "CPU memory (copies in a CUDA run)" } else { "the run's device" };
         let _ = writeln!(text, "reads      {memory}");
-        text.push_str("needs     ");
-        for model in registry.found.iter().flat_map(|f| &f.manifest.models) {
-            let _ = write!(text, " {}", needs(found, explainer, model));
+        text.push_str("needs\n");
+        for (model, plan) in registry.plans(&[(found, explainer)])?.into_iter().flatten() {
+            let _ = writeln!(text, "  {model}: {}", needs(plan));
         }
-        text.push('\n');
         let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
         parameters(&mut text, &explainer.parameters);
         return Ok(text);
@@ -275,28 +340,23 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
     Err(Error::input(format!("nothing is named {name} (known: {})", known.join(", "))))
 }
 
-/// What an explainer needs of a model with default parameters, in a few words. The plugin is opened for it.
-fn needs(
-    found: &crate::registry::Found,
-    explainer: &lightbox_sdk::spec::ExplainerSpec,
-    model: &lightbox_sdk::spec::ModelSpec,
-) -> String {
-    use lightbox_sdk::spec::{Params, Plan};
-    let plan = || -> Result<Plan> {
-        let params = Params::resolve(&explainer.parameters, &Default::default())?;
-        Ok(crate::registry::open(&found.file)?.make_explainer(&explainer.name)?.plan(model, &params)?)
+/// What an explainer needs of a model with default parameters, in a few words.
+fn needs(plan: std::result::Result<Plan, String>) -> String {
+    let sites = |names: &[String]| match names {
+        [first, .., last] if names.len() > 4 => format!("{} sites, {first} .. {last}", names.len()),
+        _ => names.join(", "),
     };
-    let what = match plan() {
+    match plan {
         Err(e) => format!("error: {e}"),
         Ok(Plan::NotApplicable { reason }) => format!("not applicable ({reason})"),
         Ok(Plan::Other) => "an answer of a newer SDK".into(),
         Ok(Plan::Run(needs)) => {
             let mut parts = Vec::new();
             if !needs.values.is_empty() {
-                parts.push(format!("value of {}", needs.values.join(", ")));
+                parts.push(format!("value of {}", sites(&needs.values)));
             }
             if !needs.gradients.is_empty() {
-                parts.push(format!("gradient at {}", needs.gradients.join(", ")));
+                parts.push(format!("gradient at {}", sites(&needs.gradients)));
             }
             if !needs.others.is_empty() {
                 parts.push(format!("gradients of {} other classes there", needs.others.len()));
@@ -311,10 +371,10 @@ fn needs(
                 parts.push("a fit on the training set".into());
             }
             if needs.model {
-                parts.push("further runs of the model".into());
+                let most = if needs.extra == Passes::default() { String::new() } else { format!(", {} an image", needs.extra) };
+                parts.push(format!("further runs of the model{most}"));
             }
             if parts.is_empty() { "the image alone".into() } else { parts.join("; ") }
         }
-    };
-    format!("\n  {}: {what}", model.name)
+    }
 }

@@ -7,7 +7,7 @@
 use crate::child::{Child, Mouth, Said};
 use crate::error::{Error, Result};
 use crate::loader::{self, Plugin};
-use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelOptions, ModelSpec};
+use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelOptions, ModelSpec, Params, Plan};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -221,9 +221,50 @@ pub struct Question {
     pub options: ModelOptions,
 }
 
-/// The child that opens plugins: files (or the models of `questions`, as JSON) one after the other, a line each.
-pub fn describe(files: &[PathBuf], questions: Option<&str>) -> Result<()> {
+/// Explainers that are asked for their plans, and models, each with its plugin's file and with default options.
+#[derive(Serialize, Deserialize)]
+struct PlanQuestion {
+    explainers: Vec<(PathBuf, String)>,
+    models: Vec<(PathBuf, String)>,
+}
+
+/// An explainer's answers to models: of each model its name, and the plan or an error's text.
+pub type Plans = Vec<(String, std::result::Result<Plan, String>)>;
+
+/// The plans of an explainer with its default parameters.
+fn plans_of(file: &Path, name: &str, models: &[(String, std::result::Result<ModelSpec, String>)]) -> Plans {
+    let made = || -> Result<_> {
+        let plugin = open(file)?;
+        let known = plugin.manifest.explainers.iter().find(|e| e.name == name);
+        let known = known.ok_or_else(|| Error::plugin(format!("{} has no explainer {name}", file.display())))?;
+        let mut given = BTreeMap::new();
+        crate::engine::default_paths(&mut given, &known.parameters, file);
+        Ok((plugin.make_explainer(name)?, Params::resolve(&known.parameters, &given)?))
+    };
+    let made = made().map_err(|e| e.message);
+    let plan = |model: &ModelSpec| {
+        let (explainer, params) = made.as_ref().map_err(String::clone)?;
+        let plan = explainer.plan(model, params).map_err(|e| e.to_string())?;
+        Ok(crate::engine::with_rules(plan, model))
+    };
+    models.iter().map(|(n, spec)| (n.clone(), spec.as_ref().map_err(String::clone).and_then(plan))).collect()
+}
+
+/// The child that opens plugins: files (or the models of `questions`, or the explainers of `plans`, as JSON) one after the
+/// other, a line each.
+pub fn describe(files: &[PathBuf], questions: Option<&str>, plans: Option<&str>) -> Result<()> {
     let mouth = Mouth::open();
+    if let Some(text) = plans {
+        let question: PlanQuestion =
+            serde_json::from_str(text).map_err(|e| Error::input(format!("malformed questions: {e}")))?;
+        let spec = |(file, name): &(PathBuf, String)| {
+            let spec = open(file).and_then(|p| Ok(p.model_spec(name, &ModelOptions::default())?));
+            (name.clone(), spec.map_err(|e| e.message))
+        };
+        let models: Vec<_> = question.models.iter().map(spec).collect();
+        question.explainers.iter().for_each(|(file, name)| mouth.say(&plans_of(file, name, &models)));
+        return Ok(());
+    }
     files.iter().for_each(|file| mouth.say(&describe_one(file)));
     let questions: Vec<Question> = serde_json::from_str(questions.unwrap_or("[]"))
         .map_err(|e| Error::input(format!("malformed questions: {e}")))?;
@@ -251,6 +292,32 @@ pub fn model_specs(questions: &[Question]) -> Result<Vec<std::result::Result<Mod
     // It did not answer, and who comes after it is not asked any more.
     specs.extend(crash.map(Err));
     Ok(specs)
+}
+
+impl Registry {
+    /// What explainers need of every model here, with default parameters, in their order. Asked in a child: one that crashes
+    /// is said to, and hides no other.
+    pub fn plans(&self, explainers: &[(&Found, &ExplainerSpec)]) -> Result<Vec<Plans>> {
+        let models: Vec<(PathBuf, String)> = self
+            .found
+            .iter()
+            .flat_map(|f| f.manifest.models.iter().map(|m| (f.file.clone(), m.name.clone())))
+            .collect();
+        let all: Vec<(PathBuf, String)> = explainers.iter().map(|(f, e)| (f.file.clone(), e.name.clone())).collect();
+        let mut found: Vec<Plans> = Vec::new();
+        while found.len() < all.len() {
+            let question = PlanQuestion { explainers: all[found.len()..].to_vec(), models: models.clone() };
+            let text = serde_json::to_string(&question).map_err(|e| Error::input(e.to_string()))?;
+            let arguments = ["describe".into(), "--plans".into(), text.into()];
+            let (some, crash) = answers(&arguments, question.explainers.len())?;
+            found.extend(some);
+            if let Some(reason) = crash.filter(|_| found.len() < all.len()) {
+                let reason = reason.replace("opened", "asked");
+                found.push(models.iter().map(|(_, name)| (name.clone(), Err(reason.clone()))).collect());
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// What a child says, `wanted` lines of it; where there are fewer, how it ended.

@@ -4,7 +4,7 @@ use super::{
     EXPLAINER_MADE, FITS, FITS_AGAIN, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass,
     refuses, rows, tensor,
 };
-use crate::engine::{check_fitted, default_paths, shared};
+use crate::engine::{check_fitted, default_paths, shared, with_rules};
 use crate::loader::Plugin;
 use crate::proxy::{Calls, Watch};
 use lightbox_sdk::host::Serving;
@@ -61,14 +61,11 @@ pub(super) fn check(
         let model = model()?;
         let model_spec = model.spec().map_err(|e| e.to_string())?;
         let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
+        let plan = with_rules(plan, &model_spec);
         if let Plan::Run(needs) = &plan {
             needs.check_requires().map_err(|e| e.to_string())?;
             needs.check_others(model_spec.classes).map_err(|e| e.to_string())?;
             model_spec.check_rules(&needs.rules).map_err(|e| e.to_string())?;
-            if let Some(rule) = needs.rules.iter().find(|r| !model_spec.has_rule(r)) {
-                let reason = format!("{} has no rule {rule}", model_spec.name);
-                return Ok((model, model_spec, Plan::NotApplicable { reason }));
-            }
             let fit = needs.fit.iter().flat_map(|f| &f.values);
             for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
                 model_spec.site(site).map_err(|e| e.to_string())?;
