@@ -145,7 +145,18 @@ pub struct Summary {
     pub columns: Vec<Column>,
     pub metrics: Vec<ShownMetric>,
     pub cells: Vec<Cell>,
+    /// What explanations took, where the run's spec asks for it: measured, so other in every run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seconds: Vec<Seconds>,
     pub notes: Vec<String>,
+}
+
+/// Seconds an image in an explainer's own code and its runs of the model, beyond the run that all share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    pub model: String,
+    pub explainer: String,
+    pub seconds: f64,
 }
 
 #[derive(Default)]
@@ -298,6 +309,7 @@ impl<'a> Gather<'a> {
             columns,
             metrics: metrics.collect(),
             cells,
+            seconds: vec![],
             notes: plan.notes.clone(),
         })
     }

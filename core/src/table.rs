@@ -5,7 +5,7 @@
 //! images too.
 
 use crate::metrics::{Better, Level};
-use crate::summary::{CHANCE, Column, MARKED, ShownMetric, State, Summary};
+use crate::summary::{CHANCE, Column, MARKED, Seconds, ShownMetric, State, Summary};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -49,6 +49,12 @@ impl Cell {
         }
     }
 
+    /// A plain number.
+    fn number(mean: f64) -> Self {
+        let (std, seed_std, interval, folds) = (None, None, None, vec![]);
+        Cell::Value { mean, std, seed_std, interval, folds, maps: 0, failed: 0, constant: 0, percent: false }
+    }
+
     /// True where more maps failed than may pass unmarked.
     fn is_marked(&self) -> bool {
         matches!(self, Cell::Value { maps, failed, .. } if *failed as f64 > MARKED * *maps as f64)
@@ -82,6 +88,72 @@ impl Cell {
     }
 }
 
+/// More columns of maps than this, and a row is an explainer.
+const WIDE: usize = 12;
+
+/// What a value's deviation is over.
+fn spread(summary: &Summary) -> String {
+    match (summary.folds > 1, summary.seeds > 1) {
+        (true, false) => format!("Mean and standard deviation over {} folds", summary.folds),
+        (true, true) => format!(
+            "Mean over {} folds of {} trainings each, and standard deviation over folds",
+            summary.folds, summary.seeds
+        ),
+        (false, true) => format!("Mean and standard deviation over {} trainings of one fold", summary.seeds),
+        (false, false) => "One fold, one training".into(),
+    }
+}
+
+/// A row an explainer: a group a metric of maps and one of seconds, a column a model.
+fn by_explainer(
+    summary: &Summary,
+    metrics: &[&ShownMetric],
+    cell: &dyn Fn(&str, &str, &str, &ShownMetric) -> Cell,
+) -> Option<Table> {
+    if metrics.is_empty() {
+        return None;
+    }
+    let chance = Column { explainer: CHANCE.into(), output: String::new() };
+    let chance = metrics.iter().any(|m| m.has_chance).then_some(&chance);
+    let mut groups: Vec<Group> = Vec::new();
+    for metric in metrics {
+        let mean = if metric.level == Level::Image { ", mean over images" } else { "" };
+        groups.push(Group { title: format!("{}{mean}", metric.short), columns: summary.models.clone() });
+    }
+    if !summary.seconds.is_empty() {
+        groups.push(Group { title: "seconds an image".into(), columns: summary.models.clone() });
+    }
+    let seconds = |model: &String, column: &Column| {
+        let is_mine = |s: &&Seconds| s.model == *model && s.explainer == column.explainer;
+        match summary.seconds.iter().find(is_mine) {
+            Some(found) => Cell::number(found.seconds),
+            None => Cell::NotApplicable { reason: "it was not run".into() },
+        }
+    };
+    let mut rows = Vec::new();
+    for column in summary.columns.iter().chain(chance) {
+        let mut cells: Vec<Cell> = Vec::new();
+        for metric in metrics {
+            cells.extend(summary.models.iter().map(|m| match column.explainer == CHANCE && !metric.has_chance {
+                true => Cell::NotApplicable { reason: "a constant map says nothing of this metric".into() },
+                false => cell(m, &column.explainer, &column.output, metric),
+            }));
+        }
+        if !summary.seconds.is_empty() {
+            cells.extend(summary.models.iter().map(|m| seconds(m, column)));
+        }
+        rows.push(Row { title: column.title(), cells });
+    }
+    let mut notes = vec![format!("{}.", spread(summary))];
+    notes.extend(summary.notes.clone());
+    if !summary.seconds.is_empty() {
+        notes.push(
+            "Seconds are those of an explainer's own code, beyond the run that all share; they differ by run.".into(),
+        );
+    }
+    Some(Table { title: summary.title.clone(), groups, rows, by_explainer: true, notes })
+}
+
 /// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
 pub fn tables(summary: &Summary) -> Vec<Table> {
     let cell = |model: &str, explainer: &str, output: &str, metric: &ShownMetric| {
@@ -98,7 +170,16 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         maps.clear();
     }
     let mut tables = Vec::new();
+    let wide = summary.columns.len() > WIDE;
+    if wide {
+        tables.extend(by_explainer(summary, &maps, &cell));
+        // What is left is the models' own table.
+        maps.clear();
+    }
     for at in 0..maps.len().max(1) {
+        if wide && predictions.is_empty() {
+            break;
+        }
         let metric = maps.get(at);
         let with = if at == 0 { predictions.as_slice() } else { &[] };
         let mut groups = Vec::new();
@@ -122,23 +203,20 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         };
         let rows = summary.models.iter().map(row).collect();
         let title = match (at, metric) {
+            _ if wide => "Classification".into(),
             (0, _) | (_, None) => summary.title.clone(),
             (_, Some(metric)) => metric.short.clone(),
         };
-        let spread = match (summary.folds > 1, summary.seeds > 1) {
-            (true, false) => format!("Mean and standard deviation over {} folds", summary.folds),
-            (true, true) => format!(
-                "Mean over {} folds of {} trainings each, and standard deviation over folds",
-                summary.folds, summary.seeds
-            ),
-            (false, true) => format!("Mean and standard deviation over {} trainings of one fold", summary.seeds),
-            (false, false) => "One fold, one training".into(),
-        };
+        if wide {
+            tables.push(Table { title, groups, rows, by_explainer: false, notes: vec![] });
+            break;
+        }
+        let spread = spread(summary);
         let notes = match at {
             0 => std::iter::once(format!("{spread}.")).chain(summary.notes.clone()).collect(),
             _ => vec![format!("{spread}.")],
         };
-        tables.push(Table { title, groups, rows, notes });
+        tables.push(Table { title, groups, rows, by_explainer: false, notes });
     }
     let mut faults = Vec::new();
     for cell in &summary.cells {
@@ -169,12 +247,15 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
     tables
 }
 
-/// A table: a row a model, columns in groups.
+/// A table: a row a model, or an explainer where there are many; columns in groups.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Table {
     pub title: String,
     pub groups: Vec<Group>,
     pub rows: Vec<Row>,
+    /// Rows are explainers, and columns models.
+    #[serde(default)]
+    pub by_explainer: bool,
     /// Sentences below the table.
     pub notes: Vec<String>,
 }
@@ -194,6 +275,11 @@ pub struct Row {
 }
 
 impl Table {
+    /// What rows are.
+    fn corner(&self) -> &'static str {
+        if self.by_explainer { "explainer" } else { "model" }
+    }
+
     fn columns(&self) -> Vec<(&str, &str)> {
         self.groups.iter().flat_map(|g| g.columns.iter().map(|c| (g.title.as_str(), c.as_str()))).collect()
     }
@@ -215,7 +301,7 @@ impl Table {
             widths[at + n - 1] += group.title.chars().count().saturating_sub(room);
             at += n;
         }
-        let first = self.rows.iter().map(|r| r.title.chars().count()).chain([5]).max().unwrap_or(5);
+        let first = self.rows.iter().map(|r| r.title.chars().count()).chain([self.corner().len()]).max().unwrap_or(5);
         let mut text = format!("{}\n\n{:first$}", self.title, "");
         let mut at = 0;
         for group in &self.groups {
@@ -232,7 +318,7 @@ impl Table {
             }
             text.truncate(text.trim_end().len().max(start));
         };
-        line("model", &mut columns.iter().map(|(_, c)| *c));
+        line(self.corner(), &mut columns.iter().map(|(_, c)| *c));
         for (row, cells) in self.rows.iter().zip(&cells) {
             line(&row.title, &mut cells.iter().map(String::as_str));
         }
@@ -247,7 +333,7 @@ impl Table {
     /// One table; titles' `|` are escaped.
     pub fn markdown(&self) -> String {
         let escape = |s: &str| s.replace('\n', " ").replace('|', "\\|");
-        let mut text = format!("{}\n\n| model |", self.title);
+        let mut text = format!("{}\n\n| {} |", self.title, self.corner());
         for (group, column) in self.columns() {
             let _ = write!(text, " {}: {} |", escape(group), escape(column));
         }
@@ -285,7 +371,7 @@ impl Table {
         for group in &self.groups {
             let _ = write!(text, " & \\multicolumn{{{}}}{{c}}{{{}}}", group.columns.len(), escape(&group.title));
         }
-        text.push_str(" \\\\\nmodel");
+        let _ = write!(text, " \\\\\n{}", self.corner());
         for (_, column) in self.columns() {
             let _ = write!(text, " & {}", escape(column));
         }
@@ -335,8 +421,11 @@ pub fn csv(tables: &[Table]) -> String {
         for row in &table.rows {
             for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
                 let mut line = <[String; 16]>::default();
-                (line[0], line[1], line[2], line[3]) =
-                    (table.title.clone(), row.title.clone(), group.into(), column.into());
+                let (model, column) = match table.by_explainer {
+                    true => (column, row.title.as_str()),
+                    false => (row.title.as_str(), column),
+                };
+                (line[0], line[1], line[2], line[3]) = (table.title.clone(), model.into(), group.into(), column.into());
                 match cell {
                     Cell::Value { mean, std, seed_std, interval, folds, maps, failed, constant, percent } => {
                         let number = |v: f64| (if *percent { v * 100.0 } else { v }).to_string();
@@ -401,6 +490,7 @@ mod tests {
                     Cell::NotApplicable { reason: "no attention".into() },
                 ],
             }],
+            by_explainer: false,
             notes: vec!["A note.".into()],
         }
     }

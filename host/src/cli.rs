@@ -50,6 +50,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the reference of all explainers as Markdown
+    #[command(after_help = "Examples:\n  lightbox reference > explainers.md")]
+    Reference {
+        /// Link to pictures NAME.png in this folder
+        #[arg(long, value_name = "FOLDER")]
+        pictures: Option<String>,
+    },
     /// Test whether a plugin behaves: in a child process, with a time limit
     #[command(
         after_help = "Examples:\n  lightbox check target/debug/libmy_plugin.so\n  lightbox check my.so --json --model densenet-small"
@@ -168,6 +175,11 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             // The list is whole; a name that nobody can use is said all the same.
             let all: Vec<String> = registry.duplicates.iter().map(|(_, text)| text.clone()).collect();
             if all.is_empty() { Ok(Exit::Ok) } else { Err(Error::plugin(all.join("\n"))) }
+        }
+        Command::Reference { pictures } => {
+            let text = crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?;
+            print!("{text}");
+            Ok(Exit::Ok)
         }
         Command::Info { name, json } => {
             let registry = Registry::scan(&cli.plugins)?;

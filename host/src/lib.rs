@@ -16,6 +16,7 @@ pub mod list;
 pub mod loader;
 pub mod new;
 mod proxy;
+mod reference;
 pub mod registry;
 pub mod run;
 pub mod signals;

@@ -46,7 +46,9 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
                 for (model, plan) in &plans {
                     match plan {
                         Ok(Plan::Run(_)) => applies.push(Value::from(model.as_str())),
-                        Ok(Plan::NotApplicable { reason }) => drop(others.insert(model.clone(), reason.as_str().into())),
+                        Ok(Plan::NotApplicable { reason }) => {
+                            drop(others.insert(model.clone(), reason.as_str().into()))
+                        }
                         Ok(Plan::Other) => {}
                         Err(e) => drop(others.insert(model.clone(), format!("error: {e}").into())),
                     }
@@ -105,7 +107,8 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
             let family = family(e.family);
             (e.name.clone(), format!("{family:12}  {models:width$}  {} ({cost}{id})", e.title))
         };
-        let title = "explainers (family, models, title, cost an image: F forward, P a part's forward, B backward passes)";
+        let title =
+            "explainers (family, models, title, cost an image: F forward, P a part's forward, B backward passes)";
         section(title, explainers.iter().zip(&models).map(line).collect());
     }
     if wants(What::Metrics) {
@@ -141,10 +144,10 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
 }
 
 /// An explainer and its answers to all models.
-type Asked<'a> = (&'a Found, &'a ExplainerSpec, Plans);
+pub(crate) type Asked<'a> = (&'a Found, &'a ExplainerSpec, Plans);
 
 /// All explainers by name, asked for their plans.
-fn planned(registry: &Registry) -> Result<Vec<Asked<'_>>> {
+pub(crate) fn planned(registry: &Registry) -> Result<Vec<Asked<'_>>> {
     let mut all: Vec<(&Found, &ExplainerSpec)> =
         registry.found.iter().flat_map(|f| f.manifest.explainers.iter().map(move |e| (f, e))).collect();
     all.sort_by(|a, b| a.1.name.cmp(&b.1.name));
@@ -158,7 +161,7 @@ pub(crate) fn family(family: Family) -> String {
 }
 
 /// The models that an explainer applies to, a plugin's together: `all`, `none`, `deit, densenet`, `deit (3 of 10)`.
-fn models_of(registry: &Registry, plans: &Plans) -> String {
+pub(crate) fn models_of(registry: &Registry, plans: &Plans) -> String {
     let runs = |name: &str| plans.iter().any(|(n, p)| n == name && matches!(p, Ok(Plan::Run(_))));
     let (mut parts, mut all) = (Vec::new(), true);
     for found in registry.found.iter().filter(|f| !f.manifest.models.is_empty()) {
@@ -183,21 +186,26 @@ fn better(better: Better) -> &'static str {
     if better == Better::Higher { "higher" } else { "lower" }
 }
 
+/// A parameter's values, in words.
+pub(crate) fn kind_of(kind: &ParamType) -> String {
+    match kind {
+        ParamType::Integer { min, max } => format!("integer, {min} to {max}"),
+        ParamType::Number { min, max } => format!("number, {min} to {max}"),
+        ParamType::Text => "text".into(),
+        ParamType::Path => "file or folder".into(),
+        ParamType::Choice { choices } => choices.join(" | "),
+        ParamType::Flag => "true | false".into(),
+        ParamType::Other => "of a newer SDK".into(),
+    }
+}
+
 fn parameters(text: &mut String, specs: &[ParamSpec]) {
     if specs.is_empty() {
         return;
     }
     text.push_str("\nparameters\n");
     for p in specs {
-        let kind = match &p.kind {
-            ParamType::Integer { min, max } => format!("integer, {min} to {max}"),
-            ParamType::Number { min, max } => format!("number, {min} to {max}"),
-            ParamType::Text => "text".into(),
-            ParamType::Path => "file or folder".into(),
-            ParamType::Choice { choices } => choices.join(" | "),
-            ParamType::Flag => "true | false".into(),
-            ParamType::Other => "of a newer SDK".into(),
-        };
+        let kind = kind_of(&p.kind);
         let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
         let _ = writeln!(text, "  {} = {}  ({kind}{unit}): {}", p.name, p.default, p.text);
     }
@@ -371,7 +379,11 @@ fn needs(plan: std::result::Result<Plan, String>) -> String {
                 parts.push("a fit on the training set".into());
             }
             if needs.model {
-                let most = if needs.extra == Passes::default() { String::new() } else { format!(", {} an image", needs.extra) };
+                let most = if needs.extra == Passes::default() {
+                    String::new()
+                } else {
+                    format!(", {} an image", needs.extra)
+                };
                 parts.push(format!("further runs of the model{most}"));
             }
             if parts.is_empty() { "the image alone".into() } else { parts.join("; ") }

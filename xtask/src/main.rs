@@ -1,6 +1,7 @@
-//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench`.
+//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench | docs`.
 
 mod build;
+mod docs;
 mod setup;
 
 use clap::{Parser, Subcommand};
@@ -41,6 +42,8 @@ enum Task {
     Lint,
     /// Build with optimisation and run the benchmarks
     Bench,
+    /// Make docs/explainers.md and its pictures anew, by a run of every explainer
+    Docs,
 }
 
 /// The project's folder.
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
             build::test(&args)
         }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
+        Task::Docs => setup::setup(false).and_then(|()| docs::docs()),
         Task::Bench => setup::setup(false).and_then(|()| build::bench()),
     };
     match result {

@@ -208,6 +208,7 @@ impl Worker {
                     version: plugin.map_or(String::new(), |p| p.version.clone()),
                     seconds: seconds.get(&index).copied().unwrap_or_default(),
                     runs: engine.runs(index) - runs_before[index],
+                    images: shown.len(),
                 },
             );
         }

@@ -10,7 +10,7 @@
 //! units/               KEY-ID.json: what a unit did, and beside it its tables, maps and states
 //! cells.json           failed and not applicable cells, and explainers' answers to models
 //! events.jsonl         everything that happened
-//! summary.json .csv .md .tex, sheet.png
+//! summary.json .csv .md .tex, sheet.png (or sheets/MODEL.png)
 //! ```
 
 use super::events::Failure;
@@ -400,6 +400,8 @@ pub struct CellRecord {
     /// Seconds in the explainer's own code, and images that it ran the model on beyond the shared run.
     pub seconds: f64,
     pub runs: u64,
+    /// Images that were explained.
+    pub images: usize,
 }
 
 /// Cells of the table that are no numbers, and what explainers answered.

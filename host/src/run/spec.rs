@@ -57,6 +57,9 @@ pub struct RunSpec {
     /// Test images on the sheet of overlays.
     #[serde(default = "six")]
     pub pictures: usize,
+    /// Show in the table what an explanation takes, in seconds an image. They are measured, so other in every run.
+    #[serde(default)]
+    pub seconds: bool,
     pub data: DataSpec,
     #[serde(default)]
     pub task: Task,
@@ -206,7 +209,8 @@ impl TrainSpec {
 }
 
 /// Specs that come with the binary, by name.
-pub const BUILT_IN: [(&str, &str); 4] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
+    ("all-explainers", include_str!("../../specs/all-explainers.toml")),
     ("demo", include_str!("../../specs/demo.toml")),
     ("study", include_str!("../../specs/study.toml")),
     ("study-phantom", include_str!("../../specs/study-phantom.toml")),

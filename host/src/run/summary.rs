@@ -3,7 +3,7 @@
 use super::events::Failure;
 use super::folder::{Environment, Folder, read_json, write_json};
 use super::plan::{Index, Plan, Verdict, chance_metrics, map_metrics};
-use super::spec::{ModelChoice, RunSpec};
+use super::spec::{ModelChoice, RunSpec, file_name};
 use super::train::Epoch;
 use crate::error::Result;
 use lightbox_core::checkpoint;
@@ -71,7 +71,10 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
             }
         }
     }
-    let index = Index::new(&folder.records()?);
+    let records = folder.records()?;
+    let index = Index::new(&records);
+    // Seconds and images, by model and explainer.
+    let mut times: BTreeMap<(String, String), (f64, usize)> = BTreeMap::new();
     let mut gather = Gather::new(&shape);
     let (of_maps, chance) = (map_metrics(spec)?, chance_metrics(spec)?);
     for model in &spec.models {
@@ -86,6 +89,11 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
                 }
                 for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
                     let maps = ids.maps(label, fold, seed, block, explainer)?;
+                    let stem = index.maps(place, block, explainer, &maps);
+                    if let Some(cell) = stem.and_then(|s| records.get(s)).and_then(|r| r.cells.get(explainer)) {
+                        let time = times.entry((label.to_string(), explainer.to_string())).or_default();
+                        *time = (time.0 + cell.seconds, time.1 + cell.images);
+                    }
                     for metric in if explainer == CHANCE { &chance } else { &of_maps } {
                         let metric = metric.label();
                         let id = ids.metric(metric);
@@ -104,7 +112,17 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
             }
         }
     }
-    Ok(gather.finish(&absent)?)
+    let mut summary = gather.finish(&absent)?;
+    if spec.seconds {
+        let times = times.into_iter().filter(|(_, (_, images))| *images > 0);
+        let row = |((model, explainer), (seconds, images)): ((String, String), (f64, usize))| summary::Seconds {
+            model,
+            explainer,
+            seconds: seconds / images as f64,
+        };
+        summary.seconds = times.map(row).collect();
+    }
+    Ok(summary)
 }
 
 /// Sentences below the first table.
@@ -180,7 +198,7 @@ fn notes(
     Ok(notes)
 }
 
-/// Writes summary.json, .csv, .md, .tex and sheet.png; the tables for a terminal. `controls` are the labels of explainers
+/// Writes summary.json, .csv, .md, .tex and sheet.png (or a folder of sheets, one a model); the tables for a terminal. `controls` are the labels of explainers
 /// that know nothing of the model.
 pub fn write(
     plan: &Plan<'_>,
@@ -225,6 +243,9 @@ fn unmasked(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
     Ok(0)
 }
 
+/// More explainers than this, and every model has a sheet of its own, of those that apply to it.
+pub const WIDE: usize = 12;
+
 /// The sheet: images in rows, model x explainer in columns, fold 0, the finding outlined.
 fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split, controls: &[String]) -> Result<()> {
     let (spec, ids) = (plan.spec, plan.identities);
@@ -237,13 +258,24 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
     let mut bare = Picture::new(1, 1, [255; 3]);
     let explained = spec.task.explained()?;
     let class = |i: usize| if let Explained::Class(class) = explained { class } else { samples[i].stratum() };
+    let wide = spec.explainers.len() > WIDE;
+    let write = |columns: &[String], rows: &mut BTreeMap<usize, Vec<Picture>>, chosen: &[usize], name: &str| {
+        let taken = |i: &usize| rows.remove(i).map(|row| (samples[*i].id.clone(), row));
+        let rows: Vec<(String, Vec<Picture>)> = chosen.iter().filter_map(taken).collect();
+        sheet(columns, &rows).write(&folder.0.join(name))
+    };
     for choice in &spec.models {
         let model = choice.label();
         let side = ids.side(model)?;
         let Some(store) = open_store(folder, side)? else { continue };
         let mask = |i: usize| store.mask(i, samples[i].mask_bit(class(i))).unwrap_or_else(|| vec![0; side * side]);
-        let factor = (256 / side).max(1);
-        if chosen.is_empty() {
+        // The first image's overlays as files of their own.
+        let own = folder.0.join("sheets").join(file_name(model));
+        if wide {
+            std::fs::create_dir_all(&own)?;
+        }
+        let factor = if wide { 1 } else { (256 / side).max(1) };
+        if chosen.is_empty() || wide {
             let masked: Vec<usize> = split.test.iter().copied().filter(|&i| mask(i).contains(&1)).collect();
             let n = spec.pictures.min(masked.len());
             // Spread over the test set, not picked.
@@ -260,12 +292,15 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
             .collect();
         let running = plan.running(model)?;
         let any = !running.is_empty();
-        // A control's map is the same for every model; it is shown once, from the first that has maps.
-        let first = !controls_shown && any;
+        // A control's map is the same for every model; it is shown once a sheet, from the first that has maps.
+        let first = wide || (!controls_shown && any);
         controls_shown |= first;
         for explainer in spec.explainers.iter().filter(|e| first || !controls.iter().any(|c| c == e.label())) {
+            if wide && !running.iter().any(|(name, _)| name == explainer.label()) {
+                continue;
+            }
             let control = controls.iter().any(|c| c == explainer.label());
-            let title = if control || spec.models.len() == 1 { "" } else { model };
+            let title = if control || wide || spec.models.len() == 1 { "" } else { model };
             columns.push(format!("{title}\n{}", explainer.label()).trim_start().to_string());
             let at = columns.len();
             for &block in &blocks {
@@ -284,16 +319,24 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
                     let mut picture = Picture::grey(&store.grey(i as usize), side);
                     picture.overlay(&Vec::<f32>::try_from(Tensor::f_flatten(&map, 0, -1)?)?);
                     picture.outline(&mask(i as usize));
+                    if wide && chosen.first() == Some(&(i as usize)) {
+                        picture.write(&own.join(format!("{}.png", file_name(explainer.label()))))?;
+                    }
                     pictures.push(picture.enlarge(factor));
                 }
             }
             // A cell that failed or does not apply is an empty field.
             rows.values_mut().for_each(|row| row.resize(at, bare.clone()));
         }
+        if wide {
+            write(&columns, &mut rows, &chosen, &format!("sheets/{}.png", file_name(model)))?;
+            columns.truncate(1);
+        }
     }
-    let rows: Vec<(String, Vec<Picture>)> =
-        chosen.iter().filter_map(|i| rows.remove(i).map(|row| (samples[*i].id.clone(), row))).collect();
-    Ok(sheet(&columns, &rows).write(&folder.0.join("sheet.png"))?)
+    if !wide {
+        write(&columns, &mut rows, &chosen, "sheet.png")?;
+    }
+    Ok(())
 }
 
 /// What training came to, a line a model, fold and training.

@@ -44,7 +44,7 @@ pub struct Outcome {
 }
 
 /// What this program puts into a run's folder.
-const OWN: [&str; 14] = [
+const OWN: [&str; 15] = [
     "environment.json",
     "spec.toml",
     "splits",
@@ -59,6 +59,7 @@ const OWN: [&str; 14] = [
     "summary.md",
     "summary.tex",
     "sheet.png",
+    "sheets",
 ];
 
 /// The devices that a spec names, separated by commas.
@@ -195,7 +196,8 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
             let controls: Vec<String> =
                 spec.explainers.iter().filter(controls).map(|e| e.label().to_string()).collect();
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &controls)?;
-            format!("{text}\nPictures: {}\n", folder.0.join("sheet.png").display())
+            let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
+            format!("{text}\nPictures: {}\n", folder.0.join(sheet).display())
         }
     };
     let failed = supervisor.standing_failures(folds)?;

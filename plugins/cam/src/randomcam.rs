@@ -15,7 +15,7 @@ impl Cam for RandomCam {
 
     fn spec(&self) -> ExplainerSpec {
         let citation = "Control: Gildenblat and contributors: pytorch-grad-cam, RandomCAM, 2021";
-        ExplainerSpec::new("randomcam", "RandomCAM", Family::Control, citation, "")
+        ExplainerSpec::new("randomcam", "RandomCAM (control)", Family::Cam, citation, "")
             .formula("relu(sum_c w_c A_c), w_c uniform in [-1, 1)")
     }
 

@@ -1,0 +1,97 @@
+//! `lightbox reference`: the reference of all explainers as Markdown, from what plugins say of themselves.
+
+use crate::error::Result;
+use crate::list::{Asked, family, kind_of, models_of, planned};
+use crate::registry::Registry;
+use lightbox_sdk::spec::{Family, Plan, Reference};
+use std::fmt::Write;
+
+/// Families in the order of the page, with their headings.
+const FAMILIES: [(Family, &str); 7] = [
+    (Family::Cam, "Class activation maps"),
+    (Family::Attention, "Attention"),
+    (Family::Relevance, "Relevance"),
+    (Family::Gradient, "Gradients at the image"),
+    (Family::Perturbation, "Perturbations"),
+    (Family::Other, "Others"),
+    (Family::Control, "Controls"),
+];
+
+/// A link to what a reference's id names.
+fn link(reference: &Reference) -> String {
+    match reference.id.split_once(':') {
+        Some(("arXiv", number)) => format!(" [arXiv:{number}](https://arxiv.org/abs/{number})"),
+        _ if reference.id.starts_with("10.") => format!(" [doi:{0}](https://doi.org/{0})", reference.id),
+        _ if reference.id.is_empty() => String::new(),
+        _ => format!(" {}", reference.id),
+    }
+}
+
+/// What stands in a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+/// The page. `pictures`: a folder, as a link from the page, that has a picture `NAME.png` of each explainer.
+pub fn markdown(registry: &Registry, pictures: Option<&str>) -> Result<String> {
+    let all = planned(registry)?;
+    let mut text = String::from(
+        "# Explainers\n\nMade by `cargo xtask docs` from what the plugins say of themselves; `lightbox info NAME` shows the same. \
+         S is the target's logit unless the method's parameter `score` says otherwise, x the normalised image, A a layer's \
+         value, G or dS/dA its gradient. A cost is for one image: F a forward pass, P a forward pass of the part after a site, \
+         B a backward pass. What needs values and gradients of sites alone shares its passes with all others that do. Pictures \
+         show one phantom whose nodule is outlined, on the first model of the built-in spec `all-explainers` that the method \
+         applies to.\n",
+    );
+    for (of, heading) in FAMILIES {
+        let mine: Vec<&Asked<'_>> = all.iter().filter(|(_, e, _)| e.family == of).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let _ = write!(text, "\n## {heading}\n");
+        for (found, e, plans) in mine {
+            let _ = write!(text, "\n### {}\n\n**{}**", e.name, e.title);
+            let signed = if e.signed { ", signed" } else { "" };
+            let plugin = found.manifest.plugin.trim_start_matches("lightbox-plugin-");
+            let _ = write!(
+                text,
+                " ({}{signed}; plugin `{plugin}`). {}.",
+                family(e.family),
+                e.reference.citation.trim_end_matches('.')
+            );
+            let _ = writeln!(text, "{}", link(&e.reference));
+            if let Some(folder) = pictures {
+                let _ = write!(text, "\n![{0}]({folder}/{0}.png)\n", e.name);
+            }
+            if !e.formula.is_empty() {
+                let _ = write!(text, "\n    {}\n", e.formula);
+            }
+            let _ = write!(text, "\nCost: {}. Applies to: {}.", e.cost, models_of(registry, plans));
+            // One reason a plugin: that of the first of its models.
+            for plugin in &registry.found {
+                let first = plugin.manifest.models.iter().find_map(|m| {
+                    plans.iter().find_map(|(name, plan)| match plan {
+                        Ok(Plan::NotApplicable { reason }) if *name == m.name => Some(reason),
+                        _ => None,
+                    })
+                });
+                if let Some(reason) = first {
+                    let _ = write!(text, " Not applicable: {reason}.");
+                }
+            }
+            text.push('\n');
+            if !e.notes.is_empty() {
+                let _ = write!(text, "\n{}\n", e.notes);
+            }
+            if !e.parameters.is_empty() {
+                text.push_str("\n| parameter | default | values | what |\n|---|---|---|---|\n");
+            }
+            for p in &e.parameters {
+                let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
+                let (kind, default) = (cell(&kind_of(&p.kind)), cell(&p.default.to_string()));
+                let _ = writeln!(text, "| `{}` | `{default}` | {kind}{} | {} |", p.name, cell(&unit), cell(&p.text));
+            }
+        }
+    }
+    Ok(text)
+}

@@ -1,0 +1,34 @@
+//! The reference of explainers, from what plugins say of themselves, with a picture of each.
+
+use crate::{build, root, run};
+use std::path::Path;
+use std::process::Command;
+
+/// The models of the spec `all-explainers`, in its order: a picture is that of the first which has one.
+const MODELS: [&str; 3] = ["densenet-small", "deit-mini", "patchconvnet-mini"];
+
+pub fn docs() -> Result<(), String> {
+    let binary = build::build(false)?;
+    run(Command::new(&binary).args(["run", "all-explainers"]))?;
+    let sheets = root().join("runs/all-explainers/sheets");
+    let pictures = root().join("docs/explainers");
+    let error = |path: &Path| {
+        let path = path.display().to_string();
+        move |e: std::io::Error| format!("{path}: {e}")
+    };
+    std::fs::create_dir_all(&pictures).map_err(error(&pictures))?;
+    for model in MODELS.iter().rev() {
+        let folder = sheets.join(model);
+        for entry in std::fs::read_dir(&folder).map_err(error(&folder))?.flatten() {
+            let to = pictures.join(entry.file_name());
+            std::fs::copy(entry.path(), &to).map_err(error(&to))?;
+        }
+    }
+    let page = Command::new(&binary).args(["reference", "--pictures", "explainers"]).output();
+    let page = page.map_err(|e| e.to_string())?;
+    if !page.status.success() {
+        return Err(String::from_utf8_lossy(&page.stderr).into_owned());
+    }
+    let to = root().join("docs/explainers.md");
+    std::fs::write(&to, page.stdout).map_err(error(&to))
+}
