@@ -496,6 +496,55 @@ mod tests {
     }
 
     #[test]
+    fn many_explainers_are_rows() {
+        let metric = |label: &str, has_chance: bool| ShownMetric {
+            label: label.into(),
+            short: label.into(),
+            level: Level::Image,
+            better: Better::Higher,
+            range: [0.0, 1.0],
+            unit: "share".into(),
+            of_maps: true,
+            has_chance,
+        };
+        let explainers: Vec<String> = (0..WIDE + 1).map(|i| format!("e{i}")).collect();
+        let value = |model: &str, explainer: &str, metric: &str, mean: f64| crate::summary::Cell {
+            model: model.into(),
+            explainer: explainer.into(),
+            output: String::new(),
+            metric: metric.into(),
+            state: State::NotApplicable { reason: format!("{mean}") },
+        };
+        let mut summary = Summary {
+            name: "n".into(),
+            title: "Title".into(),
+            folds: 1,
+            seeds: 1,
+            models: vec!["a".into(), "b".into()],
+            columns: explainers.iter().map(|e| Column { explainer: e.clone(), output: String::new() }).collect(),
+            metrics: vec![metric("ap", true), metric("deletion", false)],
+            cells: vec![value("b", "e3", "ap", 0.5), value("a", CHANCE, "ap", 0.25)],
+            seconds: vec![Seconds { model: "b".into(), explainer: "e3".into(), seconds: 0.5 }],
+            notes: vec!["A note.".into()],
+        };
+        let tables = tables(&summary);
+        // No metric of predictions: one table.
+        let [table] = tables.as_slice() else { panic!("{} tables", tables.len()) };
+        assert!(table.by_explainer && table.rows.len() == WIDE + 2 && table.groups.len() == 3);
+        assert!(table.rows.iter().all(|r| r.cells.len() == 6));
+        let cells = |title: &str| &table.rows.iter().find(|r| r.title == title).unwrap().cells;
+        assert_eq!(cells("e3")[1], Cell::NotApplicable { reason: "0.5".into() });
+        assert_eq!(cells("e3")[5], Cell::number(0.5));
+        assert_eq!(cells(CHANCE)[0], Cell::NotApplicable { reason: "0.25".into() });
+        assert!(matches!(&cells(CHANCE)[3], Cell::NotApplicable { reason } if reason.contains("a constant map")));
+        assert!(table.terminal().contains("\nexplainer") && table.markdown().contains("| explainer |"));
+        // In the CSV a line's model is a model.
+        assert!(csv(&tables).contains("Title,b,\"ap, mean over images\",e3,n/a"), "{}", csv(&tables));
+        summary.columns.truncate(WIDE);
+        assert!(!super::tables(&summary)[0].by_explainer);
+    }
+
+    #[test]
     fn the_forms_agree() {
         let t = table();
         assert_eq!(

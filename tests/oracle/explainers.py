@@ -16,6 +16,7 @@ import numpy as np
 import pytorch_grad_cam as P
 import pytorch_grad_cam.score_cam
 import rules
+import skimage.segmentation
 import torch
 import torchcam.methods as T
 import torchvision
@@ -406,9 +407,21 @@ def cams():
     shapleycam(model, model.blocks[3].norm1)
 
 
+def superpixels():
+    """scikit-image's felzenszwalb on smooth noise."""
+    coarse = nn.functional.interpolate(unit("superpixels", (1, 3, 9, 8)), size=(48, 40), mode="bicubic")
+    image = (coarse[0] + 0.05 * unit("superpixels.fine", (3, 48, 40))).permute(1, 2, 0).contiguous().float()
+    made["superpixels.image"] = image
+    for scale, sigma, size in ((50, 0.8, 20), (300, 0.5, 5)):
+        labels = skimage.segmentation.felzenszwalb(image.double().numpy(), scale, sigma, size)
+        made[f"superpixels.{scale}"] = torch.from_numpy(labels.astype(np.int64))
+        print("superpixels", scale, labels.max() + 1)
+
+
 if __name__ == "__main__":
     P.score_cam.tqdm.tqdm = P.ablation_cam.tqdm.tqdm = lambda x: x
     cams()
     gradients()
     attention()
+    superpixels()
     save_file(made, OUT / "explainers.safetensors")

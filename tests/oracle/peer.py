@@ -42,6 +42,29 @@ def gradcam(name, batch, device):
     return round
 
 
+def family(batch, device):
+    """Eleven methods of class activation maps, a pass each, as their user calls them."""
+    import pytorch_grad_cam as P
+    import torch
+    import torchvision
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model = torchvision.models.densenet121(weights=None).eval().to(device)
+    images = torch.randn(int(batch), 3, 224, 224, device=device)
+    targets = [ClassifierOutputTarget(0)] * int(batch)
+    methods = [P.GradCAM, P.HiResCAM, P.GradCAMElementWise, P.GradCAMPlusPlus, P.XGradCAM, P.LayerCAM, P.EigenCAM]
+    methods += [P.EigenGradCAM, P.SegEigenCAM, P.KPCA_CAM, P.FEM]
+
+    def round():
+        start = time.perf_counter()
+        for method in methods:
+            with method(model=model, target_layers=[model.features[-1]]) as cam:
+                cam(input_tensor=images, targets=targets)
+        return [time.perf_counter() - start]
+
+    return round
+
+
 def ap(path):
     from safetensors.numpy import load_file
     from sklearn.metrics import average_precision_score
@@ -59,7 +82,7 @@ def ap(path):
 
 
 def main():
-    round = {"gradcam": gradcam, "ap": ap}[sys.argv[1]](*sys.argv[2:])
+    round = {"gradcam": gradcam, "family": family, "ap": ap}[sys.argv[1]](*sys.argv[2:])
     for _ in sys.stdin:
         print(*map(repr, map(float, round())), flush=True)
 

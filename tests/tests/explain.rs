@@ -57,7 +57,7 @@ fn mistakes_are_clear_errors() {
     check(&[&at("none.png"), "--model", model, "--explainer", "gradcam"], 3, "none.png: no such file or folder");
     check(&[&at("cut.png"), "--model", model, "--explainer", "gradcam"], 3, "cut.png: the image is broken");
     check(&[&a, "--model", "resnet", "--explainer", "gradcam"], 4, "no model is named resnet (known: ");
-    check(&[&a, "--model", model, "--explainer", "cam"], 4, "no explainer is named cam (known: ");
+    check(&[&a, "--model", model, "--explainer", "camel"], 4, "no explainer is named camel (known: ");
     check(
         &[&a, "--model", model, "--explainer", "gradcam:layer"],
         3,

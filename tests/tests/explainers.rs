@@ -2,7 +2,9 @@
 //! goldens on two small models with weights made from their names.
 
 use lightbox_core::checkpoint::{self, State};
+use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::tools::maps::{min_max, resize};
+use lightbox_sdk::tools::segment;
 use lightbox_tests::{input_of, oracle, relative, succeed, weights};
 use tch::Tensor;
 
@@ -190,6 +192,23 @@ fn attention_methods_of_deit_are_those_of_their_papers() {
         ("cplrp", "cplrp", Raw),
     ];
     check("deit-mini", "deit", 1e-3, &cases);
+}
+
+#[test]
+fn superpixels_are_scikit_images() {
+    let golden = checkpoint::read(&oracle("explainers.safetensors")).unwrap();
+    let image = get(&golden, "superpixels.image");
+    let [h, w, c]: [i64; 3] = image.size().try_into().unwrap();
+    let values = Vec::<f32>::try_from(image.flatten(0, -1)).unwrap();
+    let image = Array3::from_shape_vec((h as usize, w as usize, c as usize), values).unwrap();
+    for (scale, sigma, size, least) in [(50.0, 0.8, 20, 10), (300.0, 0.5, 5, 10)] {
+        let found: Vec<i64> =
+            segment::felzenszwalb(image.view(), scale, sigma, size).iter().map(|l| i64::from(*l)).collect();
+        let wanted = Vec::<i64>::try_from(get(&golden, &format!("superpixels.{scale}")).flatten(0, -1)).unwrap();
+        assert!(*wanted.iter().max().unwrap() > least);
+        let other = found.iter().zip(&wanted).filter(|(a, b)| a != b).count();
+        assert_eq!(other, 0, "scale {scale}: {other} pixels are in other superpixels");
+    }
 }
 
 /// The sum of each map is what the target's logit has more than that of the baseline, the mean colour.

@@ -33,6 +33,48 @@ fn an_explainer_on_ndarray() {
     check(&["explainer", "made-map"], "made-map", &[]);
 }
 
+/// The code that the guide gives for `file`: the block after its name.
+fn from_guide(file: &str) -> String {
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/plugin-authors-guide.md");
+    let text = std::fs::read_to_string(guide).unwrap();
+    let (_, rest) = text.split_once(&format!("\n`{file}`:\n\n```rust\n")).unwrap_or_else(|| panic!("no {file}"));
+    rest.split_once("```").unwrap().0.to_string()
+}
+
+/// One more explainer is one new file and one line, as the guide has them.
+#[test]
+fn an_explainer_added_as_the_guide_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made-more");
+    succeed(&["new", "explainer", "made-more", "--path", &path.to_string_lossy()]);
+    std::fs::write(path.join("src/energy.rs"), from_guide("src/energy.rs")).unwrap();
+    let line = from_guide("src/lib.rs");
+    assert_eq!(line.lines().count(), 1);
+    let lib = path.join("src/lib.rs");
+    std::fs::write(&lib, std::fs::read_to_string(&lib).unwrap() + &line).unwrap();
+    let target = built("plugins").parent().unwrap().parent().unwrap().join("outside");
+    let status = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
+        .args(["build", "--quiet"])
+        .env("CARGO_TARGET_DIR", &target)
+        .env_remove("LIBTORCH")
+        .env_remove("LD_LIBRARY_PATH")
+        .current_dir(&path)
+        .status();
+    assert!(status.unwrap().success());
+    let plugins = folder.path().join("plugins");
+    std::fs::create_dir(&plugins).unwrap();
+    let library = plugins.join("libmade_more.so");
+    std::fs::copy(target.join("debug/libmade_more.so"), &library).unwrap();
+    let out = succeed(&["check", &library.to_string_lossy(), "--only", "energy"]);
+    assert!(out.contains(", 0 fail, 0 crash"), "{out}");
+    let plugins = plugins.to_string_lossy().into_owned();
+    let listed = succeed(&["list", "explainers", "--plugins", &plugins]);
+    let row = listed.lines().find(|l| l.trim_start().starts_with("energy ")).unwrap_or_else(|| panic!("{listed}"));
+    assert!(row.contains("densenet") && !row.contains("deit") && row.contains("1 F"), "{row}");
+    let info = succeed(&["info", "energy", "--plugins", &plugins]);
+    assert!(info.contains("formula    sqrt(sum_c A_c^2)"), "{info}");
+}
+
 #[test]
 fn an_explainer_on_tch_and_a_model() {
     check(&["explainer", "made-gradient", "--tch"], "made-gradient", &["--model", "deit-mini"]);

@@ -133,8 +133,20 @@ fn explainers_make_the_passes_that_they_state_and_any_batch_gives_the_same_map()
 #[test]
 fn a_constant_model_has_maps_of_zeros() {
     // The same map for every class, so that there is no class to speak for; or a comparison of scores, all equal.
-    let others =
-        ["attention", "rollout", "eigencam", "kpcacam", "fem", "vitcx", "tis", "scorecam", "sscam", "iscam", "rise"];
+    let others = [
+        "attention",
+        "rollout",
+        "eigencam",
+        "kpcacam",
+        "fem",
+        "vitcx",
+        "tis",
+        "scorecam",
+        "sscam",
+        "iscam",
+        "rise",
+        "randomcam",
+    ];
     // A ratio to the logit, which is 0; the penalty of what is covered decides alone; classes' logits are equal.
     let undefined = ["ablationcam", "segeigencam", "refinecam"];
     let mut faults = Vec::new();

@@ -16,9 +16,13 @@ fn summary(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("out/summary.json")).unwrap()).unwrap()
 }
 
-/// The cell of a column of the first table's only row.
+/// The cell of a column of the first table's only row, or of a row of its first column where rows are explainers.
 fn cell(summary: &Value, column: &str) -> Value {
     let table = &summary["tables"][0];
+    if table["by_explainer"] == true {
+        let row = table["rows"].as_array().unwrap().iter().find(|r| r["title"] == column);
+        return row.unwrap_or_else(|| panic!("no row {column}"))["cells"][0].clone();
+    }
     let columns: Vec<&str> = table["groups"]
         .as_array()
         .unwrap()
@@ -320,7 +324,7 @@ fn mistakes_are_clear_errors() {
     fail(
         &["run", "/no/such.toml"],
         3,
-        "/no/such.toml: no such spec file, nor a built-in spec (known: demo, study, study-phantom, study-quick)",
+        "/no/such.toml: no such spec file, nor a built-in spec (known: all-explainers, demo, study, study-phantom, study-quick)",
     );
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");

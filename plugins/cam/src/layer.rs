@@ -122,7 +122,7 @@ pub struct Method<T>(pub T);
 /// [B, N, C] tokens without their prefix as [B, C, h, w]; feature maps as they are.
 pub fn grid(value: &Tensor, site: &Site) -> Result<Tensor> {
     match (site.layout, site.grid) {
-        (Layout::BCHW, _) => Ok(value.shallow_clone()),
+        (Layout::BCHW, _) if value.dim() == 4 => Ok(value.shallow_clone()),
         (Layout::BNC, Some([h, w])) => {
             let [b, _, c]: [i64; 3] = value
                 .size()
@@ -131,7 +131,10 @@ pub fn grid(value: &Tensor, site: &Site) -> Result<Tensor> {
             let tokens = value.f_narrow(1, site.prefix.len() as i64, (h * w) as i64)?;
             Ok(tokens.f_transpose(1, 2)?.f_reshape([b, c, h as i64, w as i64])?)
         }
-        _ => Err(Error::unsupported(format!("site {} is neither a feature map nor a token grid", site.name))),
+        _ => {
+            let (name, shape) = (&site.name, value.size());
+            Err(Error::invalid(format!("site {name}, of shape {shape:?}, is neither a feature map nor a token grid")))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::input::{INPUT, channels, map_of, needs_input, noise};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::range;
 
 /// Statistic of the gradients over samples.
@@ -48,9 +48,11 @@ pub fn explain(context: &Context<'_>, statistic: Statistic) -> Result<Maps> {
         let noise = noise(&mut generators, pairs, &clean)?;
         Ok(clean.f_add(&noise.f_mul(&context.rows(&scale, pairs)?)?)?)
     };
-    let (mut sum, mut squares): (Tensor, Tensor) = (images.f_zeros_like()?, images.f_zeros_like()?);
+    // In double precision: the variance is a small difference of large sums.
+    let zeros = images.f_zeros_like()?.f_to_kind(Kind::Double)?;
+    let (mut sum, mut squares): (Tensor, Tensor) = (zeros.f_zeros_like()?, zeros);
     context.gradients(samples, &[INPUT.to_string()], noisy, |pairs, found| {
-        let g = &found[0];
+        let g = &found[0].f_to_kind(Kind::Double)?;
         add_rows(&mut sum, g, pairs, |_| 1.0 / samples as f64)?;
         add_rows(&mut squares, &g.f_mul(g)?, pairs, |_| 1.0 / samples as f64)
     })?;

@@ -77,7 +77,8 @@ impl Explainer for Meaningful {
         let logits_site = logits_site.ok_or_else(|| Error::invalid("the model has no site for its logits"))?;
         let mut maps = Vec::new();
         let all: Vec<(usize, usize)> = (0..b).map(|i| (i, 0)).collect();
-        for (at, pairs) in all.chunks(context.at_once()).enumerate() {
+        // An image at a time: three hundred steps turn the rounding of another batch size into another map.
+        for (at, pairs) in all.chunks(1).enumerate() {
             let n = pairs.len() as i64;
             let mut mask = Tensor::f_ones([n, 1, grid, grid], (Kind::Float, fill.device()))?;
             let (mut first, mut second) = (mask.f_zeros_like()?, mask.f_zeros_like()?);
@@ -85,10 +86,7 @@ impl Explainer for Meaningful {
             let targets = Tensor::f_from_slice(&context.targets_of(pairs)?)?.f_to_device(images.device())?;
             for step in 1..=iterations {
                 context.check_cancelled()?;
-                context.progress(
-                    (at * context.at_once() * iterations + step * pairs.len()) as u64,
-                    (b * iterations) as u64,
-                );
+                context.progress((at * iterations + step) as u64, (b * iterations) as u64);
                 let up = |m: &Tensor| m.f_upsample_bilinear2d([h as i64, w as i64], false, None::<f64>, None::<f64>);
                 let covered = Array::from_tensor(&blend(context, &fill, pairs, &up(&mask)?)?.f_contiguous()?)?;
                 let objective = match score {

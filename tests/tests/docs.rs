@@ -1,0 +1,39 @@
+//! The pages that are made from what plugins say are those that the plugins say now.
+
+use lightbox_tests::succeed;
+use std::path::Path;
+
+#[test]
+fn the_reference_of_explainers_is_that_of_the_plugins() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let page = std::fs::read_to_string(docs.join("explainers.md")).unwrap();
+    let now = succeed(&["reference", "--pictures", "explainers"]);
+    let other = page.lines().zip(now.lines()).find(|(a, b)| a != b);
+    assert!(page == now, "docs/explainers.md is not what the plugins say: `cargo xtask docs` makes it anew; {other:?}");
+    let listed: serde_json::Value = serde_json::from_str(&succeed(&["list", "explainers", "--json"])).unwrap();
+    for explainer in listed["explainers"].as_array().unwrap() {
+        let name = explainer["name"].as_str().unwrap();
+        let picture = docs.join("explainers").join(format!("{name}.png"));
+        assert!(picture.is_file(), "{name} has no picture: `cargo xtask docs` makes it");
+        for key in ["formula", "cost", "title"] {
+            assert!(!explainer[key].as_str().unwrap().is_empty(), "{name} has no {key}");
+        }
+        let models =
+            explainer["applies"].as_array().unwrap().len() + explainer["not_applicable"].as_object().unwrap().len();
+        assert!(models > 20, "{name} says nothing of some models");
+    }
+}
+
+/// Every explainer is in the built-in spec that runs them all.
+#[test]
+fn all_explainers_holds_all_explainers() {
+    let listed: serde_json::Value = serde_json::from_str(&succeed(&["list", "explainers", "--json"])).unwrap();
+    let spec: serde_json::Value = serde_json::from_str(&succeed(&["info", "all-explainers", "--json"])).unwrap();
+    let names = |v: &serde_json::Value| {
+        let mut all: Vec<String> =
+            v["explainers"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap().to_string()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(&listed), names(&spec));
+}
