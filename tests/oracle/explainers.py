@@ -161,6 +161,8 @@ def captum(name, model):
     flat("inputxgradient", C.InputXGradient(model).attribute(x, **how))
     for rule in ("gausslegendre", "riemann_left", "riemann_middle", "riemann_trapezoid"):
         flat(f"ig.{rule}", C.IntegratedGradients(model).attribute(x, zero, n_steps=12, method=rule, **how))
+    window = dict(strides=(3, 20, 20), sliding_window_shapes=(3, 48, 48), baselines=0.0)
+    put(f"{name}.captum.occlusion", C.Occlusion(model).attribute(x, **window, **how)[:, 0])
     if name == "densenet":
         put(f"{name}.captum.guided", C.GuidedBackprop(model).attribute(x, **how).abs().amax(1))
         put(f"{name}.captum.deconv", C.Deconvolution(model).attribute(x, **how).abs().amax(1))

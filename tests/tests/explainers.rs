@@ -144,9 +144,10 @@ fn class_activation_maps_of_densenet_are_the_peers() {
 }
 
 /// Attributions at pixels of either model.
-const PIXELS: [(&str, &str, As); 6] = [
+const PIXELS: [(&str, &str, As); 7] = [
     ("saliency", "captum.saliency", Raw),
     ("inputxgradient", "captum.inputxgradient", Raw),
+    ("occlusion:window=48,stride=20", "captum.occlusion", Raw),
     ("integratedgradients:steps=12", "captum.ig.gausslegendre", Raw),
     ("integratedgradients:steps=12,rule=left", "captum.ig.riemann_left", Raw),
     ("integratedgradients:steps=12,rule=middle", "captum.ig.riemann_middle", Raw),

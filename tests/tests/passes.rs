@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use tch::{Device, Tensor};
 
 /// Parameters with which methods of many passes are quick. All others have their defaults.
-const QUICK: [(&str, &str); 17] = [
+const QUICK: [(&str, &str); 18] = [
     ("beyondintuition", "steps=3"),
+    ("extremal", "iterations=3"),
     ("gradientshap", "samples=4"),
     ("integratedgradients", "steps=5"),
     ("iscam", "steps=2"),
@@ -148,7 +149,7 @@ fn a_constant_model_has_maps_of_zeros() {
         "randomcam",
     ];
     // A ratio to the logit, which is 0; the penalty of what is covered decides alone; classes' logits are equal.
-    let undefined = ["ablationcam", "segeigencam", "refinecam"];
+    let undefined = ["ablationcam", "segeigencam", "refinecam", "extremal"];
     let mut faults = Vec::new();
     for explainer in explainers().iter().filter(|e| e.1.family != Family::Control) {
         let name = explainer.1.name.as_str();

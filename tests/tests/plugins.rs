@@ -183,7 +183,7 @@ fn bad_files_are_rejected_each_with_its_reason_and_hide_no_good_one() {
 #[test]
 fn our_own_plugins_pass_their_check() {
     // Methods of many passes with fewer; what else is asked of all is in passes.rs.
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 18] = [
         ("attention", &["--model", "deit-mini"]),
         (
             "cam",
@@ -205,13 +205,44 @@ fn our_own_plugins_pass_their_check() {
             "cam",
             &["--model", "patchconvnet-mini", "--only", "ablationcam", "--only", "shapleycam", "--only", "concept"],
         ),
-        ("gradient", &["--model", "densenet-small"]),
+        (
+            "gradient",
+            &[
+                "--model",
+                "densenet-small",
+                "--only",
+                "deconvolution",
+                "--only",
+                "deeplift",
+                "--only",
+                "gradientshap",
+                "--only",
+                "guidedbackprop",
+                "--only",
+                "guidedgradcam",
+                "--only",
+                "inputxgradient",
+                "--only",
+                "integratedgradients",
+                "--only",
+                "lrp",
+                "--only",
+                "saliency",
+                "--only",
+                "smoothgrad",
+                "--only",
+                "xrai",
+            ],
+        ),
+        // A variance is a small difference: where a ReLU's kink is crossed, rounding shows in it.
+        ("gradient", &["--model", "deit-mini", "--only", "vargrad", "--only", "smoothgradsq"]),
         ("perturbation", &["--model", "deit-mini", "--only", "occlusion"]),
         ("perturbation", &["--model", "deit-mini", "--only", "rise", "--param", "masks=30"]),
         ("perturbation", &["--model", "deit-mini", "--only", "kernelshap", "--param", "samples=40"]),
         ("perturbation", &["--model", "deit-mini", "--only", "lime", "--param", "samples=40"]),
         ("perturbation", &["--model", "deit-mini", "--only", "partitionshap", "--param", "evaluations=40"]),
         ("perturbation", &["--model", "deit-mini", "--only", "meaningful", "--param", "iterations=4"]),
+        ("perturbation", &["--model", "deit-mini", "--only", "extremal", "--param", "iterations=4"]),
         ("controls", &[]),
         ("example", &[]),
         ("deit", &["--only", "deit-mini", "--only", "deit_tiny_distilled_patch16_224"]),

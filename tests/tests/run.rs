@@ -16,22 +16,23 @@ fn summary(folder: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join("out/summary.json")).unwrap()).unwrap()
 }
 
-/// The cell of a column of the first table's only row, or of a row of its first column where rows are explainers.
+/// The cell of a column of a table's only row, or of a row of its first column where rows are explainers: the first table that
+/// has one.
 fn cell(summary: &Value, column: &str) -> Value {
-    let table = &summary["tables"][0];
-    if table["by_explainer"] == true {
-        let row = table["rows"].as_array().unwrap().iter().find(|r| r["title"] == column);
-        return row.unwrap_or_else(|| panic!("no row {column}"))["cells"][0].clone();
+    let list = |v: &Value| v.as_array().unwrap().clone();
+    for table in list(&summary["tables"]) {
+        let found = match table["by_explainer"] == true {
+            true => list(&table["rows"]).iter().find(|r| r["title"] == column).map(|r| r["cells"][0].clone()),
+            false => {
+                let columns: Vec<Value> = list(&table["groups"]).iter().flat_map(|g| list(&g["columns"])).collect();
+                columns.iter().position(|c| c == column).map(|at| table["rows"][0]["cells"][at].clone())
+            }
+        };
+        if let Some(found) = found {
+            return found;
+        }
     }
-    let columns: Vec<&str> = table["groups"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .flat_map(|g| g["columns"].as_array().unwrap())
-        .map(|c| c.as_str().unwrap())
-        .collect();
-    let at = columns.iter().position(|c| *c == column).unwrap_or_else(|| panic!("no column {column}"));
-    table["rows"][0]["cells"][at].clone()
+    panic!("no column {column}")
 }
 
 #[test]

@@ -4,7 +4,7 @@ use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::{blur, mean};
-use lightbox_sdk::tools::segment;
+use lightbox_sdk::tools::{masks, segment};
 
 pub const INPUT: &str = "input";
 
@@ -96,11 +96,6 @@ pub fn means(context: &Context<'_>, b: usize, labels: &Array2<u32>) -> Result<Te
     Ok(sums.f_index_select(1, &index)?.f_reshape([1, -1, h as i64, w as i64])?)
 }
 
-/// A mask [1, H, W] that shows the superpixels for which `on` is 1.
-pub fn mask_of(labels: &Array2<u32>, on: &[bool]) -> Vec<f32> {
-    labels.iter().map(|l| f32::from(u8::from(on.get(*l as usize).copied().unwrap_or(false)))).collect()
-}
-
 /// A value a superpixel as maps [B, H, W].
 pub fn paint(labels: &[Array2<u32>], values: &[Vec<f64>]) -> Result<Maps> {
     let (h, w) = labels.first().map_or((0, 0), Array2::dim);
@@ -140,7 +135,7 @@ pub fn scores(
         context.check_cancelled()?;
         context.progress((at * context.at_once()) as u64, all.len() as u64);
         let mut values = Vec::with_capacity(pairs.len() * h * w);
-        pairs.iter().for_each(|&(b, k)| values.extend(mask_of(&labels[b], &choices[b][k])));
+        pairs.iter().for_each(|&(b, k)| values.extend(masks::of_segments(&labels[b], &choices[b][k])));
         let mask = Tensor::f_from_slice(&values)?.f_to_device(fill.device())?;
         let mask = mask.f_reshape([pairs.len() as i64, 1, h as i64, w as i64])?;
         let images = blend(context, &fill, pairs, &mask)?;

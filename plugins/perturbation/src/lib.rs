@@ -1,6 +1,7 @@
 //! Methods that change the image and look at what the score does.
 
 mod cover;
+mod extremal;
 mod kernelshap;
 mod lime;
 mod meaningful;

@@ -7,27 +7,13 @@
 
 use crate::cover::{INPUT, blend, fill, fill_parameter};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::rand::Rng;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::draw::coins;
+use lightbox_sdk::tools::masks;
 use std::cell::RefCell;
 
 register_explainer!(Rise);
 
 struct Rise;
-
-/// One mask [1, H, W] of `cells` x `cells`.
-fn mask(rng: &mut impl Rng, cells: usize, q: f64, [h, w]: [usize; 2]) -> Result<Tensor> {
-    let on: Vec<f32> = coins(rng, cells * cells, q).into_iter().map(|c| f32::from(u8::from(c))).collect();
-    let (tall, wide) = (h.div_ceil(cells), w.div_ceil(cells));
-    let (top, left) = (rng.random_range(0..tall), rng.random_range(0..wide));
-    let grid = Tensor::f_from_slice(&on)?.f_reshape([1, 1, cells as i64, cells as i64])?;
-    let size = [((cells + 1) * tall) as i64, ((cells + 1) * wide) as i64];
-    let large = grid.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?.f_squeeze_dim(0)?;
-    // Interpolation may round above 1.
-    let large = large.f_clamp(0.0, 1.0)?;
-    Ok(large.f_narrow(1, top as i64, h as i64)?.f_narrow(2, left as i64, w as i64)?)
-}
 
 impl Explainer for Rise {
     fn spec(&self) -> ExplainerSpec {
@@ -57,7 +43,7 @@ impl Explainer for Rise {
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let [b, h, w] = context.size()?;
         let params = &context.params;
-        let (masks, cells) = (params.integer("masks")? as usize, params.integer("cells")? as usize);
+        let (count, cells) = (params.integer("masks")? as usize, params.integer("cells")? as usize);
         let (q, score) = (params.number("keep")?, Score::of(params)?);
         let fill = fill(context)?.ok_or_else(|| Error::invalid("no fill"))?;
         let generators: RefCell<Vec<_>> = RefCell::new((0..b).map(|i| context.rng(i)).collect());
@@ -65,18 +51,18 @@ impl Explainer for Rise {
             (RefCell::new(None), Tensor::f_zeros([b as i64, h as i64, w as i64], (Kind::Float, fill.device()))?);
         let make = |pairs: Pairs<'_>| {
             let mut generators = generators.borrow_mut();
-            let rows = pairs.iter().map(|(i, _)| mask(&mut generators[*i], cells, q, [h, w]));
+            let rows = pairs.iter().map(|(i, _)| masks::smooth(&mut generators[*i], cells, q, [h, w]));
             let all = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 0)?.f_to_device(fill.device())?;
             let images = blend(context, &fill, pairs, &all)?;
             now.replace(Some(all.f_squeeze_dim(1)?));
             Ok(Request::forward(Array::from_tensor(&images.f_contiguous()?)?))
         };
-        context.sweep(masks, context.at_once(), make, |pairs, response| {
+        context.sweep(count, context.at_once(), make, |pairs, response| {
             let rows = now.take().ok_or_else(|| Error::invalid("there is no mask"))?;
             let scores: Vec<f32> =
                 context.score_of(&response.logits, pairs, score)?.into_iter().map(|s| s as f32).collect();
             let scores = Tensor::f_from_slice(&scores)?.f_to_device(rows.device())?.f_reshape([-1, 1, 1])?;
-            add_rows(&mut sum, &rows.f_mul(&scores)?, pairs, |_| 1.0 / (masks as f64 * q))
+            add_rows(&mut sum, &rows.f_mul(&scores)?, pairs, |_| 1.0 / (count as f64 * q))
         })?;
         Ok(Array::from_tensor(&sum)?.into())
     }
@@ -86,20 +72,6 @@ impl Explainer for Rise {
 mod tests {
     use super::*;
     use crate::cover::tests::{linear, maps};
-    use lightbox_sdk::rand::SeedableRng;
-
-    #[test]
-    fn masks_are_shifted_grids_and_their_mean_is_q() {
-        let mut rng = lightbox_sdk::rand::rngs::StdRng::seed_from_u64(1);
-        let mut total = 0.0;
-        for _ in 0..400 {
-            let mask = mask(&mut rng, 4, 0.3, [10, 13]).unwrap();
-            assert_eq!(mask.size(), [1, 10, 13]);
-            assert!(mask.min().double_value(&[]) >= 0.0 && mask.max().double_value(&[]) <= 1.0);
-            total += mask.mean(Kind::Double).double_value(&[]);
-        }
-        assert!((total / 400.0 - 0.3).abs() < 0.02, "{total}");
-    }
 
     /// Of a linear score the map is, in expectation, a constant plus what the pixel's cell adds; the same draws in any batch.
     #[test]

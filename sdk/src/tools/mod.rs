@@ -3,5 +3,7 @@
 pub mod draw;
 #[cfg(feature = "tch")]
 pub mod maps;
+#[cfg(feature = "tch")]
+pub mod masks;
 pub mod path;
 pub mod segment;
