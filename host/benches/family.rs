@@ -71,7 +71,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         let start = Instant::now();
         let _ = engine.classify(&images)?;
         let f = start.elapsed().as_secs_f64();
-        let mut timed = |active: &[usize]| -> Result<(f64, f64), Box<dyn std::error::Error>> {
+        let timed = |active: &[usize]| -> Result<(f64, f64), Box<dyn std::error::Error>> {
             let start = Instant::now();
             let result = engine.run(&images, &targets, &ids, active, &mut |_| {})?;
             let time = start.elapsed().as_secs_f64();

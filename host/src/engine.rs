@@ -110,6 +110,8 @@ pub struct Engine {
     seed: u64,
     /// Images that explainers may run the model on at a time; 0 for as many as a batch has.
     at_once: usize,
+    /// Images that explainers read keep their colours.
+    colour: bool,
     watch: Arc<dyn Watch>,
     mean_mask: Option<Array>,
     /// The way between the model's memory and the CPU's, where they are two.
@@ -199,7 +201,19 @@ impl Engine {
         let spec = model.spec()?;
         let model = Arc::new(Mutex::new(model));
         let (explainers, mean_mask, records) = Default::default();
-        Ok(Engine { model, spec, explainers, device, seed, at_once: 0, watch, mean_mask, transfer, records })
+        Ok(Engine {
+            model,
+            spec,
+            explainers,
+            device,
+            seed,
+            at_once: 0,
+            colour: false,
+            watch,
+            mean_mask,
+            transfer,
+            records,
+        })
     }
 
     /// The mean of the training masks, [H, W], for explainers that ask for it.
@@ -211,6 +225,11 @@ impl Engine {
     /// How many images explainers may run the model on at a time: what a run's batch size says of the memory there is.
     pub fn set_at_once(&mut self, images: usize) {
         self.at_once = images;
+    }
+
+    /// Whether images that explainers read themselves keep their colours, as those of the run do.
+    pub fn set_colour(&mut self, colour: bool) {
+        self.colour = colour;
     }
 
     /// What the data source says of images, for explainers that look.
@@ -300,7 +319,7 @@ impl Engine {
         fit: Option<&'a dyn Fn(bool) -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error>>,
     ) -> Calls<'a> {
         let device = if self.explainers[index].spec.cpu_only { Device::Cpu } else { self.device };
-        Calls { watch: self.watch.as_ref(), input: &self.spec.input, device, fit }
+        Calls { watch: self.watch.as_ref(), input: &self.spec.input, device, colour: self.colour, fit }
     }
 
     /// Gives an explainer what its fit handed back.
@@ -346,6 +365,7 @@ impl Engine {
         let mut fork = Engine::over(fork, self.device, self.seed, self.watch.clone(), self.transfer.clone())?;
         fork.mean_mask = self.mean_mask.clone();
         fork.at_once = self.at_once;
+        fork.colour = self.colour;
         fork.records = self.records.clone();
         Ok(fork)
     }

@@ -109,6 +109,7 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     }
     let mut engine = Engine::new(model, device, args.seed, engine::terminal())?;
     engine.set_at_once(args.batch_size);
+    engine.set_colour(args.colour);
     for choice in &choices {
         engine.add(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {

@@ -62,6 +62,8 @@ pub struct Calls<'a> {
     pub input: &'a InputSpec,
     /// Where the explainer's arrays are.
     pub device: Device,
+    /// Colour images keep their channels.
+    pub colour: bool,
     pub fit: Option<&'a dyn Fn(bool) -> Result<Option<FitBatch>>>,
 }
 
@@ -84,7 +86,7 @@ impl Host for Calls<'_> {
     fn read_image(&self, path: &Path) -> Result<Array> {
         self.watch.alive();
         let read = || -> crate::error::Result<Array> {
-            let images = crate::images::read_images(&[path.to_path_buf()], self.input, true)?;
+            let images = crate::images::read_images(&[path.to_path_buf()], self.input, self.colour)?;
             Ok(Array::from_tensor(&images.batch.f_squeeze_dim(0)?.f_to_device(self.device)?)?)
         };
         read().map_err(|e| Error::invalid(e.message))

@@ -79,6 +79,9 @@ pub fn markdown(registry: &Registry, pictures: Option<&str>) -> Result<String> {
                     let _ = write!(text, " Not applicable: {reason}.");
                 }
             }
+            if let Some((model, Err(error))) = plans.iter().find(|(_, p)| p.is_err()) {
+                let _ = write!(text, " Error on {model}: {error}.");
+            }
             text.push('\n');
             if !e.notes.is_empty() {
                 let _ = write!(text, "\n{}\n", e.notes);

@@ -212,7 +212,7 @@ impl<'a> FitContext<'a> {
     }
 
     /// An image file as the model takes it, [C, H, W] float32, where the batches' arrays are: in any format that a run's data
-    /// may have, resized and normalised; grey images have equal channels.
+    /// may have, resized and normalised; grey images have equal channels, and colour images keep theirs where those of the run do.
     pub fn read_image(&self, path: &Path) -> Result<Array> {
         self.host.read_image(path)
     }

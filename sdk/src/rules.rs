@@ -220,7 +220,8 @@ pub fn conv2d(
 }
 
 /// The convolution that reads the image, whose values lie from `low` to `high`, one number a channel. Under `input:zbox` what
-/// takes the relevance is `u = x W - low W+ - high W-`, in which no term is negative.
+/// takes the relevance is `u = x W - low W+ - high W-`, in which no term is negative. A pixel that is exactly 0 gets none, since
+/// relevance is value times gradient; Zennit gives it its share.
 pub fn first_conv2d(
     at: &At<'_, '_>,
     x: &Tensor,
@@ -625,6 +626,33 @@ mod tests {
             (0..3).for_each(|c| expected[b * 3 + c] += gs[b * 4 + o] * z * term(c) / all / xs[b * 3 + c]);
         }
         check(&layer, &x, &g, "input:zbox", &expected);
+    }
+
+    /// What reaches the image is what left the logit, in a network without biases; with them it is less by the biases' part.
+    #[test]
+    fn relevance_is_conserved() {
+        let (x, w1, w2) = (noise(&[2, 3, 4, 4], 1.0).abs(), noise(&[5, 3, 3, 3], 2.0), noise(&[2, 20], 3.0));
+        let bias = noise(&[5], 4.0);
+        for rules in
+            [&["linear:epsilon=1e-9"][..], &["linear:zplus"], &["linear:gamma"], &["conv:zplus", "linear:epsilon"]]
+        {
+            let net = |biased: bool| {
+                let (w1, w2, bias) = (&w1, &w2, &bias);
+                move |at: &At<'_, '_>, x: &Tensor| {
+                    let y = relu(at, &conv2d(at, x, w1, biased.then_some(bias), (1, 0, 1))?)?;
+                    linear(at, &y.f_flatten(1, -1)?, w2, None)
+                }
+            };
+            let gap = |biased: bool| {
+                let g = Tensor::from_slice(&[1.0, 0.0]).expand([2, 2], false).contiguous();
+                let (z, gradient) = run(&net(biased), &x, &g, rules).unwrap();
+                let relevance = (&x * gradient).sum(Kind::Double).double_value(&[]);
+                let logits = z.select(1, 0).sum(Kind::Double).double_value(&[]);
+                (relevance - logits).abs() / logits.abs()
+            };
+            assert!(gap(false) < 1e-4, "{rules:?}: {}", gap(false));
+            assert!(gap(true) > 1e-3, "{rules:?} with biases: {}", gap(true));
+        }
     }
 
     #[test]

@@ -31,13 +31,13 @@ impl Context<'_> {
     }
 
     /// How many runs that begin at `site` take about the memory of [`Context::at_once`] whole ones, by the sizes of the sites
-    /// after it; at most 1024.
+    /// after it; at most 1024, or that.
     pub fn at_once_from(&self, site: &str) -> usize {
         let sites = &self.model.sites;
         let at = sites.iter().position(|s| s.name == site).unwrap_or(0);
         let all: usize = sites.iter().map(numbers).sum();
         let rest: usize = sites[at..].iter().map(numbers).sum();
-        (self.at_once() * all / rest.max(1)).clamp(self.at_once(), 1024)
+        (self.at_once() * all / rest.max(1)).clamp(self.at_once(), self.at_once().max(1024))
     }
 
     /// Goes through `variants` of each image, at most `at_once` runs at a time, an image's variants one after the other:

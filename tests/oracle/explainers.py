@@ -17,6 +17,7 @@ import pytorch_grad_cam as P
 import pytorch_grad_cam.score_cam
 import rules
 import skimage.segmentation
+import sklearn.cluster
 import torch
 import torchcam.methods as T
 import torchvision
@@ -120,6 +121,15 @@ def pytorch_grad_cam(name, model, layer, layers, transform):
         logits = model(x)
     others = [sorted(set(range(CLASSES)) - {t}, key=lambda j: abs(l[j] - l[t]))[:3] for t, l in zip(TARGETS, logits)]
     compared = [FinerWeightedTarget(t, o, 0.6) for t, o in zip(TARGETS, others)]
+    # torch-cam's objective, the mean of the references.
+    kept = []
+    handle = layer.register_forward_hook(lambda _, __, y: kept.append(y))
+    logits = model(x)
+    handle.remove()
+    objective = sum(l[t] - 0.6 * l[o].mean() for l, t, o in zip(logits, TARGETS, others))
+    (g,) = torch.autograd.grad(objective, kept)
+    a, g = [transform(v) if transform else v for v in (kept[0], g)]
+    put(f"{name}.finercam.mean", (g.mean((2, 3), keepdim=True) * a).sum(1).relu())
     put(f"{name}.pgc.finercam", P.FinerCAM(model, [layer], transform)(input_tensor=x, targets=compared))
     if name == "densenet":
         put(f"{name}.pgc.ablationcam", P.AblationCAM(model=model, target_layers=[layer])(input_tensor=x, targets=targets))
@@ -364,12 +374,87 @@ def attention():
     cut = Net(model, x, TARGETS, detach=True).backward()
     put_map("agcam", sum((u.relu() * d.sigmoid()).sum(1)[:, 0] for u, d in zip(cut.g, cut.dots)))
 
+    leaf = x.clone().requires_grad_()
+    balanced = balanced_deit(model, leaf)
+    assert (balanced - net.logits).abs().max() < 1e-9, "the values are not the model's"
+    (gradient,) = torch.autograd.grad(balanced[[0, 1], TARGETS].sum(), leaf)
+    put("deit.libragrad", (x * gradient).sum(1))
+    vitcx(model, x)
+    meaningful(model, x)
+    # Every third patch left out, after the position embeddings.
+    keep = [i for i in range(65) if i == 0 or i % 3]
+    with torch.no_grad():
+        t = model.patch_embed(x)
+        t = torch.cat([model.cls_token.expand(2, -1, -1), t], 1) + model.pos_embed
+        put("deit.dropped", model.head(model.norm(model.blocks(t[:, keep]))[:, 0]))
+
     # Relevance by the equations of rules.py, which checks the rules themselves on larger models.
     for name, uniform in (("attnlrp", True), ("cplrp", False)):
         leaf = x.clone().requires_grad_()
         logits = relevance_deit(model, leaf, uniform)
         seed = nn.functional.one_hot(torch.tensor(TARGETS), CLASSES).double() * logits.detach()
         put(f"deit.{name}", torch.autograd.grad(logits, leaf, seed)[0].sum(1))
+
+
+def balanced_deit(model, x):
+    """The small DeiT with LibraGrad's gradient: constant attention and deviations, GELU as x times a constant."""
+
+    def norm(y, of):
+        off = y - y.mean(-1, keepdim=True)
+        return off / (off.square().mean(-1, keepdim=True) + of.eps).sqrt().detach() * of.weight + of.bias
+
+    t = torch.cat([model.cls_token.expand(len(x), -1, -1), model.patch_embed(x)], 1) + model.pos_embed
+    for block in model.blocks:
+        q, k, v = block.attn.qkv(norm(t, block.norm1)).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        a = (q @ k.transpose(-2, -1) * block.attn.scale).softmax(-1).detach()
+        t = t + block.attn.proj((a @ v).transpose(1, 2).flatten(2))
+        y = block.mlp.fc1(norm(t, block.norm2))
+        t = t + block.mlp.fc2(y * (0.5 * (1 + torch.erf(y / math.sqrt(2)))).detach())
+    return model.head(norm(t, model.norm)[:, 0])
+
+
+def vitcx(model, x):
+    """Xie et al. without noise, with scikit-learn's clusters."""
+    kept = []
+    handle = model.blocks[3].norm1.register_forward_hook(lambda _, __, y: kept.append(y.detach()))
+    with torch.no_grad():
+        whole = model(x).softmax(1)
+    handle.remove()
+    maps = nn.functional.interpolate(grid(kept[0]), size=(SIDE, SIDE), mode="bilinear")
+    scale = lambda m: (m - m.amin((1, 2), keepdim=True)) / (m.amax((1, 2), keepdim=True) - m.amin((1, 2), keepdim=True))
+    result = []
+    for image, channels, p, target in zip(x, maps, whole, TARGETS):
+        masks = scale(channels)
+        flat = nn.functional.normalize(masks.flatten(1), dim=1)
+        cluster = sklearn.cluster.AgglomerativeClustering(
+            n_clusters=None, metric="precomputed", linkage="complete", distance_threshold=0.1
+        )
+        labels = torch.from_numpy(cluster.fit((1 - flat @ flat.T).clamp(min=0).numpy()).labels_)
+        joined = scale(torch.stack([masks[labels == k].sum(0) for k in range(int(labels.max()) + 1)]))
+        with torch.no_grad():
+            scores = model(image * joined[:, None]).softmax(1)[:, target]
+        # Without noise the second term is the third.
+        result.append((scores[:, None, None] * joined).sum(0) / joined.sum(0) / len(joined))
+        print("clusters", len(joined))
+    put("deit.vitcx", torch.stack(result))
+
+
+def meaningful(model, x):
+    """Fong and Vedaldi with PyTorch's Adam, towards the mean colour."""
+    mask = torch.ones(2, 1, 28, 28).double().requires_grad_()
+    optimizer = torch.optim.Adam([mask], lr=0.1)
+    for _ in range(12):
+        up = nn.functional.interpolate(mask, size=(SIDE, SIDE), mode="bilinear")
+        p = model(x * up).softmax(1)[[0, 1], TARGETS]
+        dy, dx = mask[:, :, 1:] - mask[:, :, :-1], mask[..., 1:] - mask[..., :-1]
+        edges = dy.abs().pow(3).mean((1, 2, 3)) + dx.abs().pow(3).mean((1, 2, 3))
+        loss = (p + 0.01 * (1 - mask).abs().mean((1, 2, 3)) + 0.2 * edges).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            mask.clamp_(0, 1)
+    put("deit.meaningful", 1 - mask[:, 0])
 
 
 def relevance_deit(model, x, uniform):

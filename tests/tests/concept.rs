@@ -90,7 +90,9 @@ fn a_folder_without_images_costs_its_cell_and_one_that_is_not_there_the_run() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("empty")).unwrap();
     let entry = |path: &str| {
-        format!("[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"concept\"\nparams = {{ concept = \"{path}\" }}\n")
+        format!(
+            "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"concept\"\nparams = {{ concept = \"{path}\" }}\n"
+        )
     };
     let spec = small_spec(folder.path(), &entry("empty"));
     let (out, err, code) = run(&["run", &spec.to_string_lossy()]);

@@ -3,6 +3,7 @@
 //! the input are made from their names (see `lightbox_tests::fill`); the final ReLU of torchvision's model was out of place.
 
 use lightbox_core::checkpoint;
+use lightbox_sdk::tools::maps::{min_max, resize};
 use lightbox_tests::{built, fill, input, lightbox, oracle, relative, succeed, texts, unit, weights};
 use tch::Tensor;
 
@@ -45,6 +46,66 @@ fn check(model: &str, golden: &str, pairs: &[(&str, &str)]) {
 fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
     let pairs = [("gradcam", "gradcam.raw.relu"), ("gradcam:layer=features.norm5", "gradcam.raw.norm5")];
     check("densenet121", "densenet121", &pairs);
+}
+
+/// pytorch-grad-cam's eight methods at the same layer, its own final maps in [0, 1]: means over 16 x 16 pixels of the goldens'.
+fn check_cams(model: &str, golden: &str, ending: &str, layer: &str) {
+    let methods = [
+        ("gradcam", "gradcam"),
+        ("gradcampp", "gradcampp"),
+        ("xgradcam", "xgradcam"),
+        ("layercam", "layercam"),
+        ("hirescam", "hirescam"),
+        ("eigencam", "eigencam"),
+        ("eigengradcam", "eigengradcam"),
+        ("gradcam-elementwise", "gradcam_elementwise"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
+    checkpoint::write(w.as_ref(), &weights(&oracle(&format!("{golden}.keys.json")))).unwrap();
+    checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
+    let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw, "--device", "cpu"];
+    let names: Vec<String> = methods.iter().map(|(m, _)| format!("{m}:relu=false{layer}")).collect();
+    names.iter().for_each(|name| arguments.extend(["--explainer", name]));
+    succeed(&arguments);
+    let found = checkpoint::read(raw.as_ref()).unwrap();
+    let goldens = checkpoint::read(&oracle("pgc.safetensors")).unwrap();
+    let mut seen = 0;
+    let last = |map: &Tensor| {
+        let map = min_max(&resize(&min_max(&map.relu()).unwrap(), [224, 224]).unwrap()).unwrap();
+        map.unsqueeze(1).avg_pool2d([16], [16], [0], false, true, None::<i64>).squeeze_dim(1)
+    };
+    for (name, (method, theirs)) in names.iter().zip(methods) {
+        let map = &found.iter().find(|(n, _)| n == name).unwrap().1;
+        // Of the layer before the ReLU there are not all.
+        let Some((_, wanted)) = goldens.iter().find(|(n, _)| *n == format!("{golden}.{theirs}{ending}")) else {
+            continue;
+        };
+        seen += 1;
+        // The peer leaves a singular vector's sign as it comes, an image each.
+        let errors = |map: &Tensor| -> Vec<f64> {
+            let map = last(map);
+            (0..2).map(|b| relative(&map.get(b), &wanted.get(b))).collect()
+        };
+        let (plain, turned) = (errors(map), errors(&(-map)));
+        let signless = method.starts_with("eigen");
+        for b in 0..2 {
+            let error = if signless && turned[b] < plain[b] { turned[b] } else { plain[b] };
+            eprintln!("{model} {name}, image {b}: {error:.2e}");
+            assert!(error < 2e-3, "{model} {name}, image {b}: {error}");
+        }
+    }
+    assert_eq!(seen, if ending == ".norm5" { 3 } else { 8 }, "{golden}");
+}
+
+#[test]
+fn eight_methods_are_pytorch_grad_cams_on_the_full_models() {
+    check_cams("densenet121", "densenet121", ".relu", "");
+    check_cams("densenet121", "densenet121", ".norm5", ",layer=features.norm5");
+    check_cams("deit_tiny_patch16_224", "deit_tiny_patch16_224", "", "");
+    check_cams("deit_small_patch16_224", "deit_small_patch16_224", "", "");
+    check_cams("patchconvnet_s60", "S60", "", "");
 }
 
 /// The goldens' class token's rows of the last attention, each head, against the maps of every fusion of heads.

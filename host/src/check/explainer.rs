@@ -88,7 +88,8 @@ pub(super) fn check(
     }
     let Some((model, model_spec, Plan::Run(needs))) = ready else { return };
 
-    let calls = Calls { watch: watch.as_ref(), input: &model_spec.input, device: tch::Device::Cpu, fit: None };
+    let calls =
+        Calls { watch: watch.as_ref(), input: &model_spec.input, device: tch::Device::Cpu, colour: false, fit: None };
     let serving = Serving::new(&calls);
     let owned: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
     let model = crate::proxy::handle(&owned, &model_spec, watch, None, &Arc::default());
@@ -282,7 +283,8 @@ fn fit(
             logits: response.logits,
         }))
     };
-    let calls = Calls { watch: watch.as_ref(), input: &spec.input, device: tch::Device::Cpu, fit: Some(&next) };
+    let calls =
+        Calls { watch: watch.as_ref(), input: &spec.input, device: tch::Device::Cpu, colour: false, fit: Some(&next) };
     let serving = Serving::new(&calls);
     let input = FitInput {
         model: spec,

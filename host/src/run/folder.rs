@@ -400,7 +400,8 @@ pub struct CellRecord {
     /// Seconds in the explainer's own code, and images that it ran the model on beyond the shared run.
     pub seconds: f64,
     pub runs: u64,
-    /// Images that were explained.
+    /// Images that were explained; 0 in a record of Lightbox 0.2.0.
+    #[serde(default)]
     pub images: usize,
 }
 

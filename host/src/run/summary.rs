@@ -91,8 +91,11 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
                     let maps = ids.maps(label, fold, seed, block, explainer)?;
                     let stem = index.maps(place, block, explainer, &maps);
                     if let Some(cell) = stem.and_then(|s| records.get(s)).and_then(|r| r.cells.get(explainer)) {
+                        // A record of an older build does not say how many images its seconds are of.
                         let time = times.entry((label.to_string(), explainer.to_string())).or_default();
-                        *time = (time.0 + cell.seconds, time.1 + cell.images);
+                        if cell.images > 0 {
+                            *time = (time.0 + cell.seconds, time.1 + cell.images);
+                        }
                     }
                     for metric in if explainer == CHANCE { &chance } else { &of_maps } {
                         let metric = metric.label();

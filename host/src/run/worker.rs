@@ -395,6 +395,7 @@ impl Worker {
         let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
         engine.set_at_once(self.spec.batch_size);
         let (store, split, source) = (self.store(&engine.spec)?, self.split()?, self.source()?);
+        engine.set_colour(source.is_colour());
         let samples = source.samples();
         let patients = source.knows_patients();
         engine.set_records(samples.iter().map(|s| ImageRecord {

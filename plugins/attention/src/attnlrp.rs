@@ -21,7 +21,7 @@ impl Explainer for AttnLrp {
                         2024";
         ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
             .version(env!("CARGO_PKG_VERSION"))
-            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform")
+            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform and a rule of linear maps")
             .cost("1 F, 1 B")
             .notes("A convolutional trunk's gates are constants (gate:detach).")
             .signed()

@@ -6,7 +6,7 @@
 //! and magnitudes of R. The reference code starts at block 3 (heads) and 5 or 6 (tokens) of 12.
 
 use crate::integrated;
-use crate::stack::{block, blocks, heads, identity, inputs, maps, names, plan, planned, row, tensor};
+use crate::stack::{block, blocks, heads, identity, inputs, maps, names, plan, planned, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::{mean, sum};
@@ -41,7 +41,7 @@ impl Explainer for BeyondIntuition {
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
         let extra = Passes::both(params.integer("steps")? as u64);
         let by_heads = params.text("variant")? == "heads";
-        plan(blocks(model, INSTEAD), |sites| {
+        plan(starting(blocks(model, INSTEAD), params)?, |sites| {
             let (mut values, mut gradients) = (names(sites), vec![]);
             if by_heads {
                 gradients = names(sites);

@@ -18,8 +18,9 @@ impl Explainer for CpLrp {
             "Ali et al.: XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022";
         ExplainerSpec::new("cplrp", "CP-LRP", Family::Relevance, citation, "arXiv:2202.07304")
             .version(env!("CARGO_PKG_VERSION"))
-            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach")
+            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach and a rule of linear maps")
             .cost("1 F, 1 B")
+            .notes("The paper leaves linear maps to the plain gradient (linear = gradient); gamma is LXT's recipe for vision transformers.")
             .signed()
             .parameters(parameters("gamma"))
     }

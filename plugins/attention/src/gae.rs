@@ -4,7 +4,7 @@
 //! `R = I; R += mean_h relu(A_l * dS/dA_l) R` layer by layer (equations 5 and 6); the map is the class token's row. A model with
 //! the one attention of its class token has one term.
 
-use crate::stack::{heads, identity, layers, maps, names, plan, planned, row, tensor};
+use crate::stack::{heads, identity, layers, maps, names, plan, planned, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(Gae);
@@ -23,8 +23,10 @@ impl Explainer for Gae {
             .parameters([ParamSpec::integer("start", 0, (0, 1000), "", "the first block that counts")])
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        plan(layers(model), |sites| Ok(Needs { values: names(sites), gradients: names(sites), ..Needs::default() }))
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(starting(layers(model), params)?, |sites| {
+            Ok(Needs { values: names(sites), gradients: names(sites), ..Needs::default() })
+        })
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {

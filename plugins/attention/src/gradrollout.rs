@@ -5,7 +5,7 @@
 //! first layer's attention meets the last one's gradient; `paired = reversed` repeats it.
 
 use crate::rollout::{discard, parameters, product};
-use crate::stack::{blocks, heads, maps, names, plan, planned, row, tensor};
+use crate::stack::{blocks, heads, maps, names, plan, planned, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(GradRollout);
@@ -25,8 +25,8 @@ impl Explainer for GradRollout {
             .parameters(parameters(0.0))
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        plan(blocks(model, "gae"), |sites| {
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(starting(blocks(model, "gae"), params)?, |sites| {
             Ok(Needs { values: names(sites), gradients: names(sites), ..Needs::default() })
         })
     }

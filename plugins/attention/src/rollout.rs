@@ -4,7 +4,7 @@
 //! (equation 1). `discard` sets the least weights of each layer to 0 first, as Gildenblat's vit-explain does, which spares
 //! the class token's weight on itself. vit-explain divides columns by rows' sums; `normalise = columns` repeats it.
 
-use crate::stack::{blocks, heads, identity, maps, names, plan, planned, row, tensor};
+use crate::stack::{blocks, heads, identity, maps, names, plan, planned, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
 use lightbox_sdk::tools::maps::sum;
@@ -68,8 +68,10 @@ impl Explainer for Rollout {
             .parameters(parameters(0.0))
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        plan(blocks(model, "attention"), |sites| Ok(Needs { values: names(sites), ..Needs::default() }))
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(starting(blocks(model, "attention"), params)?, |sites| {
+            Ok(Needs { values: names(sites), ..Needs::default() })
+        })
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {

@@ -22,6 +22,18 @@ pub fn blocks<'a>(model: &'a ModelSpec, instead: &str) -> std::result::Result<Ve
     Ok(found)
 }
 
+/// The same where a method begins at the block of the parameter `start`, which must be there.
+pub fn starting<'a>(
+    sites: std::result::Result<Vec<&'a Site>, String>,
+    params: &Params,
+) -> Result<std::result::Result<Vec<&'a Site>, String>> {
+    let start = params.integer("start")? as usize;
+    Ok(sites.and_then(|sites| match sites.len() {
+        n if start < n => Ok(sites),
+        n => Err(format!("there is no block {start}, which `start` names: it has {n}")),
+    }))
+}
+
 pub fn names(sites: &[&Site]) -> Vec<String> {
     sites.iter().map(|s| s.name.clone()).collect()
 }

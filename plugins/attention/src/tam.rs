@@ -6,7 +6,7 @@
 //! stops at block 4 of 12 in some of its scripts and at block 0 in others: `start`.
 
 use crate::integrated;
-use crate::stack::{blocks, heads, maps, names, plan, planned, row, tensor};
+use crate::stack::{blocks, heads, maps, names, plan, planned, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(Tam);
@@ -33,7 +33,9 @@ impl Explainer for Tam {
 
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
         let extra = Passes::both(params.integer("steps")? as u64);
-        plan(blocks(model, INSTEAD), |sites| Ok(Needs { values: names(sites), model: true, extra, ..Needs::default() }))
+        plan(starting(blocks(model, INSTEAD), params)?, |sites| {
+            Ok(Needs { values: names(sites), model: true, extra, ..Needs::default() })
+        })
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {

@@ -17,7 +17,7 @@ register_explainer!(Tis);
 
 struct Tis;
 
-const INSTEAD: &str = "not defined: its trunk mixes patches by convolution, so that none can be left out";
+const INSTEAD: &str = "RISE: its trunk mixes patches by convolution, so that none can be left out";
 /// What is added to the logits of a key that is left out.
 const GONE: f64 = -1e9;
 

@@ -1,6 +1,6 @@
 //! ViT-CX: Xie et al., "ViT-CX: Causal Explanation of Vision Transformers", IJCAI 2023, arXiv:2211.03064.
 //!
-//! The channels of the last block's tokens, scaled to the image and to [0, 1], are masks; those whose cosine distance is under
+//! The channels of the last block's tokens (of a DeiT those that its attention reads, `norm1`), scaled to the image and to [0, 1], are masks; those whose cosine distance is under
 //! 0.1 (complete linkage) are one mask, their sum to [0, 1]. With noise n outside it, mask k counts for
 //! `p_k = p(x M_k + n (1 - M_k)) - p(x + n (1 - M_k)) + p(x)`, p the target's probability, and the map is
 //! `mean_k p_k M_k / sum_k M_k`. Which channels are alike decides how many runs it takes: at most two a channel.

@@ -22,7 +22,7 @@ impl Cam for AblationCam {
         ExplainerSpec::new("ablationcam", "AblationCAM", Family::Cam, citation, "10.1109/WACV45572.2020.9093360")
             .formula("relu(sum_c w_c A_c), w_c = (S - S without channel c) / S")
             .cost("1 F, then channels P")
-            .notes("pytorch-grad-cam ablates to about -1e7 where the layer has negative values; the paper, and this, to 0.")
+            .notes("pytorch-grad-cam ablates to about -1e7 where the layer has negative values; the paper, and this, to 0. A negative logit turns every weight's sign, as the equation has it.")
     }
 
     fn reads(&self, model: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {

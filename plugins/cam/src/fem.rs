@@ -1,7 +1,9 @@
 //! FEM, Feature Explanation Method: Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA
 //! 2020, doi:10.1109/IPTA50016.2020.9286629.
 //!
-//! `w_c` is the share of places at which channel c is above its mean by more than k deviations; no class takes part.
+//! `map = sum_c mean(A_c) [A_c >= mean(A_c) + k std(A_c)]`: where channels are unusually strong, each weighted by its mean; no
+//! class takes part. pytorch-grad-cam's FEM is another method: it sums the channels themselves, each weighted by the share of
+//! such places; `form = channels` repeats it.
 
 use crate::layer::{Cam, Evidence, Layer, Method};
 use lightbox_sdk::prelude::*;
@@ -17,9 +19,15 @@ impl Cam for Fem {
     fn spec(&self) -> ExplainerSpec {
         let citation = "Fuad et al.: Features Understanding in 3D CNNs for Actions Recognition in Video, IPTA 2020";
         ExplainerSpec::new("fem", "FEM", Family::Cam, citation, "10.1109/IPTA50016.2020.9286629")
-            .formula("relu(sum_c w_c A_c), w_c = mean_yx [A_c > mean A_c + k std A_c]")
-            .notes("The same for every class.")
-            .parameters([ParamSpec::number("k", 2.0, (0.0, 100.0), "deviations", "how far above the mean counts")])
+            .formula("relu(sum_c mean(A_c) [A_c >= mean A_c + k std A_c])")
+            .notes(
+                "The same for every class. pytorch-grad-cam's FEM is sum_c w_c A_c with w_c the share of such places: form = \
+                 channels.",
+            )
+            .parameters([
+                ParamSpec::number("k", 2.0, (0.0, 100.0), "deviations", "how far above the mean counts"),
+                ParamSpec::choice("form", "places", &["places", "channels"], "the paper's, or pytorch-grad-cam's"),
+            ])
     }
 
     fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
@@ -28,8 +36,12 @@ impl Cam for Fem {
         let off = value.f_sub(&centre)?;
         let deviation = mean(&off.f_mul(&off)?, &[2, 3], true)?.f_sqrt()?;
         let limit = centre.f_add(&deviation.f_mul_scalar(layer.context.params.number("k")?)?)?;
-        let above = value.f_gt_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
-        Ok(Evidence::Weights(mean(&above, &[2, 3], false)?))
+        if layer.context.params.text("form")? == "channels" {
+            let above = value.f_gt_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
+            return Ok(Evidence::Weights(mean(&above, &[2, 3], false)?));
+        }
+        let above = value.f_ge_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
+        Ok(Evidence::Product(above.f_mul(&centre)?))
     }
 }
 
@@ -41,6 +53,14 @@ mod tests {
     #[test]
     fn equals_the_equation() {
         check(&Method(Fem), &[("k", 0.8.into())], |l, y, x| {
+            let part = |c: i64| {
+                let mean = l.places(|v, u| l.a(c, v, u)) / 8.0;
+                let std = (l.places(|v, u| (l.a(c, v, u) - mean).powi(2)) / 8.0).sqrt();
+                if l.a(c, y, x) >= mean + 0.8 * std { mean } else { 0.0 }
+            };
+            l.channels(part).max(0.0)
+        });
+        check(&Method(Fem), &[("k", 0.8.into()), ("form", "channels".into())], |l, y, x| {
             let weight = |c: i64| {
                 let mean = l.places(|v, u| l.a(c, v, u)) / 8.0;
                 let std = (l.places(|v, u| (l.a(c, v, u) - mean).powi(2)) / 8.0).sqrt();

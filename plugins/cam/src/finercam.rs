@@ -77,6 +77,9 @@ impl Cam for FinerCam {
         let mut seeds = Vec::new();
         for (b, target) in context.targets_of(&pairs)?.into_iter().enumerate() {
             let row = layer.pass.logits.f_get(b as i64)?.f_to_kind(Kind::Double)?;
+            if target < 0 || target >= row.numel() as i64 {
+                return Err(Error::invalid(format!("target class {target} of {}", row.numel())));
+            }
             seeds.extend(seed(&Vec::<f64>::try_from(row)?, target as usize, references, alpha, softmax));
         }
         let seeds = Tensor::f_from_slice(&seeds)?.f_reshape(layer.pass.logits.size())?;

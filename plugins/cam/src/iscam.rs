@@ -1,6 +1,6 @@
 //! IS-CAM: Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020, arXiv:2010.03023.
 //!
-//! ScoreCAM whose score is integrated over the mask's strength: `w = softmax_c(mean_i S(image * (i / N) mask_c) - S(image))`,
+//! ScoreCAM whose score is integrated over the mask's strength: `w = softmax_c mean_i S(image * (i / N) mask_c)`,
 //! i = 1..N. torch-cam 0.5 adds the strengths up as it goes (0.1, 0.3, 0.6, ... 5.5 for N = 10), far beyond the image itself;
 //! `accumulate` repeats that.
 

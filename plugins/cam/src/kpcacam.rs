@@ -29,15 +29,21 @@ impl Cam for KpcaCam {
     fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
         let [b, c, h, w]: [i64; 4] =
             layer.value.size().try_into().map_err(|s| Error::invalid(format!("a layer of shape {s:?}")))?;
-        let x = layer.value.f_to_kind(Kind::Double)?.f_reshape([b, c, h * w])?.f_transpose(1, 2)?;
-        let x = x.f_sub(&mean(&x, &[1], true)?)?;
-        let kernel = x.f_matmul(&x.f_transpose(1, 2)?)?.f_div_scalar(c as f64)?.f_add_scalar(1.0)?.f_tanh()?;
-        let rows = mean(&kernel, &[1], true)?;
-        let centred = kernel.f_sub(&rows)?.f_sub(&mean(&kernel, &[2], true)?)?.f_add(&mean(&rows, &[2], true)?)?;
-        let (values, vectors) = centred.f_linalg_eigh("L")?;
-        let first: Tensor = vectors.f_select(2, h * w - 1)?;
-        let largest = first.f_gather(1, &first.f_abs()?.f_argmax(1, true)?, false)?;
-        let length = values.f_narrow(1, h * w - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
-        float(&first.f_mul(&length)?.f_mul(&largest.f_sign()?)?.f_reshape([b, h, w])?).map(Evidence::Map)
+        let mut maps = Vec::new();
+        // An image at a time: the kernel is a matrix of places by places.
+        for i in 0..b {
+            layer.context.check_cancelled()?;
+            let x = layer.value.f_get(i)?.f_to_kind(Kind::Double)?.f_reshape([c, h * w])?.f_transpose(0, 1)?;
+            let x = x.f_sub(&mean(&x, &[0], true)?)?;
+            let kernel = x.f_matmul(&x.f_transpose(0, 1)?)?.f_div_scalar(c as f64)?.f_add_scalar(1.0)?.f_tanh()?;
+            let rows = mean(&kernel, &[0], true)?;
+            let centred = kernel.f_sub(&rows)?.f_sub(&mean(&kernel, &[1], true)?)?.f_add(&mean(&rows, &[1], true)?)?;
+            let (values, vectors) = centred.f_linalg_eigh("L")?;
+            let first: Tensor = vectors.f_select(1, h * w - 1)?;
+            let largest = first.f_gather(0, &first.f_abs()?.f_argmax(0, true)?, false)?;
+            let length = values.f_narrow(0, h * w - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
+            maps.push(float(&first.f_mul(&length)?.f_mul(&largest.f_sign()?)?.f_reshape([h, w])?)?);
+        }
+        Ok(Evidence::Map(Tensor::f_stack(&maps, 0)?))
     }
 }

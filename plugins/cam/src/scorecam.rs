@@ -2,7 +2,7 @@
 //! 2020, arXiv:1910.01279.
 //!
 //! Each channel, scaled up and brought to [0, 1], masks the image (which is 0 where the normalised image is 0: ImageNet's mean
-//! colour); `w = softmax_c(S(image * mask_c) - S(image))` (algorithm 1; the subtrahend cancels in the softmax).
+//! colour); `w = softmax_c(S(image * mask_c) - S(baseline))` (algorithm 1; what is subtracted cancels in the softmax).
 //! `mask` repeats what the peers make of it.
 
 use crate::layer::{Cam, Evidence, Layer, Method, Reads};

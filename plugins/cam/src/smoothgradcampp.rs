@@ -4,12 +4,12 @@
 //! GradCAM++ with the derivatives' means over noisy copies of the image (equations 7 to 9):
 //! `alpha = mean G^2 / (2 mean G^2 + mean G^3 sum_yx A_c)`, `w_c = sum_yx alpha relu(mean G)`, A of the clean image. The paper
 //! writes the first derivative's mean in alpha's numerator; as torch-cam says, GradCAM++'s own derivation has the second's.
-//! torch-cam 0.5 takes the last sample's gradient for the mean in the weights, which no paper does.
+//! torch-cam 0.5 takes the last sample's gradient for the mean in the weights, and that sample's layer in the map.
 
 use crate::gradcampp;
 use crate::layer::{Cam, Evidence, Layer, Method, Reads};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::draw::normals;
 
 register_explainer!(Method(SmoothGradCamPlusPlus));
@@ -25,7 +25,9 @@ impl Cam for SmoothGradCamPlusPlus {
         ExplainerSpec::new("smoothgradcampp", "Smooth GradCAM++", Family::Cam, citation, "arXiv:1908.01224")
             .formula("GradCAM++ with G, G^2 and G^3 averaged over samples of image + sigma N(0, 1)")
             .cost("1 F, then samples x (1 F, 1 B)")
-            .notes("torch-cam 0.5 takes the last sample's gradient for the mean in the weights.")
+            .notes(
+                "torch-cam 0.5 takes the last sample's gradient for the mean, and its noisy layer for the clean one.",
+            )
             .parameters([
                 ParamSpec::integer("samples", 4, (1, 10_000), "", "noisy copies of the image"),
                 ParamSpec::number("sigma", 0.3, (0.0, 100.0), "normalised values", "the noise's deviation"),
@@ -40,7 +42,8 @@ impl Cam for SmoothGradCamPlusPlus {
     fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
         let context = layer.context;
         let (samples, sigma) = (context.params.integer("samples")? as usize, context.params.number("sigma")?);
-        let mut sums = [0, 1, 2].map(|_| layer.value.zeros_like());
+        let zeros = layer.value.f_zeros_like()?.f_to_kind(Kind::Double)?;
+        let mut sums = [zeros.f_zeros_like()?, zeros.f_zeros_like()?, zeros];
         let per_image = layer.pass.images.size()[1..].iter().product::<i64>() as usize;
         let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();
         let images = |pairs: Pairs<'_>| {
@@ -52,7 +55,7 @@ impl Cam for SmoothGradCamPlusPlus {
         };
         let sites = [layer.site.name.clone()];
         context.gradients(samples, &sites, images, |pairs, found| {
-            let g = crate::layer::grid(&found[0], layer.site)?;
+            let g = crate::layer::grid(&found[0], layer.site)?.f_to_kind(Kind::Double)?;
             let second = g.f_mul(&g)?;
             let third = second.f_mul(&g)?;
             for (sum, power) in sums.iter_mut().zip([g, second, third]) {
@@ -61,6 +64,7 @@ impl Cam for SmoothGradCamPlusPlus {
             Ok(())
         })?;
         let [first, second, third] = &sums;
-        Ok(Evidence::Weights(gradcampp::weights(&layer.value, first, second, third)?))
+        let weights = gradcampp::weights(&layer.value, first, second, third)?;
+        Ok(Evidence::Weights(weights.f_to_kind(layer.value.f_kind()?)?))
     }
 }

@@ -1,6 +1,6 @@
 //! SS-CAM: Wang et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020, arXiv:2006.14255.
 //!
-//! ScoreCAM with normal noise on the masks: `w = softmax_c(mean_i S(image * (mask_c + delta_i)) - S(image))`, as torch-cam
+//! ScoreCAM with normal noise on the masks: `w = softmax_c mean_i S(image * (mask_c + delta_i))`, as torch-cam
 //! writes it. The noise is an image's own, the same for every batch size.
 
 use crate::layer::{Cam, Evidence, Layer, Method, Reads};

@@ -59,6 +59,7 @@ mod tests {
         }
         // A linear model has the same gradient everywhere.
         check(&SmoothGrad, linear, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
+        check(&SmoothGrad, linear_otherwise, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
         // Of the image's range: twice the image, twice the noise.
         let relative = maps(&VarGrad, square, &[("samples", 4000.into()), ("sigma", 0.1.into())]);
         let (least, greatest) = lightbox_sdk::tools::maps::range(&x).unwrap();

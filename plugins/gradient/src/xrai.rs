@@ -66,7 +66,7 @@ fn choose(attribution: &[f64], regions: &[Vec<usize>], least: usize) -> Vec<f64>
     let mut sums: Vec<f64> = regions.iter().map(|r| r.iter().map(|i| attribution[*i]).sum()).collect();
     let mut counts: Vec<usize> = regions.iter().map(Vec::len).collect();
     let mut open: Vec<usize> = (0..regions.len()).collect();
-    let mut map = vec![f64::NAN; attribution.len()];
+    let (mut map, mut taken) = (vec![0f64; attribution.len()], vec![false; attribution.len()]);
     loop {
         open.retain(|r| counts[*r] >= least);
         let mean = |r: usize| sums[r] / counts[r] as f64;
@@ -79,8 +79,8 @@ fn choose(attribution: &[f64], regions: &[Vec<usize>], least: usize) -> Vec<f64>
         let Some(best) = best else { break };
         let gain = mean(best);
         for &i in &regions[best] {
-            if map[i].is_nan() {
-                map[i] = gain;
+            if !taken[i] {
+                (map[i], taken[i]) = (gain, true);
                 for &r in &of_pixel[i] {
                     sums[r] -= attribution[i];
                     counts[r] -= 1;
@@ -89,9 +89,9 @@ fn choose(attribution: &[f64], regions: &[Vec<usize>], least: usize) -> Vec<f64>
         }
         open.retain(|r| *r != best);
     }
-    let rest: Vec<f64> = map.iter().zip(attribution).filter(|(m, _)| m.is_nan()).map(|(_, a)| *a).collect();
+    let rest: Vec<f64> = taken.iter().zip(attribution).filter(|(t, _)| !**t).map(|(_, a)| *a).collect();
     let mean = rest.iter().sum::<f64>() / rest.len().max(1) as f64;
-    map.into_iter().map(|m| if m.is_nan() { mean } else { m }).collect()
+    map.into_iter().zip(taken).map(|(m, taken)| if taken { m } else { mean }).collect()
 }
 
 impl Explainer for Xrai {

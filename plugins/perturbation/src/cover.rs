@@ -2,8 +2,8 @@
 
 use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::{blur, mean};
+use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::maps::blur;
 use lightbox_sdk::tools::{masks, segment};
 
 pub const INPUT: &str = "input";
@@ -86,14 +86,20 @@ pub fn segments(context: &Context<'_>) -> Result<Vec<Array2<u32>>> {
 
 /// The mean colour of each superpixel of image `b`, in its place: [1, C, H, W].
 pub fn means(context: &Context<'_>, b: usize, labels: &Array2<u32>) -> Result<Tensor> {
-    let image = context.image_tensor()?.f_get(b as i64)?;
+    let images = context.image_tensor()?;
+    let image = images.f_get(b as i64)?.f_flatten(1, -1)?.f_to_device(lightbox_sdk::tch::Device::Cpu)?;
+    let mut values = Vec::new();
+    for c in 0..image.size()[0] {
+        let channel = Vec::<f32>::try_from(image.f_get(c)?.f_contiguous()?)?;
+        let (mut sums, mut counts) = (vec![0f64; segment::count(labels)], vec![0f64; segment::count(labels)]);
+        for (label, value) in labels.iter().zip(&channel) {
+            sums[*label as usize] += f64::from(*value);
+            counts[*label as usize] += 1.0;
+        }
+        values.extend(labels.iter().map(|l| (sums[*l as usize] / counts[*l as usize]) as f32));
+    }
     let (h, w) = labels.dim();
-    let index: Vec<i64> = labels.iter().map(|l| i64::from(*l)).collect();
-    let index = Tensor::f_from_slice(&index)?.f_to_device(image.device())?;
-    let flat = image.f_reshape([-1, (h * w) as i64])?;
-    let one = index.f_one_hot(segment::count(labels) as i64)?.f_to_kind(Kind::Float)?;
-    let sums = flat.f_matmul(&one)?.f_div(&mean(&one, &[0], true)?.f_mul_scalar((h * w) as f64)?)?;
-    Ok(sums.f_index_select(1, &index)?.f_reshape([1, -1, h as i64, w as i64])?)
+    Ok(Tensor::f_from_slice(&values)?.f_reshape([1, -1, h as i64, w as i64])?.f_to_device(images.device())?)
 }
 
 /// A value a superpixel as maps [B, H, W].
@@ -154,6 +160,8 @@ pub mod tests {
     use super::*;
     use lightbox_sdk::serde_json;
     use lightbox_sdk::tape::{Tape, site};
+    use lightbox_sdk::tch::Kind;
+    use lightbox_sdk::tools::maps::mean;
 
     /// Of four numbers.
     pub type Function = fn([f64; 4]) -> f64;

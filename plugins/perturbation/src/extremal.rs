@@ -28,6 +28,8 @@ const BLUR: f64 = 20.0 / 224.0;
 const SHARP: f64 = 20.0;
 const WEIGHT: f64 = 300.0;
 const GROWTH: f64 = 1.0035;
+/// Steps after which the penalty grows no more.
+const MOST: usize = 3000;
 const RATE: f64 = 0.01;
 const MOMENTUM: f64 = 0.9;
 
@@ -108,7 +110,10 @@ impl Explainer for Extremal {
                 "argmax_m S(x shown by m, else blurred) - l_t mean (sort(m) - r)^2, m smooth, r the share area of ones",
             )
             .cost("1 F, then iterations x (1 F, 1 B)")
-            .notes("Blur repeats the image's edge, where TorchRay's meets zeros.")
+            .notes(
+                "Blur and mask repeat the image's edge, where TorchRay's meet zeros; its area counts a margin, and its cells lie \
+                 half a cell earlier.",
+            )
             .parameters([
                 ParamSpec::number("area", 0.1, (0.001, 0.999), "share", "of the image that is shown"),
                 ParamSpec::integer("iterations", 800, (1, 100_000), "", "steps of the ascent"),
@@ -154,7 +159,7 @@ impl Explainer for Extremal {
                 let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?;
                 let found = turn(&found.share_tensor()?.f_squeeze_dim(0)?)?;
                 let reward = sum(&found.f_mul(&slope)?, &[0], false)?;
-                let weight = WEIGHT * GROWTH.powi(step as i32);
+                let weight = WEIGHT * GROWTH.powi(step.min(MOST) as i32);
                 let gradient = with_grad(|| -> Result<Tensor> {
                     let (sorted, _) = mask.f_flatten(0, -1)?.f_sort(0, false)?;
                     let penalty = sorted.f_sub(&wanted)?.f_square()?.f_mean(Kind::Float)?.f_mul_scalar(weight)?;

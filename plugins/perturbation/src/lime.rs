@@ -4,7 +4,7 @@
 //! Superpixels are on or off at random; a linear model is fitted to the scores, each sample weighted by how near it is to the
 //! image, and a superpixel's value is its coefficient. As in the authors' package the first sample is the image itself, the
 //! distance is the cosine's, `1 - sqrt(k / d)` with k of d superpixels on, the kernel `sqrt(exp(-D^2 / width^2))`, and the
-//! regression is ridge with alpha 1; what is off shows its mean colour. `regression = lasso` with alpha 0.01 is Captum's choice.
+//! regression is ridge with alpha 1; what is off shows its mean colour. `regression = lasso`, with 0.01, is Captum's choice.
 
 use crate::cover::{INPUT, fill_parameter, paint, scores, segment_parameters, segments};
 use crate::regress::{lasso, ridge};
@@ -35,7 +35,8 @@ impl Explainer for Lime {
                     "of the kernel; the larger, the more far samples count",
                 ),
                 ParamSpec::choice("regression", "ridge", &["ridge", "lasso"], "what is fitted"),
-                ParamSpec::number("alpha", 1.0, (0.0, 1e9), "", "how much it is shrunk"),
+                ParamSpec::number("alpha", 1.0, (0.0, 1e9), "", "how much the ridge shrinks"),
+                ParamSpec::number("lasso_alpha", 0.01, (0.0, 1e9), "", "how much the lasso shrinks"),
                 fill_parameter("mean", &["mean"]),
                 Score::parameter("probability"),
             ])
@@ -53,7 +54,6 @@ impl Explainer for Lime {
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let params = &context.params;
         let (samples, width) = (params.integer("samples")? as usize, params.number("width")?);
-        let alpha = params.number("alpha")?;
         let labels = segments(context)?;
         let choices: Vec<Vec<Vec<bool>>> = labels
             .iter()
@@ -75,8 +75,8 @@ impl Explainer for Lime {
             let weights: Vec<f64> = rows.iter().map(weight).collect();
             let x: Vec<f64> = rows.iter().flatten().map(|on| f64::from(u8::from(*on))).collect();
             values.push(match params.text("regression")? {
-                "lasso" => lasso(&x, y, &weights, alpha)?,
-                _ => ridge(&x, y, &weights, alpha)?,
+                "lasso" => lasso(&x, y, &weights, params.number("lasso_alpha")?)?,
+                _ => ridge(&x, y, &weights, params.number("alpha")?)?,
             });
         }
         paint(&labels, &values)
@@ -100,7 +100,8 @@ mod tests {
         ];
         let terms = [[1.0, -1.0, -0.25, 0.375], [0.5, 4.0, 1.0, 0.0625]];
         close(&quarters(&maps(&Lime, linear, &params, 7)), |b| terms[b], 1e-4);
-        let lasso = [&params[..2], &params[3..], &[("regression", "lasso".into()), ("alpha", 1e-6.into())]].concat();
+        let lasso =
+            [&params[..2], &params[3..], &[("regression", "lasso".into()), ("lasso_alpha", 1e-6.into())]].concat();
         close(&quarters(&maps(&Lime, linear, &lasso, 7)), |b| terms[b], 1e-3);
         // What is off has its own mean colour: it is not missed.
         let mean = [&params[..3], &params[4..], &[("fill", "mean".into())]].concat();

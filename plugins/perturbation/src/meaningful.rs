@@ -2,8 +2,9 @@
 //! arXiv:1704.03296.
 //!
 //! The smallest, smoothest cover that makes the score fall: `min_m S(x m + blurred (1 - m)) + l1 mean |1 - m| + tv TV_b(m)`
-//! (equation 4), m on a coarse grid and scaled up. The map is `1 - m`. Adam with a rate of 0.1 from m = 1; terms and
-//! weights are those of Gildenblat's port, whose mask is a mean, not a sum. No jitter, no noise: the result is the same again.
+//! (equation 4), m on a coarse grid and scaled up. The map is `1 - m`. Adam with a rate of 0.1 from m = 1. Both
+//! penalties are means, and their weights those of a later version of Gildenblat's port (its first has 1e-4 and 1e-2), not the
+//! paper's sums. No jitter, no noise: the result is the same again.
 
 use crate::cover::{INPUT, blend, fill, fill_parameter};
 use lightbox_sdk::prelude::*;

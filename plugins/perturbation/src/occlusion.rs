@@ -15,7 +15,8 @@ struct Occlusion;
 /// Where windows begin along a side.
 fn starts(side: usize, window: usize, stride: usize) -> Vec<usize> {
     let count = side.saturating_sub(window).div_ceil(stride) + 1;
-    (0..count).map(|i| i * stride).collect()
+    // With a stride wider than the window the last could begin behind the edge.
+    (0..count).map(|i| i * stride).filter(|start| *start < side.max(1)).collect()
 }
 
 fn sizes(params: &Params) -> Result<(usize, usize)> {
@@ -109,5 +110,10 @@ mod tests {
         assert_eq!(starts(10, 4, 3), [0, 3, 6]);
         assert_eq!(starts(11, 4, 3), [0, 3, 6, 9]);
         assert_eq!(starts(3, 4, 3), [0]);
+        assert_eq!(starts(10, 2, 7), [0, 7]);
+        assert_eq!(starts(224, 8, 50), [0, 50, 100, 150, 200]);
+        // Pixels that no window covers cost nothing.
+        let sparse = maps(&Occlusion, linear, &[("window", 1.into()), ("stride", 3.into())], 5);
+        assert!(sparse[[0, 1, 1]] == 0.0 && sparse[[0, 0, 0]] != 0.0);
     }
 }

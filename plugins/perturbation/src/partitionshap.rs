@@ -13,6 +13,7 @@ use crate::cover::{INPUT, blend, fill, fill_parameter};
 use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
+use std::rc::Rc;
 
 register_explainer!(PartitionShap);
 
@@ -46,7 +47,7 @@ impl Part {
 /// A part in a context: what of the image shows besides, without it and with it.
 struct Node {
     part: Part,
-    shown: Vec<bool>,
+    shown: Rc<Vec<bool>>,
     without: f64,
     with: f64,
     weight: f64,
@@ -82,11 +83,18 @@ fn owen(
     (none, all): (f64, f64),
     evaluations: usize,
     round: usize,
-    mut run: impl FnMut(&[Vec<bool>]) -> Result<Vec<f64>>,
+    mut run: impl FnMut(&[Rc<Vec<bool>>]) -> Result<Vec<f64>>,
 ) -> Result<Vec<f64>> {
     let mut values = vec![0f64; height * width];
     let whole = Part { top: 0, left: 0, height, width };
-    let root = Node { part: whole, shown: vec![false; height * width], without: none, with: all, weight: 1.0, age: 0 };
+    let root = Node {
+        part: whole,
+        shown: Rc::new(vec![false; height * width]),
+        without: none,
+        with: all,
+        weight: 1.0,
+        age: 0,
+    };
     let (mut open, mut used, mut age) = (vec![root], 0, 0);
     while !open.is_empty() {
         open.sort_by(|a, b| b.stake().total_cmp(&a.stake()).then(a.age.cmp(&b.age)));
@@ -104,16 +112,18 @@ fn owen(
             rest.iter().for_each(|node| spread(&mut values, width, node));
             break;
         }
-        let masks: Vec<Vec<bool>> =
-            chosen.iter().flat_map(|(node, halves)| halves.map(|half| shown(&node.shown, width, half))).collect();
+        let masks: Vec<Rc<Vec<bool>>> = chosen
+            .iter()
+            .flat_map(|(node, halves)| halves.map(|half| Rc::new(shown(&node.shown, width, half))))
+            .collect();
         used += masks.len();
         let scores = run(&masks)?;
         open = rest;
         for (((node, [a, b]), masks), scores) in chosen.into_iter().zip(masks.chunks(2)).zip(scores.chunks(2)) {
             let (with_a, with_b) = (scores[0], scores[1]);
-            let mut add = |part, shown: &[bool], without, with| {
+            let mut add = |part, shown: &Rc<Vec<bool>>, without, with| {
                 age += 1;
-                open.push(Node { part, shown: shown.to_vec(), without, with, weight: node.weight / 2.0, age });
+                open.push(Node { part, shown: shown.clone(), without, with, weight: node.weight / 2.0, age });
             };
             add(a, &node.shown, node.without, with_a);
             add(b, &node.shown, node.without, with_b);
@@ -135,7 +145,7 @@ impl Explainer for PartitionShap {
             .notes("Sums to S(x) - S(all covered). Ties are broken by age, in the shap package at random.")
             .signed()
             .parameters([
-                ParamSpec::integer("evaluations", 500, (2, 1_000_000), "", "images at most"),
+                ParamSpec::integer("evaluations", 500, (2, 20_000), "", "images at most"),
                 ParamSpec::integer("round", 8, (1, 4096), "nodes", "that are opened at a time"),
                 fill_parameter("blur", &[]),
                 Score::parameter("logit"),
@@ -160,13 +170,14 @@ impl Explainer for PartitionShap {
         let mut maps = Array3::<f32>::zeros((b, h, w));
         for i in 0..b {
             let mut done = 0;
-            let mut run = |masks: &[Vec<bool>]| {
+            let mut run = |masks: &[Rc<Vec<bool>>]| {
                 let mut scores = Vec::new();
                 for some in masks.chunks(context.at_once()) {
                     context.check_cancelled()?;
                     context.progress((i * evaluations + done) as u64, (b * evaluations) as u64);
                     done += some.len();
-                    let values: Vec<f32> = some.iter().flatten().map(|on| f32::from(u8::from(*on))).collect();
+                    let values: Vec<f32> =
+                        some.iter().flat_map(|m| m.iter()).map(|on| f32::from(u8::from(*on))).collect();
                     let mask = Tensor::f_from_slice(&values)?.f_to_device(fill.device())?;
                     let mask = mask.f_reshape([some.len() as i64, 1, h as i64, w as i64])?;
                     let pairs: Vec<(usize, usize)> = (0..some.len()).map(|k| (i, k)).collect();
@@ -176,7 +187,7 @@ impl Explainer for PartitionShap {
                 }
                 Ok(scores)
             };
-            let none = run(&[vec![false; h * w]])?[0];
+            let none = run(&[Rc::new(vec![false; h * w])])?[0];
             let values = owen([h, w], (none, whole[i]), evaluations, round, run)?;
             for (k, v) in values.into_iter().enumerate() {
                 maps[[i, k / w, k % w]] = v as f32;
@@ -225,7 +236,7 @@ mod tests {
         let mut wanted = vec![0.0; 6];
         slow(Part { top: 0, left: 0, height: 2, width: 3 }, 3, &[false; 6], &f, 1.0, &mut wanted);
         for round in [1, 4] {
-            let run = |masks: &[Vec<bool>]| Ok(masks.iter().map(|m| f(m)).collect());
+            let run = |masks: &[Rc<Vec<bool>>]| Ok(masks.iter().map(|m| f(m)).collect());
             let found = owen([2, 3], (none, all), 10_000, round, run).unwrap();
             assert!(found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?} {wanted:?}");
             let mut runs = 0;

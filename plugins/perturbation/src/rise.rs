@@ -83,6 +83,10 @@ mod tests {
         let found = [0, 1, 2, 3].map(corner);
         let middle = [found[2], found[3]];
         assert!(middle.iter().all(|v| found[0] > v + 0.1 && *v > found[1] + 0.1), "{found:?}");
+        // With every cell on the map is the score.
+        let on = maps(&Rise, linear, &[("masks", 5.into()), ("keep", 1.0.into()), ("score", "logit".into())], 2);
+        let scores = [1.0 - 1.0 - 0.25 + 0.375, 0.5 + 4.0 + 1.0 + 0.0625];
+        assert!(on.indexed_iter().all(|((b, ..), v)| (v - scores[b]).abs() < 1e-4));
         let few = [("masks", 9.into()), ("cells", 2.into())];
         let (a, b) = (maps(&Rise, linear, &few, 1), maps(&Rise, linear, &few, 4));
         assert!((a - b).iter().all(|d| d.abs() < 1e-6));

@@ -37,6 +37,9 @@ pub fn mean(x: &Tensor, dims: &[i64], keep: bool) -> Result<Tensor> {
 /// A Gaussian blur of [B, C, H, W] with `sigma` pixels, cut off at `truncate` sigmas and edges repeated outwards: SciPy's
 /// `gaussian_filter(mode="nearest")`.
 pub fn blur(x: &Tensor, sigma: f64, truncate: f64) -> Result<Tensor> {
+    if sigma <= 0.0 {
+        return Ok(x.shallow_clone());
+    }
     let radius = (truncate * sigma + 0.5) as i64;
     let values: Vec<f64> = (-radius..=radius).map(|i| (-0.5 * (i as f64 / sigma).powi(2)).exp()).collect();
     let total: f64 = values.iter().sum();
@@ -74,6 +77,7 @@ mod tests {
     #[test]
     fn a_blur_keeps_a_constant_and_spreads_a_point_evenly() {
         let ones = Tensor::ones([1, 2, 9, 7], (Kind::Float, Device::Cpu));
+        assert_eq!(blur(&ones, 0.0, 4.0).unwrap(), ones);
         assert!((blur(&ones, 1.5, 4.0).unwrap() - 1.0).abs().max().double_value(&[]) < 1e-6);
         let point = Tensor::zeros([1, 1, 21, 21], (Kind::Float, Device::Cpu));
         let _ = point.get(0).get(0).get(10).get(10).fill_(1.0);
