@@ -218,7 +218,7 @@ fn methods_without_noise_are_their_plain_ones() {
         let found = explain(model, golden, &names);
         for (noisy, plain) in pairs {
             let error = relative(&get(&found, noisy), &get(&found, plain));
-            assert!(error < 1e-4, "{model} {noisy}: {error}");
+            assert!(error < 1e-3, "{model} {noisy}: {error}");
         }
     }
 }

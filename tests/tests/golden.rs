@@ -83,10 +83,20 @@ fn check_cams(model: &str, golden: &str, ending: &str, layer: &str) {
             continue;
         };
         seen += 1;
+        if (model, method) == ("patchconvnet_s60", "hirescam") {
+            // A layer norm alone reads this layer, so its gradient is orthogonal to its value, and the peer's map is rounding.
+            assert_eq!(map.abs().max().double_value(&[]), 0.0);
+            continue;
+        }
         // The peer leaves a singular vector's sign as it comes, an image each.
         let errors = |map: &Tensor| -> Vec<f64> {
             let map = last(map);
-            (0..2).map(|b| relative(&map.get(b), &wanted.get(b))).collect()
+            let of = |b: i64| match wanted.get(b).abs().max().double_value(&[]) {
+                // Nothing was positive: the peer's map is empty, and so must ours be.
+                0.0 => map.get(b).abs().max().double_value(&[]),
+                _ => relative(&map.get(b), &wanted.get(b)),
+            };
+            (0..2).map(of).collect()
         };
         let (plain, turned) = (errors(map), errors(&(-map)));
         let signless = method.starts_with("eigen");
