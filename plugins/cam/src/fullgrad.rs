@@ -53,11 +53,11 @@ impl Explainer for FullGrad {
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let (images, gradient) = (context.image_tensor()?, context.gradient("input")?.to_tensor()?);
         let size = [images.size()[2], images.size()[3]];
-        let mut map = channels(&images.f_mul(&*gradient)?)?;
+        let mut map = channels(&images.f_mul(&gradient)?)?;
         for site in context.model.sites.iter().filter(|s| s.kind == SiteKind::Bias) {
             let (bias, gradient) =
                 (context.value(&site.name)?.to_tensor()?, context.gradient(&site.name)?.to_tensor()?);
-            map = map.f_add(&resize(&channels(&bias.f_mul(&*gradient)?)?, size)?)?;
+            map = map.f_add(&resize(&channels(&bias.f_mul(&gradient)?)?, size)?)?;
         }
         Ok(Array::from_tensor(&map)?.into())
     }

@@ -30,7 +30,7 @@ impl Explainer for InputXGradient {
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let gradient = context.gradient(INPUT)?.to_tensor()?;
-        map_of(&context.image_tensor()?.f_mul(&*gradient)?, &context.params)
+        map_of(&context.image_tensor()?.f_mul(&gradient)?, &context.params)
     }
 }
 

@@ -31,19 +31,19 @@ pub fn lasso(x: &[f64], y: &[f64], weights: &[f64], alpha: f64) -> Result<Vec<f6
     let (mut beta, mut rest) = (vec![0f64; d], y);
     for _ in 0..10_000 {
         let mut moved = 0f64;
-        for j in 0..d {
+        for (j, coefficient) in beta.iter_mut().enumerate() {
             let c = column(j);
             let square: f64 = c.iter().zip(&w).map(|(x, w)| w * x * x).sum::<f64>() / total;
             if square <= 0.0 {
                 continue;
             }
             let along: f64 = c.iter().zip(&w).zip(&rest).map(|((x, w), r)| w * x * r).sum::<f64>() / total;
-            let free = along + square * beta[j];
+            let free = along + square * *coefficient;
             let new = free.signum() * (free.abs() - alpha).max(0.0) / square;
-            let step = new - beta[j];
+            let step = new - *coefficient;
             if step != 0.0 {
                 rest.iter_mut().zip(c).for_each(|(r, x)| *r -= step * x);
-                beta[j] = new;
+                *coefficient = new;
                 moved = moved.max(step.abs());
             }
         }
@@ -104,7 +104,7 @@ mod tests {
                 assert!(fine, "{s} {b}");
             }
         }
-        assert!(lasso(&x, &y, &w, 0.05).unwrap().iter().any(|b| *b == 0.0));
+        assert!(lasso(&x, &y, &w, 0.05).unwrap().contains(&0.0));
         assert!(ridge(&x, &y, &[0.0; 60], 1.0).is_err());
     }
 }
