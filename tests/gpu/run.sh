@@ -32,7 +32,7 @@ quick = {"beyondintuition": "steps=3", "extremal": "iterations=3", "gradientshap
     "partitionshap": "evaluations=40", "rise": "masks=20", "smoothgrad": "samples=3", "smoothgradsq": "samples=3",
     "sscam": "samples=2", "tam": "steps=3", "tis": "masks=12", "vargrad": "samples=3", "vitcx": "most=6", "xrai": "steps=3"}
 for e in json.load(sys.stdin)["explainers"]:
-    if os.environ["MODEL"] in e["applies"] and e["name"] not in ("concept", "mean-mask"):
+    if os.environ["MODEL"] in e["applies"] and e["name"] not in ("concept", "mean-mask", "probe"):
         print(e["name"] + (":" + quick[e["name"]] if e["name"] in quick else ""))'
 }
 mapfile -t all < <(many densenet-small)

@@ -158,7 +158,10 @@ fn explainers_make_the_passes_that_they_state_and_any_batch_gives_the_same_map()
                 Err(e) => faults.push(format!("{name} x {model}: {e}")),
             }
         }
-        if applies == 0 && name != "concept" && !faults.iter().any(|f| f.starts_with(&format!("{name} x"))) {
+        if applies == 0
+            && !["concept", "probe"].contains(&name.as_str())
+            && !faults.iter().any(|f| f.starts_with(&format!("{name} x")))
+        {
             faults.push(format!("{name} applies to no model"));
         }
         if spec.formula.is_empty() || spec.cost.is_empty() || spec.reference.citation.is_empty() {

@@ -203,7 +203,18 @@ fn our_own_plugins_pass_their_check() {
         ("cam", &["--model", "deit-mini", "--only", "gradcampp", "--only", "eigencam", "--only", "finercam"]),
         (
             "cam",
-            &["--model", "patchconvnet-mini", "--only", "ablationcam", "--only", "shapleycam", "--only", "concept"],
+            &[
+                "--model",
+                "patchconvnet-mini",
+                "--only",
+                "ablationcam",
+                "--only",
+                "shapleycam",
+                "--only",
+                "concept",
+                "--only",
+                "probe",
+            ],
         ),
         (
             "gradient",

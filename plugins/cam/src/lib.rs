@@ -16,6 +16,7 @@ mod iscam;
 mod kpcacam;
 mod layer;
 mod layercam;
+mod probe;
 mod randomcam;
 mod refinecam;
 mod scorecam;
