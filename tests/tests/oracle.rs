@@ -46,6 +46,31 @@ fn average_precision_and_auroc_equal_scikit_learn() {
     assert!((pooled.finish() - floats(&get(&golden, "pooled"))[0]).abs() < 1e-9);
 }
 
+/// The metric of maps, not its kernel alone.
+#[test]
+fn pixel_auroc_equals_scikit_learn() {
+    use lightbox_core::metrics::{Batch, NoBench, find};
+    let golden = state("ap.safetensors");
+    let (maps, masks) = (get(&golden, "maps"), get(&golden, "masks"));
+    let n = maps.size()[0] as usize;
+    let metric = find("pixel-auroc").unwrap();
+    let mut evaluation = metric.start(&metric.spec().resolve(&Default::default()).unwrap(), 0).unwrap();
+    let batch = Batch {
+        images: &Tensor::zeros([n as i64, 3, 1, 1], (Kind::Float, tch::Device::Cpu)),
+        targets: &vec![1; n],
+        ids: &(0..n as u64).collect::<Vec<_>>(),
+        maps: Some(&maps),
+        faults: &lightbox_core::maps::faults(&maps).unwrap(),
+        masks: Some(&masks),
+        known: &vec![true; n],
+    };
+    let scores = evaluation.update(&batch, &mut NoBench).unwrap();
+    for (i, (score, wanted)) in scores.iter().zip(floats(&get(&golden, "auroc"))).enumerate() {
+        assert!((score.value.unwrap() - wanted).abs() < 1e-9, "map {i}: {score:?} {wanted}");
+    }
+    assert!(scores.len() == 24 && scores.iter().any(|s| !s.reason.is_empty()));
+}
+
 #[test]
 fn resizing_equals_torchvision_within_one_grey_level() {
     let golden = state("resize.safetensors");

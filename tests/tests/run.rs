@@ -174,6 +174,33 @@ fn a_model_that_cannot_describe_itself_for_the_run_is_an_error_and_no_crash() {
     );
 }
 
+/// Every metric of maps on a method and a control: a value within its range, and what chance has where it is that of a constant.
+#[test]
+fn every_metric_gives_values_within_its_range() {
+    let listed: Value = serde_json::from_str(&succeed(&["list", "metrics", "--json"])).unwrap();
+    let metrics = listed["metrics"].as_array().unwrap().clone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut extra = CONTROLS.to_string();
+    metrics.iter().for_each(|m| extra += &format!("[[metrics]]\nname = {}\n", m["name"]));
+    succeed(&["run", &text(&small_spec(folder.path(), &extra))]);
+    let all = values(&folder.path().join("out"));
+    for metric in metrics.iter().filter(|m| m["level"] == "image") {
+        let (name, range) = (metric["name"].as_str().unwrap(), &metric["range"]);
+        for explainer in ["gradcam", "noise", "mean-mask"] {
+            let mine: Vec<Option<f64>> =
+                all.iter().filter(|(k, _)| k.3 == explainer && k.4 == name).map(|(_, v)| *v).collect();
+            let some: Vec<f64> = mine.iter().flatten().copied().collect();
+            assert!(!some.is_empty(), "{name} has no value of {explainer}");
+            let (least, most) = (range[0].as_f64().unwrap(), range[1].as_f64().unwrap());
+            assert!(some.iter().all(|v| (least..=most).contains(v)), "{name} of {explainer}: {some:?}");
+        }
+        // Noise is no constant, and no two images have the same.
+        let noise: Vec<f64> =
+            all.iter().filter(|(k, _)| k.3 == "noise" && k.4 == name).filter_map(|(_, v)| *v).collect();
+        assert!(name == "hit" || name == "tolerant-hit" || noise.iter().any(|v| *v != noise[0]), "{name}: {noise:?}");
+    }
+}
+
 #[test]
 fn a_hostile_explainer_costs_its_cell_and_no_other() {
     let folder = tempfile::tempdir().unwrap();

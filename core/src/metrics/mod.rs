@@ -8,8 +8,17 @@
 pub mod auroc;
 pub mod average_precision;
 pub mod deletion;
+mod each;
+pub mod entropy;
+pub mod gini;
+pub mod hit;
 pub mod pixel_auprc;
 pub mod pixel_auprc_pooled;
+pub mod pixel_auroc;
+pub mod relevance_mass;
+pub mod relevance_rank;
+pub mod tolerant_hit;
+pub mod top_k;
 
 use crate::maps::Fault;
 use crate::task::Task;
@@ -316,13 +325,21 @@ fn over_classes(p: &Predictions<'_>, reason: &'static str, f: impl Fn(&[f64], &[
 }
 
 /// All metrics, in the names' order.
-pub fn all() -> [&'static dyn Metric; 5] {
+pub fn all() -> [&'static dyn Metric; 13] {
     [
         &average_precision::Auprc,
         &auroc::Auroc,
         &deletion::Deletion,
+        &entropy::Entropy,
+        &gini::Gini,
+        &hit::Hit,
         &pixel_auprc::PixelAuprc,
         &pixel_auprc_pooled::PixelAuprcPooled,
+        &pixel_auroc::PixelAuroc,
+        &relevance_mass::RelevanceMass,
+        &relevance_rank::RelevanceRank,
+        &tolerant_hit::TolerantHit,
+        &top_k::TopK,
     ]
 }
 

@@ -1,0 +1,119 @@
+//! Metrics that are a function of one map, with its mask or without: on the CPU, an image a thread.
+
+use super::pixel_auprc::no_mask;
+use super::{Batch, Bench, Evaluation, Score};
+use crate::maps::{self, Fault};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use tch::{Device, Kind};
+
+/// One finite map and its mask, row by row.
+pub struct Image<'a> {
+    pub map: &'a [f32],
+    /// 0 and 1; empty for a metric without masks.
+    pub mask: &'a [u8],
+    pub width: usize,
+}
+
+impl Image<'_> {
+    /// Pixels of the mask.
+    pub fn marked(&self) -> usize {
+        self.mask.iter().filter(|m| **m == 1).count()
+    }
+}
+
+/// The evaluation by such a function. An empty or unknown mask is not applicable, a map that is not finite a failure.
+pub struct Each<F> {
+    pub masked: bool,
+    pub score: F,
+}
+
+impl<F: Fn(&Image<'_>) -> Score + Send + Sync> Evaluation for Each<F> {
+    fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
+        let maps = batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
+        let shape = maps.size();
+        let (n, width) = (batch.known.len(), shape.last().copied().unwrap_or(1) as usize);
+        let values = maps::values(&maps.f_to_device(Device::Cpu)?)?;
+        let masks = match (self.masked, batch.masks) {
+            (true, Some(masks)) => {
+                let flat = masks.f_to_device(Device::Cpu)?.f_to_kind(Kind::Uint8)?.f_contiguous()?.f_flatten(0, -1)?;
+                Vec::<u8>::try_from(flat)?
+            }
+            (true, None) => return Err(Error::new("this metric was given no masks")),
+            (false, _) => vec![],
+        };
+        let size = values.len() / n.max(1);
+        let one = |i: usize| {
+            let map = &values[i * size..][..size];
+            let mask = if self.masked { &masks[i * size..][..size] } else { &[] };
+            if self.masked
+                && let Some(score) = no_mask(batch.known[i], mask.contains(&1))
+            {
+                return score;
+            }
+            if batch.faults[i] == Fault::NotFinite {
+                return Score::failed("the map is not finite");
+            }
+            let score = (self.score)(&Image { map, mask, width });
+            match batch.faults[i] {
+                Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
+                _ => score,
+            }
+        };
+        Ok((0..n).into_par_iter().map(one).collect())
+    }
+}
+
+/// How many of the `k` highest pixels lie in the mask, in expectation where equal pixels come in a random order, over k.
+pub fn share_of_highest(image: &Image<'_>, k: usize) -> f64 {
+    let k = k.clamp(1, image.map.len().max(1));
+    let mut sorted = image.map.to_vec();
+    let (_, limit, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    let limit = *limit;
+    let (mut above, mut above_marked, mut equal, mut equal_marked) = (0usize, 0usize, 0usize, 0usize);
+    for (v, m) in image.map.iter().zip(image.mask) {
+        let marked = usize::from(*m == 1);
+        if *v > limit {
+            (above, above_marked) = (above + 1, above_marked + marked);
+        } else if *v == limit {
+            (equal, equal_marked) = (equal + 1, equal_marked + marked);
+        }
+    }
+    (above_marked as f64 + (k - above) as f64 * equal_marked as f64 / equal as f64) / k as f64
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// The value of a metric's function on a map and a mask, or `None`.
+    pub fn value(score: impl Fn(&Image<'_>) -> Score, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
+        score(&Image { map, mask, width }).value
+    }
+
+    /// The mean over all orders of equal pixels, by shuffling.
+    fn slow(map: &[f32], mask: &[u8], k: usize) -> f64 {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let draw = |rng: &mut rand_chacha::ChaCha8Rng| {
+            let mut order: Vec<(f32, u64, usize)> =
+                map.iter().enumerate().map(|(i, v)| (*v, rng.random(), i)).collect();
+            order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            order[..k].iter().filter(|o| mask[o.2] == 1).count() as f64 / k as f64
+        };
+        (0..4000).map(|_| draw(&mut rng)).sum::<f64>() / 4000.0
+    }
+
+    #[test]
+    fn the_share_is_the_expectation_over_ties() {
+        let map = [3.0, 1.0, 2.0, 2.0, 2.0, 0.0, 3.0, 2.0];
+        let mask = [0, 1, 1, 0, 1, 0, 1, 0];
+        for k in 1..=8 {
+            let found = share_of_highest(&Image { map: &map, mask: &mask, width: 4 }, k);
+            assert!((found - slow(&map, &mask, k)).abs() < 0.02, "{k}: {found}");
+        }
+        // A constant map: the share of the mask, whatever k.
+        let flat = [0.5f32; 8];
+        assert!((share_of_highest(&Image { map: &flat, mask: &mask, width: 4 }, 3) - 0.5).abs() < 1e-12);
+    }
+}

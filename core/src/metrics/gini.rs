@@ -1,0 +1,69 @@
+//! Gini index: how few pixels hold a map's magnitude. Chalasani et al., "Concise Explanations of Neural Networks using Adversarial
+//! Training", ICML 2020, arXiv:1810.06583. Oracle: Quantus `Sparseness` (which adds 1e-7 to every value).
+
+use super::each::{Each, Image};
+use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
+use crate::Result;
+use std::collections::BTreeMap;
+
+pub struct Gini;
+
+impl Metric for Gini {
+    fn spec(&self) -> MetricSpec {
+        MetricSpec {
+            name: "gini",
+            short: "Gini",
+            title: "Gini index of the magnitudes",
+            family: "complexity",
+            level: Level::Image,
+            formula: "sum_i (2 i - N - 1) a_(i) / (N sum a), a the sorted magnitudes",
+            better: Better::Higher,
+            range: [0.0, 1.0],
+            chance: "that of the control `noise`",
+            chance_is_constant: false,
+            unit: "share",
+            cost: "0",
+            edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 0 and is counted",
+            reference: "Chalasani et al.: Concise Explanations of Neural Networks using Adversarial Training, ICML 2020, arXiv:1810.06583",
+            parameters: vec![],
+        }
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { maps: Some((Size::Mask, Form::Raw)), ..Needs::PREDICTIONS }
+    }
+
+    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+        Ok(Box::new(Each { masked: false, score }))
+    }
+}
+
+fn score(image: &Image<'_>) -> Score {
+    let mut sorted: Vec<f64> = image.map.iter().map(|v| f64::from(v.abs())).collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let (n, all) = (sorted.len() as f64, sorted.iter().sum::<f64>());
+    if all <= 0.0 {
+        return Score::failed("the map is zero everywhere");
+    }
+    let weighted: f64 = sorted.iter().enumerate().map(|(i, v)| (2.0 * (i as f64 + 1.0) - n - 1.0) * v).sum();
+    Score::ok(weighted / (n * all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::each::tests::value;
+
+    #[test]
+    fn is_half_the_mean_difference_of_pairs() {
+        let map = [0.3f32, -1.2, 0.0, 2.0, 0.7];
+        // The definition: the mean absolute difference over twice the mean.
+        let of = |i: usize| f64::from(map[i].abs());
+        let pairs: f64 = (0..25).map(|k| (of(k / 5) - of(k % 5)).abs()).sum();
+        let wanted = pairs / 25.0 / (2.0 * (0..5).map(of).sum::<f64>() / 5.0);
+        assert!((value(score, &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
+        assert!(value(score, &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
+        assert_eq!(value(score, &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
+        assert_eq!(value(score, &[0.0; 4], &[], 2), None);
+    }
+}
