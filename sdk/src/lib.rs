@@ -40,6 +40,7 @@ pub mod model;
 mod model_abi;
 #[cfg(feature = "nn")]
 pub mod nn;
+mod params;
 #[cfg(feature = "tch")]
 pub mod rules;
 pub mod runs;

@@ -97,6 +97,14 @@ pub struct Response {
     pub grads: Vec<BTreeMap<String, Array>>,
 }
 
+impl Response {
+    /// The gradient of the set of objectives at place `set` with respect to a site.
+    pub fn gradient(&self, set: usize, site: &str) -> Result<&Array> {
+        let found = self.grads.get(set).and_then(|g| g.get(site));
+        found.ok_or_else(|| Error::output(format!("the model handed back no gradient at {site}")))
+    }
+}
+
 /// A model, as its author writes it: a stateless function with named sites.
 ///
 /// The host makes an instance for each fold and training that a worker opens, and calls it on one thread at a time, the thread

@@ -1,11 +1,58 @@
 //! Metrics that are a function of one map, with its mask or without: on the CPU, an image a thread.
 
 use super::pixel_auprc::no_mask;
-use super::{Batch, Bench, Evaluation, Score};
+use super::{Batch, Bench, Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use tch::{Device, Kind};
+
+/// A metric that is such a function; its parameter, if it has one, is the function's second argument.
+pub struct OfOneMap {
+    pub masked: bool,
+    pub spec: fn() -> MetricSpec,
+    pub score: fn(&Image<'_>, f64) -> Score,
+}
+
+impl Metric for OfOneMap {
+    fn spec(&self) -> MetricSpec {
+        (self.spec)()
+    }
+
+    fn needs(&self) -> Needs {
+        match self.masked {
+            true => Needs::masked(Size::Mask, Form::Raw),
+            false => Needs { maps: Some((Size::Mask, Form::Raw)), ..Needs::PREDICTIONS },
+        }
+    }
+
+    fn start(&self, parameters: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+        let parameter = parameters.values().next().copied().unwrap_or_default();
+        Ok(Box::new(Each { masked: self.masked, score: self.score, parameter }))
+    }
+}
+
+/// What specifications of such metrics share: a share from 0 to 1 an image, more is better, no pass of the model.
+pub fn share(name: &'static str, family: &'static str) -> MetricSpec {
+    MetricSpec {
+        name,
+        short: name,
+        title: name,
+        family,
+        level: Level::Image,
+        formula: "",
+        better: Better::Higher,
+        range: [0.0, 1.0],
+        chance: "",
+        chance_is_constant: false,
+        unit: "share",
+        cost: "0",
+        edge_cases: "",
+        reference: "",
+        parameters: vec![],
+    }
+}
 
 /// One finite map and its mask, row by row.
 pub struct Image<'a> {
@@ -23,12 +70,13 @@ impl Image<'_> {
 }
 
 /// The evaluation by such a function. An empty or unknown mask is not applicable, a map that is not finite a failure.
-pub struct Each<F> {
-    pub masked: bool,
-    pub score: F,
+struct Each {
+    masked: bool,
+    score: fn(&Image<'_>, f64) -> Score,
+    parameter: f64,
 }
 
-impl<F: Fn(&Image<'_>) -> Score + Send + Sync> Evaluation for Each<F> {
+impl Evaluation for Each {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
         let maps = batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
         let shape = maps.size();
@@ -54,7 +102,7 @@ impl<F: Fn(&Image<'_>) -> Score + Send + Sync> Evaluation for Each<F> {
             if batch.faults[i] == Fault::NotFinite {
                 return Score::failed("the map is not finite");
             }
-            let score = (self.score)(&Image { map, mask, width });
+            let score = (self.score)(&Image { map, mask, width }, self.parameter);
             match batch.faults[i] {
                 Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
                 _ => score,
@@ -87,8 +135,8 @@ pub mod tests {
     use super::*;
 
     /// The value of a metric's function on a map and a mask, or `None`.
-    pub fn value(score: impl Fn(&Image<'_>) -> Score, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
-        score(&Image { map, mask, width }).value
+    pub fn value(metric: &OfOneMap, parameter: f64, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
+        (metric.score)(&Image { map, mask, width }, parameter).value
     }
 
     /// The mean over all orders of equal pixels, by shuffling.

@@ -2,44 +2,25 @@
 //! Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631 (complexity), over ln N, so that maps of several
 //! sizes compare. Oracle: Quantus `Complexity`, which is not divided.
 
-use super::each::{Each, Image};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share};
+use super::{Better, MetricSpec, Score};
 
-pub struct Entropy;
+pub static ENTROPY: OfOneMap = OfOneMap { masked: false, spec, score };
 
-impl Metric for Entropy {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "entropy",
-            short: "entropy",
-            title: "Entropy of the magnitudes",
-            family: "complexity",
-            level: Level::Image,
-            formula: "- sum p ln p / ln N, p the magnitudes over their sum",
-            better: Better::Lower,
-            range: [0.0, 1.0],
-            chance: "that of the control `noise`",
-            chance_is_constant: false,
-            unit: "share",
-            cost: "0",
-            edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
-            reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
-            parameters: vec![],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs { maps: Some((Size::Mask, Form::Raw)), ..Needs::PREDICTIONS }
-    }
-
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        Ok(Box::new(Each { masked: false, score }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "entropy",
+        title: "Entropy of the magnitudes",
+        formula: "- sum p ln p / ln N, p the magnitudes over their sum",
+        better: Better::Lower,
+        chance: "that of the control `noise`",
+        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
+        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        ..share("entropy", "complexity")
     }
 }
 
-fn score(image: &Image<'_>) -> Score {
+fn score(image: &Image<'_>, _: f64) -> Score {
     let all: f64 = image.map.iter().map(|v| f64::from(v.abs())).sum();
     if all <= 0.0 {
         return Score::failed("the map is zero everywhere");
@@ -56,11 +37,11 @@ mod tests {
 
     #[test]
     fn an_even_map_has_all_and_a_point_none() {
-        assert!((value(score, &[0.5; 4], &[], 2).unwrap() - 1.0).abs() < 1e-12);
-        assert_eq!(value(score, &[0.0, 0.0, -3.0, 0.0], &[], 2), Some(0.0));
+        assert!((value(&ENTROPY, 0.0, &[0.5; 4], &[], 2).unwrap() - 1.0).abs() < 1e-12);
+        assert_eq!(value(&ENTROPY, 0.0, &[0.0, 0.0, -3.0, 0.0], &[], 2), Some(0.0));
         // Two halves of eight pixels: ln 2 / ln 8.
-        let half = value(score, &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &[], 4).unwrap();
+        let half = value(&ENTROPY, 0.0, &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &[], 4).unwrap();
         assert!((half - 2f64.ln() / 8f64.ln()).abs() < 1e-12);
-        assert_eq!(value(score, &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&ENTROPY, 0.0, &[0.0; 4], &[], 2), None);
     }
 }

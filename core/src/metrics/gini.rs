@@ -1,44 +1,24 @@
 //! Gini index: how few pixels hold a map's magnitude. Chalasani et al., "Concise Explanations of Neural Networks using Adversarial
 //! Training", ICML 2020, arXiv:1810.06583. Oracle: Quantus `Sparseness` (which adds 1e-7 to every value).
 
-use super::each::{Each, Image};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share};
+use super::{MetricSpec, Score};
 
-pub struct Gini;
+pub static GINI: OfOneMap = OfOneMap { masked: false, spec, score };
 
-impl Metric for Gini {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "gini",
-            short: "Gini",
-            title: "Gini index of the magnitudes",
-            family: "complexity",
-            level: Level::Image,
-            formula: "sum_i (2 i - N - 1) a_(i) / (N sum a), a the sorted magnitudes",
-            better: Better::Higher,
-            range: [0.0, 1.0],
-            chance: "that of the control `noise`",
-            chance_is_constant: false,
-            unit: "share",
-            cost: "0",
-            edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 0 and is counted",
-            reference: "Chalasani et al.: Concise Explanations of Neural Networks using Adversarial Training, ICML 2020, arXiv:1810.06583",
-            parameters: vec![],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs { maps: Some((Size::Mask, Form::Raw)), ..Needs::PREDICTIONS }
-    }
-
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        Ok(Box::new(Each { masked: false, score }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "Gini",
+        title: "Gini index of the magnitudes",
+        formula: "sum_i (2 i - N - 1) a_(i) / (N sum a), a the sorted magnitudes",
+        chance: "that of the control `noise`",
+        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 0 and is counted",
+        reference: "Chalasani et al.: Concise Explanations of Neural Networks using Adversarial Training, ICML 2020, arXiv:1810.06583",
+        ..share("gini", "complexity")
     }
 }
 
-fn score(image: &Image<'_>) -> Score {
+fn score(image: &Image<'_>, _: f64) -> Score {
     let mut sorted: Vec<f64> = image.map.iter().map(|v| f64::from(v.abs())).collect();
     sorted.sort_unstable_by(f64::total_cmp);
     let (n, all) = (sorted.len() as f64, sorted.iter().sum::<f64>());
@@ -61,9 +41,9 @@ mod tests {
         let of = |i: usize| f64::from(map[i].abs());
         let pairs: f64 = (0..25).map(|k| (of(k / 5) - of(k % 5)).abs()).sum();
         let wanted = pairs / 25.0 / (2.0 * (0..5).map(of).sum::<f64>() / 5.0);
-        assert!((value(score, &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
-        assert!(value(score, &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
-        assert_eq!(value(score, &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
-        assert_eq!(value(score, &[0.0; 4], &[], 2), None);
+        assert!((value(&GINI, 0.0, &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
+        assert!(value(&GINI, 0.0, &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
+        assert_eq!(value(&GINI, 0.0, &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
+        assert_eq!(value(&GINI, 0.0, &[0.0; 4], &[], 2), None);
     }
 }

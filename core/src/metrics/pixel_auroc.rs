@@ -2,44 +2,25 @@
 //! ROC analysis", Pattern Recognition Letters 2006. Oracle: scikit-learn `roc_auc_score`. Small findings make it high for any
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
-use super::each::{Each, Image};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share};
+use super::{MetricSpec, Score};
 
-pub struct PixelAuroc;
+pub static PIXEL_AUROC: OfOneMap = OfOneMap { masked: true, spec, score };
 
-impl Metric for PixelAuroc {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "pixel-auroc",
-            short: "pixel AUROC",
-            title: "Pixel-wise AUROC of a map, mean over images",
-            family: "localisation",
-            level: Level::Image,
-            formula: "P(pixel of the mask > pixel outside) + P(equal) / 2, an image; then the mean",
-            better: Better::Higher,
-            range: [0.0, 1.0],
-            chance: "0.5",
-            chance_is_constant: true,
-            unit: "share",
-            cost: "0",
-            edge_cases: "an empty or unknown mask is N/A; a mask of all pixels is N/A; a map that is not finite is a failure; a constant map gives 0.5 and is counted",
-            reference: "Fawcett: An introduction to ROC analysis, Pattern Recognition Letters 2006",
-            parameters: vec![],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::masked(Size::Mask, Form::Raw)
-    }
-
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        Ok(Box::new(Each { masked: true, score }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "pixel AUROC",
+        title: "Pixel-wise AUROC of a map, mean over images",
+        formula: "P(pixel of the mask > pixel outside) + P(equal) / 2, an image; then the mean",
+        chance: "0.5",
+        chance_is_constant: true,
+        edge_cases: "an empty or unknown mask is N/A; a mask of all pixels is N/A; a map that is not finite is a failure; a constant map gives 0.5 and is counted",
+        reference: "Fawcett: An introduction to ROC analysis, Pattern Recognition Letters 2006",
+        ..share("pixel-auroc", "localisation")
     }
 }
 
-fn score(image: &Image<'_>) -> Score {
+fn score(image: &Image<'_>, _: f64) -> Score {
     let scores: Vec<f64> = image.map.iter().map(|v| f64::from(*v)).collect();
     match super::auroc::auroc(&scores, image.mask) {
         Some(value) => Score::ok(value),
@@ -54,8 +35,8 @@ mod tests {
 
     #[test]
     fn is_the_share_of_pairs_in_order() {
-        assert_eq!(value(score, &[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1], 2), Some(0.875));
-        assert_eq!(value(score, &[0.5; 4], &[0, 0, 1, 1], 2), Some(0.5));
-        assert_eq!(value(score, &[0.1, 0.4, 0.4, 0.8], &[1; 4], 2), None);
+        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1], 2), Some(0.875));
+        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.5; 4], &[0, 0, 1, 1], 2), Some(0.5));
+        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.1, 0.4, 0.4, 0.8], &[1; 4], 2), None);
     }
 }

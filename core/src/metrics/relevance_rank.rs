@@ -3,44 +3,25 @@
 //! arXiv:2003.07258, section 4.2. Equal pixels count by their expectation; Quantus 0.6 gives a map of zeros 1 where the mask lies
 //! at the top.
 
-use super::each::{Each, Image, share_of_highest};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share, share_of_highest};
+use super::{MetricSpec, Score};
 
-pub struct RelevanceRank;
+pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masked: true, spec, score };
 
-impl Metric for RelevanceRank {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "relevance-rank",
-            short: "rank accuracy",
-            title: "Relevance rank accuracy: share of the |mask| highest pixels that lie in the mask",
-            family: "localisation",
-            level: Level::Image,
-            formula: "top-k with k = |g|, the pixels of the mask",
-            better: Better::Higher,
-            range: [0.0, 1.0],
-            chance: "share of mask pixels",
-            chance_is_constant: true,
-            unit: "share",
-            cost: "0",
-            edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted",
-            reference: "Arras, Osman, Samek: CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258",
-            parameters: vec![],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::masked(Size::Mask, Form::Raw)
-    }
-
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        Ok(Box::new(Each { masked: true, score }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "rank accuracy",
+        title: "Relevance rank accuracy: share of the |mask| highest pixels that lie in the mask",
+        formula: "top-k with k = |g|, the pixels of the mask",
+        chance: "share of mask pixels",
+        chance_is_constant: true,
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted",
+        reference: "Arras, Osman, Samek: CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258",
+        ..share("relevance-rank", "localisation")
     }
 }
 
-fn score(image: &Image<'_>) -> Score {
+fn score(image: &Image<'_>, _: f64) -> Score {
     Score::ok(share_of_highest(image, image.marked()))
 }
 
@@ -51,9 +32,9 @@ mod tests {
 
     #[test]
     fn k_is_the_size_of_the_mask() {
-        assert_eq!(value(score, &[0.9, 0.1, 0.8, 0.3], &[1, 0, 0, 1], 2), Some(0.5));
-        assert_eq!(value(score, &[0.9, 0.1, 0.2, 0.3], &[1, 0, 0, 1], 2), Some(1.0));
+        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.9, 0.1, 0.8, 0.3], &[1, 0, 0, 1], 2), Some(0.5));
+        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.9, 0.1, 0.2, 0.3], &[1, 0, 0, 1], 2), Some(1.0));
         // Zeros say nothing, wherever the mask lies.
-        assert_eq!(value(score, &[0.0; 4], &[1, 1, 0, 0], 2), Some(0.5));
+        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.0; 4], &[1, 1, 0, 0], 2), Some(0.5));
     }
 }

@@ -1,47 +1,28 @@
 //! Tolerant hit: whether the highest pixel lies in the mask or near it, within `radius` of the image's width. As the pointing
 //! game of Zhang et al., ECCV 2016, arXiv:1608.00507, whose tolerance is 15 pixels.
 
-use super::each::{Each, Image};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Parameter, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share};
+use super::{MetricSpec, Parameter, Score};
 
-pub struct TolerantHit;
+pub static TOLERANT_HIT: OfOneMap = OfOneMap { masked: true, spec, score };
 
-impl Metric for TolerantHit {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "tolerant-hit",
-            short: "tolerant hit",
-            title: "Tolerant hit: the highest pixel lies in the mask or near it",
-            family: "localisation",
-            level: Level::Image,
-            formula: "|A and g+| / |A|, A the highest pixels, g+ the pixels within the radius of the mask",
-            better: Better::Higher,
-            range: [0.0, 1.0],
-            chance: "share of the pixels near the mask",
-            chance_is_constant: true,
-            unit: "share",
-            cost: "0",
-            edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of pixels near the mask and is counted",
-            reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
-            parameters: vec![Parameter {
-                name: "radius",
-                default: 0.05,
-                least: 0.0,
-                greatest: 1.0,
-                text: "how near counts, of the image's width",
-            }],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::masked(Size::Mask, Form::Raw)
-    }
-
-    fn start(&self, parameters: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        let radius = parameters.get("radius").copied().unwrap_or(0.05);
-        Ok(Box::new(Each { masked: true, score: move |image: &Image<'_>| score(image, radius) }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "tolerant hit",
+        title: "Tolerant hit: the highest pixel lies in the mask or near it",
+        formula: "|A and g+| / |A|, A the highest pixels, g+ the pixels within the radius of the mask",
+        chance: "share of the pixels near the mask",
+        chance_is_constant: true,
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of pixels near the mask and is counted",
+        reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
+        parameters: vec![Parameter {
+            name: "radius",
+            default: 0.05,
+            least: 0.0,
+            greatest: 1.0,
+            text: "how near counts, of the image's width",
+        }],
+        ..share("tolerant-hit", "localisation")
     }
 }
 
@@ -74,9 +55,9 @@ mod tests {
         map[6] = 1.0;
         let mut mask = [0u8; 16];
         mask[0] = 1;
-        let at = |radius: f64| value(|i| score(i, radius), &map, &mask, 4);
+        let at = |radius: f64| value(&TOLERANT_HIT, radius, &map, &mask, 4);
         assert_eq!((at(0.0), at(0.5), at(0.56)), (Some(0.0), Some(0.0), Some(1.0)));
         // A constant map: the share of pixels that are near. Within one pixel of the corner there are three.
-        assert_eq!(value(|i| score(i, 0.25), &[0.5; 16], &mask, 4), Some(3.0 / 16.0));
+        assert_eq!(value(&TOLERANT_HIT, 0.25, &[0.5; 16], &mask, 4), Some(3.0 / 16.0));
     }
 }

@@ -2,47 +2,28 @@
 //! WACV 2022, arXiv:2104.14995. k is a share of the pixels; equal pixels count by their expectation under a random order.
 //! Quantus 0.6 takes them in the order of their numbers.
 
-use super::each::{Each, Image, share_of_highest};
-use super::{Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Parameter, Score, Size};
-use crate::Result;
-use std::collections::BTreeMap;
+use super::each::{Image, OfOneMap, share, share_of_highest};
+use super::{MetricSpec, Parameter, Score};
 
-pub struct TopK;
+pub static TOP_K: OfOneMap = OfOneMap { masked: true, spec, score };
 
-impl Metric for TopK {
-    fn spec(&self) -> MetricSpec {
-        MetricSpec {
-            name: "top-k",
-            short: "top-k",
-            title: "Top-k: share of the highest pixels that lie in the mask",
-            family: "localisation",
-            level: Level::Image,
-            formula: "(|g and a > t| + (k - |a > t|) |g and a = t| / |a = t|) / k, t the k-th highest value",
-            better: Better::Higher,
-            range: [0.0, 1.0],
-            chance: "share of mask pixels",
-            chance_is_constant: true,
-            unit: "share",
-            cost: "0",
-            edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted; a mask smaller than k bounds the value by its size over k",
-            reference: "Theiner, Mueller-Budack, Ewerth: Interpretable Semantic Photo Geolocation, WACV 2022, arXiv:2104.14995",
-            parameters: vec![Parameter {
-                name: "share",
-                default: 0.01,
-                least: 0.0,
-                greatest: 1.0,
-                text: "k, of the image's pixels; at least one pixel",
-            }],
-        }
-    }
-
-    fn needs(&self) -> Needs {
-        Needs::masked(Size::Mask, Form::Raw)
-    }
-
-    fn start(&self, parameters: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        let share = parameters.get("share").copied().unwrap_or(0.01);
-        Ok(Box::new(Each { masked: true, score: move |image: &Image<'_>| score(image, share) }))
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "top-k",
+        title: "Top-k: share of the highest pixels that lie in the mask",
+        formula: "(|g and a > t| + (k - |a > t|) |g and a = t| / |a = t|) / k, t the k-th highest value",
+        chance: "share of mask pixels",
+        chance_is_constant: true,
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted; a mask smaller than k bounds the value by its size over k",
+        reference: "Theiner, Mueller-Budack, Ewerth: Interpretable Semantic Photo Geolocation, WACV 2022, arXiv:2104.14995",
+        parameters: vec![Parameter {
+            name: "share",
+            default: 0.01,
+            least: 0.0,
+            greatest: 1.0,
+            text: "k, of the image's pixels; at least one pixel",
+        }],
+        ..share("top-k", "localisation")
     }
 }
 
@@ -58,9 +39,9 @@ mod tests {
     #[test]
     fn a_share_of_the_pixels_is_looked_at() {
         let (map, mask) = ([0.9, 0.1, 0.8, 0.3, 0.2, 0.7, 0.0, 0.5], [1, 0, 0, 0, 0, 1, 0, 0]);
-        assert_eq!(value(|i| score(i, 0.0), &map, &mask, 4), Some(1.0));
-        assert_eq!(value(|i| score(i, 0.25), &map, &mask, 4), Some(0.5));
-        assert_eq!(value(|i| score(i, 0.5), &map, &mask, 4), Some(0.5));
-        assert_eq!(value(|i| score(i, 1.0), &map, &mask, 4), Some(0.25));
+        assert_eq!(value(&TOP_K, 0.0, &map, &mask, 4), Some(1.0));
+        assert_eq!(value(&TOP_K, 0.25, &map, &mask, 4), Some(0.5));
+        assert_eq!(value(&TOP_K, 0.5, &map, &mask, 4), Some(0.5));
+        assert_eq!(value(&TOP_K, 1.0, &map, &mask, 4), Some(0.25));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Every block's tokens Z_l make a prediction of their own, `s_l = head(norm(mean_tokens Z_l))`, and the map is
 //! `sum_l mean_h,queries relu(ds_l / dA_l)` on the grid's tokens (equations 6 to 8). The reference code stops at the last two
-//! blocks by default: `layers = 2`. A run that begins at the last block's end with the mean in every token's place gives the
+//! blocks by default: `layers = 2`. Runs that begin at the last block's end with the mean in every token's place give the
 //! gradient that goes back into Z_l; a second one has an objective a block.
 
 use crate::stack::{block, blocks, heads, maps, plan, planned, tensor};
@@ -53,28 +53,36 @@ impl Explainer for LeGrad {
         let sites = used(&planned(blocks(&context.model, INSTEAD))?, &context.params)?;
         let model = context.run_model()?;
         let last = block(sites[sites.len() - 1]);
+        // [B, D] of each block: its tokens' mean.
         let mut means = Vec::new();
         for site in &sites {
-            let z = context.value(&block(site))?.share_tensor()?;
-            means.push(mean(&z, &[1], true)?.f_expand_as(&z)?);
+            means.push(mean(&context.value(&block(site))?.share_tensor()?, &[1], false)?);
         }
-        let targets = context.targets.to_vec::<i64>()?;
+        let n = context.value(&last)?.dims::<3>(&last)?[1] as i64;
         let mut seeds: Vec<Tensor> = Vec::new();
-        for rows in means {
-            context.check_cancelled()?;
-            let (b, n) = (rows.size()[0] as usize, rows.size()[1]);
-            let objective = Objective::Class(Array::from_vec(&[b], targets.clone())?);
-            let request = Request {
-                objectives: vec![vec![objective]],
-                grads: vec![last.clone()],
-                ..Request::from_site(&last, Array::from_tensor(&rows.f_contiguous()?)?)?
-            };
-            let mut response = model.run(&request)?;
-            let gradient = response.grads.pop().and_then(|mut set| set.remove(&last));
-            let gradient = gradient.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+        for m in &means {
+            seeds.push(m.f_zeros_like()?);
+        }
+        let make = |pairs: Pairs<'_>| {
+            let row = |&(b, l): &(usize, usize)| Ok(means[l].f_get(b as i64)?);
+            let rows = Tensor::f_stack(&pairs.iter().map(row).collect::<Result<Vec<_>>>()?, 0)?.f_unsqueeze(1)?;
+            let size = [rows.size()[0], n, rows.size()[2]];
+            let start = Request::from_site(&last, Array::from_tensor(&rows.f_expand(size, false)?.f_contiguous()?)?)?;
+            let objectives = vec![vec![context.objective_of(pairs)?]];
+            Ok(Request { objectives, grads: vec![last.clone()], ..start })
+        };
+        context.sweep(sites.len(), context.at_once_from(&last), make, |pairs, response| {
             // All tokens were the mean, so its gradient is theirs together; the mean hands each token its part.
-            let whole = sum(&gradient.share_tensor()?, &[1], true)?.f_div_scalar(n as f64)?;
-            seeds.push(whole.f_expand_as(&rows)?.f_contiguous()?);
+            let whole = response.gradient(0, &last)?.share_tensor()?;
+            let whole = sum(&whole, &[1], false)?.f_div_scalar(n as f64)?;
+            for (row, &(b, l)) in pairs.iter().enumerate() {
+                let _ = seeds[l].f_get(b as i64)?.f_copy_(&whole.f_get(row as i64)?)?;
+            }
+            Ok(())
+        })?;
+        for seed in &mut seeds {
+            let size = [seed.size()[0], n, seed.size()[1]];
+            *seed = seed.f_unsqueeze(1)?.f_expand(size, false)?.f_contiguous()?;
         }
         let mut objectives = Vec::new();
         for (site, seed) in sites.iter().zip(&seeds) {

@@ -10,7 +10,7 @@
 //! training images of the explained class. What they are told from are the files of another folder, or training images
 //! (without a folder for the concept: those of other classes).
 
-use crate::layer::{grid, weighted};
+use crate::layer::{chosen, grid, weighted};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::{float, mean, sum};
@@ -22,13 +22,6 @@ struct Concept;
 
 /// Training images that are looked at.
 const MOST: usize = 512;
-
-fn layer<'a>(model: &'a ModelSpec, params: &Params) -> Result<Option<&'a Site>> {
-    let named = params.text("layer")?;
-    let name = if named.is_empty() { model.cam_site.as_deref() } else { Some(named) };
-    let site = name.and_then(|n| model.site(n).ok());
-    Ok(site.filter(|s| matches!((s.layout, s.grid), (Layout::BCHW | Layout::BNC, Some(_)))))
-}
 
 /// The files of a folder, by name.
 fn files(folder: &str) -> Result<Vec<PathBuf>> {
@@ -112,7 +105,7 @@ impl Explainer for Concept {
     }
 
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let Some(site) = layer(model, params)? else {
+        let Some(site) = chosen(model, params)? else {
             return Ok(Plan::not_applicable(format!("{} has no such layer to learn a concept in", model.name)));
         };
         let names = vec![site.name.clone()];
@@ -121,7 +114,7 @@ impl Explainer for Concept {
     }
 
     fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
-        let site = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
+        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
         let params = &context.params;
         let (concept, against) = (params.text("concept")?, params.text("against")?);
         let (mut holds, mut lacks) = (Vec::new(), Vec::new());
@@ -171,7 +164,7 @@ impl Explainer for Concept {
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
+        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
         let value = grid(&context.value(&site.name)?.share_tensor()?, site)?;
         let gradient = grid(&context.gradient(&site.name)?.share_tensor()?, site)?;
         let v = context.fitted("direction")?.share_tensor()?.f_to_device(value.device())?;

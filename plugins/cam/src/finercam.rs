@@ -93,9 +93,8 @@ impl Cam for FinerCam {
             grads: vec![layer.site.name.clone()],
             ..layer.part(&pairs, none)?
         };
-        let mut response = context.run_model()?.run(&request)?;
-        let found = response.grads.pop().and_then(|mut set| set.remove(&layer.site.name));
-        let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+        let response = context.run_model()?.run(&request)?;
+        let found = response.gradient(0, &layer.site.name)?;
         Ok(Evidence::Weights(mean(&grid(&found.share_tensor()?, layer.site)?, &[2, 3], false)?))
     }
 }

@@ -74,6 +74,14 @@ impl Layer<'_> {
     }
 }
 
+/// The one layer that the parameter `layer` names, or the model's default; `None` where the model has no such layer with places.
+pub fn chosen<'a>(model: &'a ModelSpec, params: &Params) -> Result<Option<&'a Site>> {
+    let named = params.text("layer")?;
+    let name = if named.is_empty() { model.cam_site.as_deref() } else { Some(named) };
+    let site = name.and_then(|n| model.site(n).ok());
+    Ok(site.filter(|s| matches!((s.layout, s.grid), (Layout::BCHW | Layout::BNC, Some(_)))))
+}
+
 /// Where runs begin for a layer.
 pub fn entry<'a>(model: &'a ModelSpec, layer: &str) -> Result<&'a Site> {
     let missing = || Error::unsupported(format!("no run of {} can begin at or before {layer}", model.name));

@@ -1,7 +1,7 @@
 //! Class activation maps: weighted sums of a layer's feature maps.
 
 mod ablationcam;
-mod closed;
+mod cam;
 mod concept;
 mod eigencam;
 mod eigengradcam;

@@ -6,7 +6,7 @@
 //! finding is, and so what a weighted sum of its channels can reach at best. No explanation of the decision; a ceiling beside
 //! the controls, which are the floor.
 
-use crate::layer::{grid, weighted};
+use crate::layer::{chosen, grid, weighted};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Device, Kind, Tensor};
 use lightbox_sdk::tools::maps::float;
@@ -14,13 +14,6 @@ use lightbox_sdk::tools::maps::float;
 register_explainer!(Probe);
 
 struct Probe;
-
-fn layer<'a>(model: &'a ModelSpec, params: &Params) -> Result<Option<&'a Site>> {
-    let named = params.text("layer")?;
-    let name = if named.is_empty() { model.cam_site.as_deref() } else { Some(named) };
-    let site = name.and_then(|n| model.site(n).ok());
-    Ok(site.filter(|s| matches!((s.layout, s.grid), (Layout::BCHW | Layout::BNC, Some(_)))))
-}
 
 /// Sums of a regression with an intercept, the last coefficient.
 #[derive(Default)]
@@ -94,7 +87,7 @@ impl Explainer for Probe {
     }
 
     fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let Some(site) = layer(model, params)? else {
+        let Some(site) = chosen(model, params)? else {
             return Ok(Plan::not_applicable(format!("{} has no such layer to probe", model.name)));
         };
         let values = vec![site.name.clone()];
@@ -103,7 +96,7 @@ impl Explainer for Probe {
     }
 
     fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
-        let site = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
+        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
         let (mut sums, mut next) = (Sums::default(), context.first_batch()?);
         while let Some(batch) = next {
             context.check_cancelled()?;
@@ -126,7 +119,7 @@ impl Explainer for Probe {
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = layer(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
+        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
         let value = grid(&context.value(&site.name)?.share_tensor()?, site)?;
         let fitted = |name: &str| Ok::<_, Error>(context.fitted(name)?.share_tensor()?.f_to_device(value.device())?);
         let weights = fitted("weights")?.f_unsqueeze(0)?.f_expand([value.size()[0], value.size()[1]], false)?;

@@ -53,9 +53,8 @@ impl Cam for ShapleyCam {
                 grads: vec![layer.site.name.clone()],
                 ..request
             };
-            let mut response = context.run_model()?.run(&request)?;
-            let found = response.grads.pop().and_then(|mut set| set.remove(&layer.site.name));
-            let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+            let response = context.run_model()?.run(&request)?;
+            let found = response.gradient(0, &layer.site.name)?;
             gradients.push(grid(&found.share_tensor()?, layer.site)?);
         }
         let product = gradients[0].f_sub(&gradients[1])?.f_div_scalar(2.0 * epsilon)?;

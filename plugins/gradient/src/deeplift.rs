@@ -58,9 +58,8 @@ impl Explainer for DeepLift {
             let classes = Array::from_vec(&[2 * n as usize], [own, own].concat())?;
             let request = Request::explain(Array::from_tensor(&pair.f_contiguous()?)?, classes, &[], &[INPUT.into()]);
             let rules = RULES.map(String::from).to_vec();
-            let mut response = context.run_model()?.run(&Request { rules, ..request })?;
-            let found = response.grads.pop().and_then(|mut set| set.remove(INPUT));
-            let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+            let response = context.run_model()?.run(&Request { rules, ..request })?;
+            let found = response.gradient(0, INPUT)?;
             parts.push(found.share_tensor()?.f_narrow(0, 0, n)?);
             first += n;
         }

@@ -63,9 +63,8 @@ impl Explainer for GuidedGradCam {
         };
         let request = Request::explain(context.images.clone(), context.targets.clone(), &[], &[INPUT.into()]);
         let rules = vec!["relu:guided".to_string()];
-        let mut response = context.run_model()?.run(&Request { rules, ..request })?;
-        let guided = response.grads.pop().and_then(|mut set| set.remove(INPUT));
-        let guided = guided.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+        let response = context.run_model()?.run(&Request { rules, ..request })?;
+        let guided = response.gradient(0, INPUT)?;
         map_of(&guided.share_tensor()?.f_mul(&map)?, &context.params)
     }
 }

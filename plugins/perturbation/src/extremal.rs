@@ -154,9 +154,8 @@ impl Explainer for Extremal {
                 let turn = |t: &Tensor| if mirrored { t.f_flip([2]) } else { Ok(t.shallow_clone()) };
                 let input = Array::from_tensor(&turn(&seen)?.f_unsqueeze(0)?.f_contiguous()?)?;
                 let request = Request::explain(input, target.clone(), &[], &[INPUT.into()]);
-                let mut response = model.run(&request)?;
-                let found = response.grads.pop().and_then(|mut set| set.remove(INPUT));
-                let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?;
+                let response = model.run(&request)?;
+                let found = response.gradient(0, INPUT)?;
                 let found = turn(&found.share_tensor()?.f_squeeze_dim(0)?)?;
                 let reward = sum(&found.f_mul(&slope)?, &[0], false)?;
                 let weight = WEIGHT * GROWTH.powi(step.min(MOST) as i32);

@@ -107,9 +107,8 @@ impl Explainer for Meaningful {
                     grads: vec![INPUT.into()],
                     ..Request::forward(covered)
                 };
-                let mut response = model.run(&request)?;
-                let found = response.grads.pop().and_then(|mut set| set.remove(INPUT));
-                let found = found.ok_or_else(|| Error::output("the model handed back no gradient"))?.share_tensor()?;
+                let response = model.run(&request)?;
+                let found = response.gradient(0, INPUT)?.share_tensor()?;
                 let pixels = sum(&found.f_mul(&way)?, &[1], true)?;
                 let (size, cells) = ([h as i64, w as i64], [n, 1, grid, grid]);
                 let score = Tensor::f_upsample_bilinear2d_backward(&pixels, size, cells, false, None, None)?;
