@@ -6,33 +6,18 @@
 //! gradient (`sdk/src/rules.rs`). The paper's recipe for vision transformers has gamma for linear maps and the patch embedding;
 //! LXT's module hooks miss the attention's own projections there, which this does not.
 
-use crate::relevance::{explain, parameters, plan};
+use crate::relevance::{Relevance, parameters};
 use lightbox_sdk::prelude::*;
 
-register_explainer!(AttnLrp);
-
-struct AttnLrp;
+register_explainer!(Relevance { spec, rules: &RULES, linear: true });
 
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "product:uniform"];
 
-impl Explainer for AttnLrp {
-    fn spec(&self) -> ExplainerSpec {
-        let citation = "Achtibat et al.: AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML \
-                        2024";
-        ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
-            .version(env!("CARGO_PKG_VERSION"))
-            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform and a rule of linear maps")
-            .cost("1 F, 1 B")
-            .notes("A convolutional trunk's gates are constants (gate:detach).")
-            .signed()
-            .parameters(parameters("gamma"))
-    }
-
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        plan(model, &RULES, Some(params))
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        explain(context)
-    }
+fn spec() -> ExplainerSpec {
+    let citation = "Achtibat et al.: AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML \
+                    2024";
+    ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
+        .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform and a rule of linear maps")
+        .notes("A convolutional trunk's gates are constants (gate:detach).")
+        .parameters(parameters("gamma"))
 }

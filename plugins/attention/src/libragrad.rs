@@ -5,32 +5,17 @@
 //! deviations of layer norms, `x` times a constant for the activation; linear maps as they are. On a plain ViT these are
 //! CP-LRP's rules without one for linear maps.
 
-use crate::relevance::{explain, plan};
+use crate::relevance::Relevance;
 use lightbox_sdk::prelude::*;
 
-register_explainer!(LibraGrad);
-
-struct LibraGrad;
+register_explainer!(Relevance { spec, rules: &RULES, linear: false });
 
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"];
 
-impl Explainer for LibraGrad {
-    fn spec(&self) -> ExplainerSpec {
-        let citation = "Mehri, Soleymani Baghshah, Pilehvar: LibraGrad: Balancing Gradient Flow for Universally Better \
-                        Vision Transformer Attributions, CVPR 2025";
-        ExplainerSpec::new("libragrad", "LibraGrad input x gradient", Family::Relevance, citation, "arXiv:2411.16760")
-            .version(env!("CARGO_PKG_VERSION"))
-            .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach")
-            .cost("1 F, 1 B")
-            .notes("The paper's FullGrad+ variants, which add the biases' parts, are not among it.")
-            .signed()
-    }
-
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        plan(model, &RULES, None)
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        explain(context)
-    }
+fn spec() -> ExplainerSpec {
+    let citation = "Mehri, Soleymani Baghshah, Pilehvar: LibraGrad: Balancing Gradient Flow for Universally Better \
+                    Vision Transformer Attributions, CVPR 2025";
+    ExplainerSpec::new("libragrad", "LibraGrad input x gradient", Family::Relevance, citation, "arXiv:2411.16760")
+        .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach")
+        .notes("The paper's FullGrad+ variants, which add the biases' parts, are not among it.")
 }

@@ -20,8 +20,30 @@ pub fn parameters(linear: &str) -> [ParamSpec; 4] {
     ]
 }
 
+/// A method of this kind as an explainer.
+pub struct Relevance {
+    pub spec: fn() -> ExplainerSpec,
+    pub rules: &'static [&'static str],
+    /// It has a rule for linear maps: [`parameters`].
+    pub linear: bool,
+}
+
+impl Explainer for Relevance {
+    fn spec(&self) -> ExplainerSpec {
+        (self.spec)().version(env!("CARGO_PKG_VERSION")).cost("1 F, 1 B").signed()
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(model, self.rules, self.linear.then_some(params))
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        explain(context)
+    }
+}
+
 /// Needs of `rules`, with a gate's where the model has gates, and that of linear maps.
-pub fn plan(model: &ModelSpec, rules: &[&str], linear: Option<&Params>) -> Result<Plan> {
+fn plan(model: &ModelSpec, rules: &[&str], linear: Option<&Params>) -> Result<Plan> {
     if model.attention_site.is_none() {
         return Ok(Plan::not_applicable(format!("{} has no attention; lrp is for it", model.name)));
     }
@@ -43,7 +65,7 @@ pub fn plan(model: &ModelSpec, rules: &[&str], linear: Option<&Params>) -> Resul
 }
 
 /// `sum_c x_c g_c`.
-pub fn explain(context: &Context<'_>) -> Result<Maps> {
+fn explain(context: &Context<'_>) -> Result<Maps> {
     let gradient = context.gradient("input")?;
     gradient.dims::<4>("the gradient at the image")?;
     let product = context.images.share_tensor()?.f_mul(&gradient.share_tensor()?)?;

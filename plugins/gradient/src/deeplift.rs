@@ -45,7 +45,7 @@ impl Explainer for DeepLift {
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let images = context.image_tensor()?;
-        let from = baseline(context, &images, context.params.text("baseline")?)?;
+        let from = baseline(context, context.params.text("baseline")?)?;
         let targets = context.targets.to_vec::<i64>()?;
         // So many pairs that the rows are about those that the memory is for.
         let at_once = (context.at_once() / 2).max(1) as i64;

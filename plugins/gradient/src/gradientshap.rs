@@ -59,7 +59,7 @@ impl Explainer for GradientShap {
         let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();
         let (constant, fitted) = match kind {
             "training" => (None, Some(context.fitted("images")?.share_tensor()?.f_to_device(images.device())?)),
-            _ => (Some(baseline(context, &images, kind)?), None),
+            _ => (Some(baseline(context, kind)?), None),
         };
         let mut sum = images.f_zeros_like()?;
         let ways = std::cell::RefCell::new(None);

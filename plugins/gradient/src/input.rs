@@ -2,7 +2,8 @@
 
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::{blur, sum};
+use lightbox_sdk::tools::fill::{KINDS, fill};
+use lightbox_sdk::tools::maps::sum;
 
 /// The site of the image itself.
 pub const INPUT: &str = "input";
@@ -28,29 +29,15 @@ pub fn map_of(attribution: &Tensor, params: &Params) -> Result<Maps> {
 
 /// The parameter of methods that compare with a baseline.
 pub fn baseline_parameter(more: &[&str]) -> ParamSpec {
-    let choices = [&["zero", "black", "white", "blur"], more].concat();
+    let choices = [&KINDS[..], more].concat();
     let text =
         "what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred";
     ParamSpec::choice("baseline", "zero", &choices, text)
 }
 
-/// Of the blur, as a share of the image's width.
-const BLUR: f64 = 0.05;
-
-/// Baselines [B, C, H, W] of images.
-pub fn baseline(context: &Context<'_>, images: &Tensor, kind: &str) -> Result<Tensor> {
-    let constant = |values: &[f64]| -> Result<Tensor> {
-        let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
-        let values = Tensor::f_from_slice(&values)?.f_to_device(images.device())?.f_reshape([1, -1, 1, 1])?;
-        Ok(values.f_expand_as(images)?)
-    };
-    let [black, white] = context.model.input.range();
-    match kind {
-        "black" => constant(&black),
-        "white" => constant(&white),
-        "blur" => blur(images, BLUR * images.size()[3] as f64, 4.0),
-        _ => Ok(images.f_zeros_like()?),
-    }
+/// Baselines [B, C, H, W] of the batch.
+pub fn baseline(context: &Context<'_>, kind: &str) -> Result<Tensor> {
+    fill(context, kind)?.ok_or_else(|| Error::invalid(format!("there is no baseline {kind}")))
 }
 
 /// Standard normal noise for the images of `pairs`, each drawn from its image's own generator.

@@ -58,7 +58,7 @@ impl Explainer for IntegratedGradients {
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
         let steps = Rule::parse(context.params.text("rule")?)?.steps(context.params.integer("steps")? as usize);
-        let from = baseline(context, &*context.image_tensor()?, context.params.text("baseline")?)?;
+        let from = baseline(context, context.params.text("baseline")?)?;
         map_of(&integrate(context, &from, &steps)?, &context.params)
     }
 }

@@ -2,38 +2,26 @@
 //!
 //! The mean of the logit's gradient over noisy copies of the image.
 
-use crate::smoothing::{self, Statistic};
+use crate::smoothing::{Smoothing, Statistic, parameters};
 use lightbox_sdk::prelude::*;
 
-register_explainer!(SmoothGrad);
+register_explainer!(SMOOTHGRAD);
 
-pub struct SmoothGrad;
+pub const SMOOTHGRAD: Smoothing = Smoothing { spec, statistic: Statistic::Mean };
 
-impl Explainer for SmoothGrad {
-    fn spec(&self) -> ExplainerSpec {
-        let citation = "Smilkov et al.: SmoothGrad: removing noise by adding noise, 2017";
-        ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, citation, "arXiv:1706.03825")
-            .version(env!("CARGO_PKG_VERSION"))
-            .formula("mean_i dS/dx(x + sigma n_i), n_i standard normal")
-            .cost("1 F, then samples x (1 F, 1 B)")
-            .parameters(smoothing::parameters("sum-abs"))
-    }
-
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        smoothing::plan(model, params)
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        smoothing::explain(context, Statistic::Mean)
-    }
+fn spec() -> ExplainerSpec {
+    let citation = "Smilkov et al.: SmoothGrad: removing noise by adding noise, 2017";
+    ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, citation, "arXiv:1706.03825")
+        .formula("mean_i dS/dx(x + sigma n_i), n_i standard normal")
+        .parameters(parameters("sum-abs"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::input::tests::*;
-    use crate::smoothgradsq::SmoothGradSquared;
-    use crate::vargrad::VarGrad;
+    use crate::smoothgradsq::SMOOTHGRAD_SQUARED;
+    use crate::vargrad::VARGRAD;
 
     /// Of w x^2 / 2 the gradient of a noisy copy is w (x + s n): normal with mean w x and deviation w s.
     #[test]
@@ -43,9 +31,9 @@ mod tests {
         };
         let (w, x) = (weights(), images());
         let cases: [(&dyn Explainer, _); 3] = [
-            (&SmoothGrad, &w * &x),
-            (&SmoothGradSquared, (&w * &x).square() + (&w * 0.5).square()),
-            (&VarGrad, (&w * 0.5).square().expand_as(&x)),
+            (&SMOOTHGRAD, &w * &x),
+            (&SMOOTHGRAD_SQUARED, (&w * &x).square() + (&w * 0.5).square()),
+            (&VARGRAD, (&w * 0.5).square().expand_as(&x)),
         ];
         for (explainer, wanted) in cases {
             let name = explainer.spec().name;
@@ -58,10 +46,10 @@ mod tests {
             check(explainer, constant, &given(3), &flat(&x).zeros_like());
         }
         // A linear model has the same gradient everywhere.
-        check(&SmoothGrad, linear, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
-        check(&SmoothGrad, linear_otherwise, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
+        check(&SMOOTHGRAD, linear, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
+        check(&SMOOTHGRAD, linear_otherwise, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
         // Of the image's range: twice the image, twice the noise.
-        let relative = maps(&VarGrad, square, &[("samples", 4000.into()), ("sigma", 0.1.into())]);
+        let relative = maps(&VARGRAD, square, &[("samples", 4000.into()), ("sigma", 0.1.into())]);
         let (least, greatest) = lightbox_sdk::tools::maps::range(&x).unwrap();
         let wanted = flat(&(&w * (greatest - least) * 0.1).square().expand_as(&x));
         assert!(error(&relative, &wanted) < 0.08);

@@ -25,13 +25,33 @@ pub fn parameters(channel: &str) -> [ParamSpec; 4] {
     ]
 }
 
-pub fn plan(model: &ModelSpec, params: &Params) -> Result<Plan> {
+/// A method of this kind as an explainer.
+pub struct Smoothing {
+    pub spec: fn() -> ExplainerSpec,
+    pub statistic: Statistic,
+}
+
+impl Explainer for Smoothing {
+    fn spec(&self) -> ExplainerSpec {
+        (self.spec)().version(env!("CARGO_PKG_VERSION")).cost("1 F, then samples x (1 F, 1 B)")
+    }
+
+    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+        plan(model, params)
+    }
+
+    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
+        explain(context, self.statistic)
+    }
+}
+
+fn plan(model: &ModelSpec, params: &Params) -> Result<Plan> {
     let extra = Passes::both(params.integer("samples")? as u64);
     let needs = Needs { model: true, extra, ..Needs::default() };
     Ok(needs_input(model).unwrap_or_else(|| needs.into()))
 }
 
-pub fn explain(context: &Context<'_>, statistic: Statistic) -> Result<Maps> {
+fn explain(context: &Context<'_>, statistic: Statistic) -> Result<Maps> {
     let images = context.image_tensor()?;
     let (samples, sigma) = (context.params.integer("samples")? as usize, context.params.number("sigma")?);
     let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();

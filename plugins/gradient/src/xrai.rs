@@ -122,8 +122,8 @@ impl Explainer for Xrai {
         let [b, channels, h, w]: [i64; 4] =
             images.size().try_into().map_err(|s| Error::invalid(format!("images of shape {s:?}")))?;
         let steps = Rule::Trapezoid.steps(context.params.integer("steps")? as usize);
-        let black = integrate(context, &baseline(context, &images, "black")?, &steps)?;
-        let white = integrate(context, &baseline(context, &images, "white")?, &steps)?;
+        let black = integrate(context, &baseline(context, "black")?, &steps)?;
+        let white = integrate(context, &baseline(context, "white")?, &steps)?;
         let both = black.f_add(&white)?.f_div_scalar(2.0)?.f_amax([1i64].as_slice(), false)?;
         let (h, w, channels) = (h as usize, w as usize, channels as usize);
         let least = (context.params.integer("min_pixels")? as f64 * (h * w) as f64 / (224.0 * 224.0)).ceil() as usize;

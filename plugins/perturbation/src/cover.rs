@@ -3,38 +3,22 @@
 use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
-use lightbox_sdk::tools::maps::blur;
+use lightbox_sdk::tools::fill::KINDS;
 use lightbox_sdk::tools::{masks, segment};
 
 pub const INPUT: &str = "input";
 
 /// What stands where pixels are covered.
 pub fn fill_parameter(default: &str, more: &[&str]) -> ParamSpec {
-    let choices = [&["zero", "black", "white", "blur"], more].concat();
+    let choices = [&KINDS[..], more].concat();
     let text =
         "what stands in covered places: 0 after normalisation (the mean colour), black, white, the image blurred";
     ParamSpec::choice("fill", default, &choices, text)
 }
 
-/// Of the blur, as a share of the image's width.
-const BLUR: f64 = 0.05;
-
 /// [B, C, H, W] of what the parameter `fill` says; `None` for a fill of the method's own.
 pub fn fill(context: &Context<'_>) -> Result<Option<Tensor>> {
-    let images = context.image_tensor()?;
-    let constant = |values: &[f64]| -> Result<Tensor> {
-        let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
-        let values = Tensor::f_from_slice(&values)?.f_to_device(images.device())?.f_reshape([1, -1, 1, 1])?;
-        Ok(values.f_expand_as(&images)?.f_contiguous()?)
-    };
-    let [black, white] = context.model.input.range();
-    Ok(match context.params.text("fill")? {
-        "black" => Some(constant(&black)?),
-        "white" => Some(constant(&white)?),
-        "blur" => Some(blur(&images, BLUR * images.size()[3] as f64, 4.0)?),
-        "zero" => Some(images.f_zeros_like()?),
-        _ => None,
-    })
+    lightbox_sdk::tools::fill::fill(context, context.params.text("fill")?)
 }
 
 /// `image * mask + fill * (1 - mask)` for masks [rows, 1, H, W].

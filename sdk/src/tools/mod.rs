@@ -2,6 +2,8 @@
 
 pub mod draw;
 #[cfg(feature = "tch")]
+pub mod fill;
+#[cfg(feature = "tch")]
 pub mod maps;
 #[cfg(feature = "tch")]
 pub mod masks;
