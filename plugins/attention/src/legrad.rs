@@ -76,7 +76,7 @@ impl Explainer for LeGrad {
             let whole = response.gradient(0, &last)?.share_tensor()?;
             let whole = sum(&whole, &[1], false)?.f_div_scalar(n as f64)?;
             for (row, &(b, l)) in pairs.iter().enumerate() {
-                let _ = seeds[l].f_get(b as i64)?.f_copy_(&whole.f_get(row as i64)?)?;
+                seeds[l].f_get(b as i64)?.f_copy_(&whole.f_get(row as i64)?)?;
             }
             Ok(())
         })?;

@@ -17,7 +17,7 @@ pub fn fill(context: &Context<'_>, kind: &str) -> Result<Option<Tensor>> {
     let constant = |values: &[f64]| -> Result<Tensor> {
         let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
         let values = Tensor::f_from_slice(&values)?.f_to_device(images.device())?.f_reshape([1, -1, 1, 1])?;
-        Ok(values.f_expand_as(&*images)?.f_contiguous()?)
+        Ok(values.f_expand_as(&images)?.f_contiguous()?)
     };
     let [black, white] = context.model.input.range();
     Ok(match kind {
