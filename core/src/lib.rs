@@ -1,6 +1,8 @@
 //! Data, metrics and results of Lightbox: the science. This crate never loads a plugin and never prints.
 
+pub mod agreement;
 pub mod checkpoint;
+pub mod compare;
 pub mod data;
 mod error;
 pub mod files;

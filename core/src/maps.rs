@@ -17,7 +17,7 @@ pub enum Fault {
 }
 
 /// Values of a CPU tensor, row by row.
-pub(crate) fn values(maps: &Tensor) -> Result<Vec<f32>> {
+pub fn values(maps: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::<f32>::try_from(maps.f_flatten(0, -1)?.f_to_kind(Kind::Float)?)?)
 }
 

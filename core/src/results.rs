@@ -6,6 +6,12 @@
 //! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
 //! (`ok`, `n/a`, `failed`), `reason`.
 //!
+//! **images** (`images-1`): `image`, `patient`, `class` (its class, the last of several), `explained` (whether maps of it are
+//! scored), `mask` and `shortcut` (shares of the pixels that the finding and a planted shortcut take at the model's size; none
+//! where unknown), `findings` (8-connected regions of the mask).
+//!
+//! A run's folder has one file of each for all units; the units' own files are of the same schemas.
+//!
 //! **predictions** (`predictions-1`): `image`, `model`, `fold`, `seed`, `class`, `label` (whether the class holds), `score`
 //! (softmax or sigmoid, [0, 1]), `logit`.
 
@@ -19,7 +25,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Numbers of names: rows refer to names by number.
@@ -147,6 +153,114 @@ pub fn prediction_schema() -> Arc<Schema> {
     )
 }
 
+/// What a run's folder says of an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageRow {
+    pub image: String,
+    pub patient: String,
+    pub class: String,
+    pub explained: bool,
+    pub mask: Option<f64>,
+    pub shortcut: Option<f64>,
+    pub findings: Option<i32>,
+}
+
+/// The schema of images.
+pub fn image_schema() -> Arc<Schema> {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    schema(
+        "images-1",
+        vec![
+            text("image"),
+            text("patient"),
+            text("class"),
+            Field::new("explained", DataType::Boolean, false),
+            Field::new("mask", DataType::Float64, true),
+            Field::new("shortcut", DataType::Float64, true),
+            Field::new("findings", DataType::Int32, true),
+        ],
+    )
+}
+
+/// Writes images, whole or not at all.
+pub fn write_images(path: &Path, rows: &[ImageRow]) -> Result<()> {
+    let text = |f: &dyn Fn(&ImageRow) -> &str| Arc::new(StringArray::from_iter_values(rows.iter().map(f))) as ArrayRef;
+    let number = |f: &dyn Fn(&ImageRow) -> Option<f64>| Arc::new(rows.iter().map(f).collect::<Float64Array>());
+    write(
+        path,
+        image_schema(),
+        vec![
+            text(&|r| &r.image),
+            text(&|r| &r.patient),
+            text(&|r| &r.class),
+            Arc::new(BooleanArray::from(rows.iter().map(|r| r.explained).collect::<Vec<_>>())),
+            number(&|r| r.mask),
+            number(&|r| r.shortcut),
+            Arc::new(rows.iter().map(|r| r.findings).collect::<Int32Array>()),
+        ],
+    )
+}
+
+/// Reads what [`write_images`] wrote.
+pub fn read_images(path: &Path) -> Result<Vec<ImageRow>> {
+    let mut rows = Vec::new();
+    read(path, "images-1", &mut |columns| {
+        let text = |name: &str| columns.get::<StringArray>(name);
+        let (image, patient, class) = (text("image")?, text("patient")?, text("class")?);
+        let explained: &BooleanArray = columns.get("explained")?;
+        let (mask, shortcut): (&Float64Array, &Float64Array) = (columns.get("mask")?, columns.get("shortcut")?);
+        let findings: &Int32Array = columns.get("findings")?;
+        let number = |of: &Float64Array, i: usize| (!of.is_null(i)).then(|| of.value(i));
+        rows.extend((0..columns.batch.num_rows()).map(|i| ImageRow {
+            image: image.value(i).into(),
+            patient: patient.value(i).into(),
+            class: class.value(i).into(),
+            explained: explained.value(i),
+            mask: number(mask, i),
+            shortcut: number(shortcut, i),
+            findings: (!findings.is_null(i)).then(|| findings.value(i)),
+        }));
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// Writes scores in parts into one file, which takes its name when it is finished.
+pub struct ScoreWriter {
+    path: PathBuf,
+    temporary: tempfile::NamedTempFile,
+    writer: ArrowWriter<std::fs::File>,
+}
+
+impl ScoreWriter {
+    pub fn new(path: &Path) -> Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let at = |e: std::io::Error| Error::io(path, &e);
+        let temporary = tempfile::Builder::new().prefix(files::HALF).tempfile_in(folder).map_err(at)?;
+        let file = temporary.as_file().try_clone().map_err(at)?;
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+        let writer = ArrowWriter::try_new(file, score_schema(), Some(properties));
+        let writer = writer.map_err(|e| Error::at(path, format!("cannot encode: {e}")))?;
+        Ok(ScoreWriter { path: path.into(), temporary, writer })
+    }
+
+    pub fn add(&mut self, names: &Names, rows: &[Row]) -> Result<()> {
+        let batch = RecordBatch::try_new(score_schema(), score_columns(names, rows)?);
+        let encode = |e: &dyn std::fmt::Display| Error::at(&self.path, format!("cannot encode: {e}"));
+        let batch = batch.map_err(|e| encode(&e))?;
+        self.writer.write(&batch).map_err(|e| encode(&e))
+    }
+
+    pub fn finish(self) -> Result<()> {
+        let at = |e: std::io::Error| Error::io(&self.path, &e);
+        let encode = |e: parquet::errors::ParquetError| Error::at(&self.path, format!("cannot encode: {e}"));
+        self.writer.close().map_err(encode)?;
+        self.temporary.as_file().sync_all().map_err(at)?;
+        self.temporary.persist(&self.path).map_err(|e| at(e.error))?;
+        Ok(())
+    }
+}
+
 /// Names as a dictionary column; the empty name is null where the field may be.
 fn column(names: &Names, numbers: impl Iterator<Item = u32>, nullable: bool) -> Result<ArrayRef> {
     let empty = names.find("").filter(|_| nullable);
@@ -173,29 +287,29 @@ fn write(path: &Path, schema: Arc<Schema>, columns: Vec<ArrayRef>) -> Result<()>
 
 /// Writes scores, whole or not at all.
 pub fn write_scores(path: &Path, names: &Names, rows: &[Row]) -> Result<()> {
+    write(path, score_schema(), score_columns(names, rows)?)
+}
+
+fn score_columns(names: &Names, rows: &[Row]) -> Result<Vec<ArrayRef>> {
     let text = |f: &dyn Fn(&Row) -> u32, nullable| column(names, rows.iter().map(f), nullable);
     let mut status = Names::default();
     let numbers: Vec<u32> = rows
         .iter()
         .map(|r| status.number(STATUS.iter().find(|(s, _)| *s == r.status).map_or("ok", |(_, n)| n)))
         .collect();
-    write(
-        path,
-        score_schema(),
-        vec![
-            text(&|r| r.image, true)?,
-            text(&|r| r.model, false)?,
-            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
-            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
-            text(&|r| r.explainer, true)?,
-            text(&|r| r.output, true)?,
-            text(&|r| r.metric, false)?,
-            Arc::new(rows.iter().map(|r| (r.target >= 0).then_some(r.target)).collect::<Int32Array>()),
-            Arc::new(rows.iter().map(|r| r.value).collect::<Float64Array>()),
-            column(&status, numbers.into_iter(), false)?,
-            text(&|r| r.reason, true)?,
-        ],
-    )
+    Ok(vec![
+        text(&|r| r.image, true)?,
+        text(&|r| r.model, false)?,
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
+        text(&|r| r.explainer, true)?,
+        text(&|r| r.output, true)?,
+        text(&|r| r.metric, false)?,
+        Arc::new(rows.iter().map(|r| (r.target >= 0).then_some(r.target)).collect::<Int32Array>()),
+        Arc::new(rows.iter().map(|r| r.value).collect::<Float64Array>()),
+        column(&status, numbers.into_iter(), false)?,
+        text(&|r| r.reason, true)?,
+    ])
 }
 
 /// Writes predictions, whole or not at all.

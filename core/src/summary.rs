@@ -3,12 +3,14 @@
 //!
 //! A cell's value is the mean over folds and trainings of its value there; of a metric an image, that is the mean over the
 //! images. An image whose map failed counts as the worst value of the metric's range, so that a method does not gain by
-//! failing; an image to which the metric does not apply is in neither the mean nor the chance beside it.
+//! failing (where that end is open it is in no mean, but counted); an image to which the metric does not apply is in neither the mean nor the chance beside it.
 
 use crate::Result;
+use crate::compare::{self, Comparisons, Values};
 use crate::metrics::{Level, Metric, MetricSpec, Predictions, Score, Status};
 use crate::results::{self, Names, Prediction, Row};
-use crate::stats::{Bootstrap, deviation, mean};
+use crate::stats::bootstrap::{Bootstrap, middle};
+use crate::stats::{deviation, mean};
 use crate::task::Task;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -41,10 +43,20 @@ pub struct Plan {
     /// Labels, and the names of the maps that are shown (empty: all).
     pub explainers: Vec<(String, Vec<String>)>,
     pub metrics: Vec<MetricColumn>,
-    /// The patient of each image, by its name.
-    pub patients: HashMap<String, String>,
+    /// What is known of each image, by its name.
+    pub images: HashMap<String, ImageFacts>,
     /// Sentences below the first table.
     pub notes: Vec<String>,
+}
+
+/// What the summary needs to know of an image.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ImageFacts {
+    pub patient: String,
+    /// Its class's number: what draws are stratified by.
+    pub class: usize,
+    /// The finding's share of the image's pixels, where there is one and its mask is known.
+    pub size: Option<f64>,
 }
 
 /// A cell that has no value, and why.
@@ -76,7 +88,7 @@ pub enum State {
         fold_std: Option<f64>,
         /// Mean over folds of the sample deviation over trainings; none for one training.
         seed_std: Option<f64>,
-        /// 95 % over images, by patient ([`Bootstrap`]), of the mean over folds and trainings. None for pooled metrics.
+        /// 95 % over images, by patient within classes ([`Bootstrap`]), of the mean over folds and trainings. None for pooled metrics.
         interval: Option<[f64; 2]>,
         folds: Vec<FoldValue>,
         /// Images that count, a fold and training.
@@ -127,6 +139,7 @@ pub struct ShownMetric {
     pub short: String,
     pub level: Level,
     pub better: crate::metrics::Better,
+    #[serde(with = "crate::metrics::bounds")]
     pub range: [f64; 2],
     pub unit: String,
     /// False for metrics of predictions.
@@ -163,6 +176,8 @@ pub struct Seconds {
 struct Group {
     /// Image and value, failures as the worst value.
     images: Vec<(u32, f64)>,
+    /// Images whose map failed.
+    failed: Vec<u32>,
     set: Option<Score>,
     missing: &'static str,
 }
@@ -181,7 +196,8 @@ pub struct Gather<'a> {
     plan: &'a Plan,
     names: Names,
     cells: HashMap<(u32, u32, u32, u32), Gathered>,
-    worst: HashMap<u32, f64>,
+    /// What a failed map counts as, where it counts in the mean.
+    worst: HashMap<u32, Option<f64>>,
     /// By model, fold and training: the predictions.
     predictions: BTreeMap<(u32, i32, i32), Vec<Prediction>>,
 }
@@ -194,18 +210,33 @@ impl<'a> Gather<'a> {
         Gather { plan, names, cells: HashMap::new(), worst, predictions: BTreeMap::new() }
     }
 
-    /// Takes those rows of a file of scores that `wanted` says (explainer, metric).
-    pub fn scores(&mut self, path: &Path, wanted: &dyn Fn(&str, &str) -> bool) -> Result<()> {
+    /// All predictions that were taken, and the names of their numbers.
+    pub fn all_predictions(&self) -> (Vec<Prediction>, &Names) {
+        (self.predictions.values().flatten().copied().collect(), &self.names)
+    }
+
+    /// Takes those rows of a file of scores that `wanted` says (explainer, metric), and hands them on to `sink`.
+    pub fn scores(
+        &mut self,
+        path: &Path,
+        wanted: &dyn Fn(&str, &str) -> bool,
+        sink: Option<&mut results::ScoreWriter>,
+    ) -> Result<()> {
         let mut names = std::mem::take(&mut self.names);
         let mut rows = Vec::new();
         let read = results::read_scores(path, &mut names, &mut |row| rows.push(row));
         let mut known: HashMap<(u32, u32), bool> = HashMap::new();
+        let mut taken = Vec::new();
         for row in rows {
             let take = known.entry((row.explainer, row.metric));
             if *take.or_insert_with(|| wanted(names.name(row.explainer), names.name(row.metric))) {
                 let constant = names.name(row.reason) == Score::CONSTANT;
                 self.row(&row, constant, &names);
+                taken.push(row);
             }
+        }
+        if let Some(sink) = sink {
+            sink.add(&names, &taken)?;
         }
         self.names = names;
         read
@@ -231,7 +262,11 @@ impl<'a> Gather<'a> {
                 cell.maps += 1;
                 cell.failed += usize::from(status == Status::Failed);
                 cell.constant += usize::from(constant);
-                group.images.push((row.image, row.value.unwrap_or(worst)));
+                group.images.extend(row.value.or(worst).map(|value| (row.image, value)));
+                if status == Status::Failed {
+                    group.failed.push(row.image);
+                    *cell.reasons.entry(names.name(row.reason).into()).or_default() += 1;
+                }
             }
         }
     }
@@ -244,8 +279,8 @@ impl<'a> Gather<'a> {
         })
     }
 
-    /// All cells.
-    pub fn finish(self, absent: &[Absent]) -> Result<Summary> {
+    /// All cells, and how explainers compare.
+    pub fn finish(self, absent: &[Absent]) -> Result<(Summary, Comparisons)> {
         let plan = self.plan;
         let mut outputs: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (_, explainer, output, _) in self.cells.keys() {
@@ -289,7 +324,9 @@ impl<'a> Gather<'a> {
             let state = self.cell(model, shared, &explainer, &output, metric, absent, &bootstraps)?;
             Ok(Cell { model: model.clone(), explainer, output, metric: metric.label.clone(), state })
         });
-        let cells = cells.collect::<Result<Vec<Cell>>>()?;
+        let mut cells = cells.collect::<Result<Vec<Cell>>>()?;
+        self.intervals(&mut cells, &bootstraps)?;
+        let comparisons = self.comparisons(&cells, &columns, &bootstraps)?;
         let metrics = plan.metrics.iter().map(|m| ShownMetric {
             label: m.label.clone(),
             short: m.spec.short.into(),
@@ -300,7 +337,7 @@ impl<'a> Gather<'a> {
             of_maps: m.metric.needs().maps.is_some(),
             has_chance: m.spec.chance_is_constant,
         });
-        Ok(Summary {
+        let summary = Summary {
             name: plan.name.clone(),
             title: plan.title.clone(),
             folds: plan.folds,
@@ -311,7 +348,124 @@ impl<'a> Gather<'a> {
             cells,
             seconds: vec![],
             notes: plan.notes.clone(),
-        })
+        };
+        Ok((summary, comparisons))
+    }
+
+    /// What was gathered of a cell.
+    fn found(&self, model: &str, explainer: &str, output: &str, metric: &str) -> Option<&Gathered> {
+        let number = |name: &str| self.names.find(name);
+        let key = number(model).zip(number(explainer)).zip(number(output)).zip(number(metric));
+        key.and_then(|(((m, e), o), k)| self.cells.get(&(m, e, o, k)))
+    }
+
+    /// Fills in the intervals of metrics of images: those over the same images in one step.
+    fn intervals(&self, cells: &mut [Cell], bootstraps: &Bootstraps) -> Result<()> {
+        let mut together: BTreeMap<Vec<u32>, Vec<(usize, Vec<f64>)>> = BTreeMap::new();
+        let level = |label: &str| self.plan.metrics.iter().find(|m| m.label == label).map(|m| m.spec.level);
+        for (at, cell) in cells.iter().enumerate() {
+            if !matches!(cell.state, State::Value { .. }) || level(&cell.metric) != Some(Level::Image) {
+                continue;
+            }
+            let Some(found) = self.found(&cell.model, &cell.explainer, &cell.output, &cell.metric) else { continue };
+            let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+            for (image, value) in found.groups.values().flat_map(|g| &g.images) {
+                let sum = sums.entry(*image).or_default();
+                *sum = (sum.0 + value, sum.1 + 1.0);
+            }
+            // By name, so that the draws do not depend on the order in which units ended.
+            let mut images: Vec<u32> = sums.keys().copied().collect();
+            images.sort_by_key(|i| self.names.name(*i));
+            let values = images.iter().map(|i| sums[i].0 / sums[i].1).collect();
+            together.entry(images).or_default().push((at, values));
+        }
+        for (images, columns) in together {
+            let Some(bootstrap) = self.bootstrap(&images, bootstraps) else { continue };
+            let values: Vec<&[f64]> = columns.iter().map(|(_, v)| v.as_slice()).collect();
+            for ((at, _), found) in columns.iter().zip(bootstrap.intervals(&values)?) {
+                if let State::Value { interval, .. } = &mut cells[*at].state {
+                    *interval = Some(found);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How the explainers of each model compare by each metric of images, and the metrics with each other.
+    fn comparisons(&self, cells: &[Cell], columns: &[Column], bootstraps: &Bootstraps) -> Result<Comparisons> {
+        let mut all = Comparisons::default();
+        // Images by name: their places.
+        let mut names: Vec<u32> = self.plan.images.keys().filter_map(|name| self.names.find(name)).collect();
+        names.sort_by_key(|i| self.names.name(*i));
+        let place: HashMap<u32, usize> = names.iter().enumerate().map(|(at, i)| (*i, at)).collect();
+        let facts = |at: usize| self.plan.images.get(self.names.name(names[at]));
+        let patients = self.patients(&names);
+        let class = |at: usize| {
+            let number = facts(at).map_or(0, |f| f.class);
+            self.plan.task.classes.get(number).cloned().unwrap_or_else(|| number.to_string())
+        };
+        let of_images = |m: &&MetricColumn| m.spec.level == Level::Image && m.metric.needs().maps.is_some();
+        for (model, _) in &self.plan.models {
+            for metric in self.plan.metrics.iter().filter(of_images) {
+                let mut values = Vec::new();
+                for (column, c) in columns.iter().enumerate() {
+                    let is_mine = |cell: &&Cell| {
+                        (&cell.model, &cell.explainer, &cell.output, &cell.metric)
+                            == (model, &c.explainer, &c.output, &metric.label)
+                    };
+                    let whole = cells.iter().find(is_mine).map(|c| &c.state);
+                    let found = self.found(model, &c.explainer, &c.output, &metric.label);
+                    // A cell of which every map failed is compared; one that did not run is not.
+                    let Some(found) =
+                        found.filter(|f| f.maps > 0 && !matches!(whole, Some(State::NotApplicable { .. })))
+                    else {
+                        continue;
+                    };
+                    let mut sums: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+                    let mut mine = Values { column, ..Values::default() };
+                    for group in found.groups.values() {
+                        for (image, value) in &group.images {
+                            let Some(at) = place.get(image) else { continue };
+                            let sum = sums.entry(*at).or_default();
+                            *sum = (sum.0 + value, sum.1 + 1.0);
+                        }
+                    }
+                    mine.images = sums.iter().map(|(at, (sum, n))| (*at, Some(sum / n))).collect();
+                    for image in found.groups.values().flat_map(|g| &g.failed) {
+                        mine.images.extend(place.get(image).map(|at| (*at, None)));
+                    }
+                    all.strata.extend(compare::strata(model, &metric.label, &mine, &|i| facts(i)?.size, &class));
+                    values.push(mine);
+                }
+                let bootstrap = |images: &[usize]| {
+                    self.bootstrap(&images.iter().map(|at| names[*at]).collect::<Vec<u32>>(), bootstraps)
+                };
+                let (label, better) = (&metric.label, metric.spec.better);
+                let found = compare::compare(model, label, better, &values, &|at| patients[at], &bootstrap)?;
+                all.comparisons.extend(found);
+            }
+            let labels: Vec<String> =
+                self.plan.metrics.iter().filter(|m| m.metric.needs().maps.is_some()).map(|m| m.label.clone()).collect();
+            let mean_of = |c: &Column, label: &String| {
+                let sign = self.plan.metrics.iter().find(|m| m.label == *label).map(|m| m.spec.better);
+                let sign = if sign == Some(crate::metrics::Better::Lower) { -1.0 } else { 1.0 };
+                cells.iter().find_map(|cell| match &cell.state {
+                    State::Value { mean, .. }
+                        if (&cell.model, &cell.explainer, &cell.output, &cell.metric)
+                            == (model, &c.explainer, &c.output, label) =>
+                    {
+                        Some(mean * sign)
+                    }
+                    _ => None,
+                })
+            };
+            let means: Vec<Vec<Option<f64>>> =
+                labels.par_iter().map(|label| columns.iter().map(|c| mean_of(c, label)).collect()).collect();
+            if labels.len() > 1 && columns.len() > 2 {
+                all.metrics.push(compare::metric_agreement(model, &labels, &means));
+            }
+        }
+        Ok(all)
     }
 
     fn cell(
@@ -332,10 +486,7 @@ impl<'a> Gather<'a> {
             let reason = why.reason.clone();
             return Ok(if why.failed { State::Failed { reason } } else { State::NotApplicable { reason } });
         }
-        let number = |name: &str| self.names.find(name);
-        let key = number(model).zip(number(explainer)).zip(number(output)).zip(number(&metric.label));
-        let found = key.and_then(|(((m, e), o), k)| self.cells.get(&(m, e, o, k)));
-        let Some(found) = found else {
+        let Some(found) = self.found(model, explainer, output, &metric.label) else {
             return Ok(State::NotApplicable { reason: "nothing was computed".into() });
         };
         let reason = || {
@@ -346,7 +497,7 @@ impl<'a> Gather<'a> {
             }
         };
         if found.maps > 0 && found.failed == found.maps {
-            return Ok(State::Failed { reason: format!("{} maps were not finite", found.failed) });
+            return Ok(State::Failed { reason: format!("all {} maps failed: {}", found.failed, reason()) });
         }
         let (mut folds, mut images) = (Vec::new(), 0);
         for (&(fold, seed), group) in &found.groups {
@@ -372,11 +523,11 @@ impl<'a> Gather<'a> {
         let spreads: Vec<f64> = by_fold.values().filter_map(|v| deviation(v)).collect();
         let seed_std = (!spreads.is_empty()).then(|| mean(&spreads));
         let interval = match metric.spec.level {
-            Level::Image => self.interval(found, bootstraps),
             Level::Set if metric.metric.needs().maps.is_none() => {
                 self.prediction_interval(model, metric, bootstraps)?
             }
-            Level::Set => None,
+            // Those of images come together: `intervals`.
+            _ => None,
         };
         let (maps, failed, constant) = (found.maps, found.failed, found.constant);
         Ok(State::Value { mean: mean(&values), fold_std, seed_std, interval, folds, images, maps, failed, constant })
@@ -386,22 +537,16 @@ impl<'a> Gather<'a> {
         let mut numbers = Names::default();
         let patient = |i: &u32| {
             let name = self.names.name(*i);
-            self.plan.patients.get(name).map_or(name, String::as_str)
+            self.plan.images.get(name).map_or(name, |f| f.patient.as_str())
         };
         images.iter().map(|i| numbers.number(patient(i))).collect()
     }
 
-    fn interval(&self, found: &Gathered, bootstraps: &Bootstraps) -> Option<[f64; 2]> {
-        let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
-        for (image, value) in found.groups.values().flat_map(|g| &g.images) {
-            let sum = sums.entry(*image).or_default();
-            *sum = (sum.0 + value, sum.1 + 1.0);
-        }
-        // By name, so that the draws do not depend on the order in which units ended.
-        let mut images: Vec<u32> = sums.keys().copied().collect();
-        images.sort_by_key(|i| self.names.name(*i));
-        let values: Vec<f64> = images.iter().map(|i| sums[i].0 / sums[i].1).collect();
-        bootstraps.with(&self.patients(&images), self.plan.seed, |b| b.interval(&values))
+    /// The draws of these images.
+    fn bootstrap(&self, images: &[u32], bootstraps: &Bootstraps) -> Option<std::sync::Arc<Bootstrap>> {
+        let class = |i: &u32| self.plan.images.get(self.names.name(*i)).map_or(0, |f| f.class as u32);
+        let strata: Vec<u32> = images.iter().map(class).collect();
+        bootstraps.get(self.patients(images), strata, self.plan.seed)
     }
 
     /// The interval of a metric of predictions: each resample's mean over folds and trainings.
@@ -419,9 +564,8 @@ impl<'a> Gather<'a> {
             }
         }
         let Some(first) = sets.first() else { return Ok(None) };
-        let counts = bootstraps.counts(&self.patients(&first.images), self.plan.seed);
-        let Some(counts) = counts else { return Ok(None) };
-        let resample = |counts: &Vec<u16>| -> Result<Option<f64>> {
+        let Some(bootstrap) = self.bootstrap(&first.images, bootstraps) else { return Ok(None) };
+        let resample = |counts: &[u8]| -> Result<Option<f64>> {
             let mut values = Vec::new();
             for set in &sets {
                 values.extend(
@@ -430,32 +574,28 @@ impl<'a> Gather<'a> {
             }
             Ok((values.len() == sets.len()).then(|| mean(&values)))
         };
-        let found: Vec<Option<f64>> = counts.par_iter().map(resample).collect::<Result<_>>()?;
+        let counts: Vec<&[u8]> = bootstrap.counts().collect();
+        let found: Vec<Option<f64>> = counts.into_par_iter().map(resample).collect::<Result<_>>()?;
         // Draws without one of the classes have no value.
-        let mut found: Vec<f64> = found.into_iter().flatten().collect();
-        found.sort_unstable_by(f64::total_cmp);
-        let at = |share: f64| found[((found.len() - 1) as f64 * share).round() as usize];
-        Ok((found.len() > 1).then(|| [at(0.025), at(0.975)]))
+        let found: Vec<f64> = found.into_iter().flatten().collect();
+        Ok((found.len() > 1).then(|| middle(found)))
     }
 }
 
-/// Bootstraps by their patients: cells over the same images share one.
+type Draws = Option<std::sync::Arc<Bootstrap>>;
+
+/// Bootstraps by their patients and strata: cells over the same images share one.
 #[derive(Default)]
-struct Bootstraps(std::sync::Mutex<HashMap<Vec<u32>, std::sync::Arc<Option<Bootstrap>>>>);
+struct Bootstraps(std::sync::Mutex<HashMap<(Vec<u32>, Vec<u32>), Draws>>);
 
 impl Bootstraps {
-    fn get(&self, patients: &[u32], seed: u64) -> std::sync::Arc<Option<Bootstrap>> {
+    fn get(&self, patients: Vec<u32>, strata: Vec<u32>, seed: u64) -> Draws {
         let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seed = crate::seed::derive(seed, "bootstrap", &[]);
-        all.entry(patients.to_vec()).or_insert_with(|| std::sync::Arc::new(Bootstrap::new(patients, seed))).clone()
-    }
-
-    fn with<T>(&self, patients: &[u32], seed: u64, f: impl FnOnce(&Bootstrap) -> T) -> Option<T> {
-        self.get(patients, seed).as_ref().as_ref().map(f)
-    }
-
-    fn counts(&self, patients: &[u32], seed: u64) -> Option<Vec<Vec<u16>>> {
-        self.with(patients, seed, |b| b.counts().to_vec())
+        let make = || Bootstrap::new(&patients, &strata, seed).map(std::sync::Arc::new);
+        let made = all.get(&(patients.clone(), strata.clone())).cloned().unwrap_or_else(make);
+        all.insert((patients, strata), made.clone());
+        made
     }
 }
 
@@ -465,6 +605,8 @@ pub struct Table {
     pub images: Vec<u32>,
     scores: Vec<Vec<f64>>,
     labels: Vec<Vec<u8>>,
+    /// By class: the images by rising score, so that a draw of them is sorted already.
+    order: Vec<Vec<usize>>,
 }
 
 impl Table {
@@ -484,33 +626,33 @@ impl Table {
                 labels[c][i] = u8::from(p.label);
             }
         }
-        Table { images, scores, labels }
+        let by_score = |scores: &Vec<f64>| {
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+            order
+        };
+        let order = scores.iter().map(by_score).collect();
+        Table { images, scores, labels, order }
     }
 
     pub fn view<'a>(&'a self, task: &'a Task) -> Predictions<'a> {
         Predictions { task, scores: &self.scores, labels: &self.labels }
     }
 
-    fn drawn(&self, counts: &[u16], task: &Task) -> Table {
-        fn draw<T: Copy>(values: &[T], counts: &[u16]) -> Vec<T> {
-            values.iter().zip(counts).flat_map(|(v, n)| std::iter::repeat_n(*v, usize::from(*n))).collect()
+    fn drawn(&self, counts: &[u8], task: &Task) -> Table {
+        fn draw<T: Copy>(values: &[T], counts: &[u8], order: &[usize]) -> Vec<T> {
+            order.iter().flat_map(|&i| std::iter::repeat_n(values[i], usize::from(counts[i]))).collect()
         }
         let scored = task.scored();
-        let pick = |c: usize| scored.contains(&c);
+        fn part<T: Copy>(all: &[Vec<T>], counts: &[u8], order: &[Vec<usize>], scored: &[usize]) -> Vec<Vec<T>> {
+            let one = |c: usize| if scored.contains(&c) { draw(&all[c], counts, &order[c]) } else { vec![] };
+            (0..all.len()).map(one).collect()
+        }
         Table {
             images: vec![],
-            scores: self
-                .scores
-                .iter()
-                .enumerate()
-                .map(|(c, v)| if pick(c) { draw(v, counts) } else { vec![] })
-                .collect(),
-            labels: self
-                .labels
-                .iter()
-                .enumerate()
-                .map(|(c, v)| if pick(c) { draw(v, counts) } else { vec![] })
-                .collect(),
+            scores: part(&self.scores, counts, &self.order, &scored),
+            labels: part(&self.labels, counts, &self.order, &scored),
+            order: vec![],
         }
     }
 }
@@ -535,7 +677,7 @@ mod tests {
             models: vec![("m".into(), shared)],
             explainers: vec![("good".into(), vec![]), ("bad".into(), vec![])],
             metrics: vec![column("auroc"), column("pixel-auprc")],
-            patients: HashMap::new(),
+            images: HashMap::new(),
             notes: vec![],
         }
     }
@@ -566,8 +708,8 @@ mod tests {
             .collect();
         results::write_scores(&path, &names, &rows).unwrap();
         let mut gather = Gather::new(plan);
-        gather.scores(&path, &|_, _| true).unwrap();
-        gather.finish(&[]).unwrap()
+        gather.scores(&path, &|_, _| true, None).unwrap();
+        gather.finish(&[]).unwrap().0
     }
 
     fn cell<'a>(summary: &'a Summary, explainer: &str) -> &'a State {

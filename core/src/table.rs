@@ -4,7 +4,7 @@
 //! shown in percent. `!` marks a cell of which more than 1 % of the maps failed. Markdown and CSV have the interval over
 //! images too.
 
-use crate::metrics::{Better, Level};
+use crate::metrics::Level;
 use crate::summary::{CHANCE, Column, MARKED, Seconds, ShownMetric, State, Summary};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -227,11 +227,15 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         let column = Column { explainer: cell.explainer.clone(), output: cell.output.clone() };
         let place = format!("{} x {}", cell.model, column.title());
         if *failed > 0 {
-            let worst = if metric.better == Better::Higher { metric.range[0] } else { metric.range[1] };
+            let counted = match crate::metrics::worst(metric.better, metric.range) {
+                Some(worst) => format!("count as {worst}"),
+                None => "are in no mean".into(),
+            };
             let share = 100.0 * *failed as f64 / *maps as f64;
             let marked = if *failed as f64 > MARKED * *maps as f64 { ", marked !" } else { "" };
             faults.push(format!(
-                "{place}: {failed} of {maps} maps were not finite ({share:.1} %) and count as {worst}{marked}."
+                "{place}, {}: {failed} of {maps} maps failed ({share:.1} %) and {counted}{marked}.",
+                metric.short
             ));
         }
         if *constant > 0 && cell.explainer != CHANCE {
@@ -459,6 +463,7 @@ pub fn csv(tables: &[Table]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Better;
 
     fn value(folds: &[f64], failed: usize) -> Cell {
         Cell::Value {

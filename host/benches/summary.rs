@@ -66,16 +66,16 @@ fn measure(explainers: usize) -> Result<(), Box<dyn std::error::Error>> {
         metrics: (0..METRICS)
             .map(|m| MetricColumn { label: format!("metric {m}"), metric, spec: metric.spec() })
             .collect(),
-        patients: Default::default(),
+        images: Default::default(),
         notes: vec![],
     };
     let started = Instant::now();
     let mut gather = Gather::new(&plan);
     for file in &files {
-        gather.scores(file, &|_, _| true)?;
+        gather.scores(file, &|_, _| true, None)?;
     }
     let read = started.elapsed().as_secs_f64();
-    let summary = gather.finish(&[])?;
+    let (summary, _) = gather.finish(&[])?;
     let all = started.elapsed().as_secs_f64();
     let rows = IMAGES * explainers * METRICS * MODELS * FOLDS;
     let cells = summary.cells.len();

@@ -60,7 +60,7 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
             all.insert("explainers".into(), rows.into());
         }
         if wants(What::Metrics) {
-            all.insert("metrics".into(), encode(&metrics::all().map(|m| m.spec()))?);
+            all.insert("metrics".into(), encode(&metrics::all().iter().map(|m| m.spec()).collect::<Vec<_>>())?);
         }
         if wants(What::Datasets) {
             all.insert("datasets".into(), encode(&SOURCES)?);
@@ -326,7 +326,8 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
             text.push_str("\nparameters\n");
         }
         for p in &m.parameters {
-            let _ = writeln!(text, "  {} = {}  (number, {} to {}): {}", p.name, p.default, p.least, p.greatest, p.text);
+            let (default, kind) = p.shown();
+            let _ = writeln!(text, "  {} = {default}  ({kind}): {}", p.name, p.text);
         }
         return Ok(text);
     }

@@ -243,15 +243,16 @@ fn vessel(image: &mut [f32], n: usize, side: f64, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// The corner marker of a planted shortcut: an `L` of full brightness.
-fn mark(image: &mut [f32], (w, h): (usize, usize)) {
+/// The bars of the corner marker, an `L`: left, top, width, height.
+fn marker((w, h): (usize, usize)) -> [[usize; 4]; 2] {
     let unit = (w.min(h) / 32).max(1);
-    for y in unit..5 * unit {
-        for x in unit..4 * unit {
-            if x < 2 * unit || y >= 4 * unit {
-                image[y * w + x] = 1.0;
-            }
-        }
+    [[unit, unit, unit, 4 * unit], [2 * unit, 4 * unit, 2 * unit, unit]]
+}
+
+/// The corner marker of a planted shortcut, of full brightness.
+fn mark(image: &mut [f32], (w, h): (usize, usize)) {
+    for [left, top, width, height] in marker((w, h)) {
+        (top..top + height).for_each(|y| image[y * w + left..y * w + left + width].fill(1.0));
     }
 }
 
@@ -382,6 +383,11 @@ impl Source for Open {
 
     fn files(&self, i: usize) -> Vec<PathBuf> {
         self.backgrounds.as_ref().map_or(vec![], |(source, each)| source.files(each[i]))
+    }
+
+    fn shortcut(&self, i: usize, size: (usize, usize)) -> Vec<BBox> {
+        let bar = |[x, y, w, h]: [usize; 4]| BBox::new(x as f64, y as f64, w as f64, h as f64);
+        if self.marked[i] { marker(size).map(bar).to_vec() } else { vec![] }
     }
 
     fn knows_patients(&self) -> bool {

@@ -1,7 +1,8 @@
 //! The images of a run: decoded and resized once, then given out as normalised batches on the device.
 //!
 //! Preparing writes one file with `images` [N, C, H, W] (C 1 or 3; U8, or I16 with 32768 subtracted where any image is
-//! deeper), `masks` [N, H, W] U8 (bit k: the k-th class of the image, see [`Sample::mask_bit`](super::Sample::mask_bit)) and
+//! deeper), `masks` [N, H, W] U8 (bit k: the k-th class of the image, see [`Sample::mask_bit`](super::Sample::mask_bit); bit 7 of an
+//! image of fewer than eight classes: a planted shortcut) and
 //! `known` `[N]` U8 (whether the mask is known). The file is mapped, not read: when the
 //! set fits the memory budget its images are put on the device whole and batches are gathered there; otherwise a thread
 //! gathers batches from the map ahead of their use, and the operating system decides which pages stay in memory.
@@ -17,6 +18,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
+
+/// The bit of a planted shortcut.
+const SHORTCUT: usize = 7;
 
 /// How many images are decoded before they are written.
 const CHUNK: usize = 256;
@@ -132,6 +136,28 @@ fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, 
             Some(scaled.into_iter().map(|v| if v >= least { all } else { 0 }).collect())
         }
     };
+    let mut mask = mask;
+    let planted = source.shortcut(i, (image.width, image.height));
+    if let (Some(mask), false) = (&mut mask, planted.is_empty()) {
+        if sample.classes.len() > SHORTCUT {
+            return Err(Error::new(format!(
+                "image {}: a shortcut takes the place of an eighth class's mask",
+                sample.id
+            )));
+        }
+        for b in planted {
+            // Pixels whose centre lies in the rectangle; at least one.
+            let range = |at: f64, length: f64, of: usize| {
+                let scale = size as f64 / of as f64;
+                let first = ((at * scale - 0.5).ceil().max(0.0) as usize).min(size - 1);
+                let end = ((at + length) * scale - 0.5).ceil().max(0.0) as usize;
+                first..end.clamp(first + 1, size)
+            };
+            for y in range(b.y, b.height, image.height) {
+                range(b.x, b.width, image.width).for_each(|x| mask[y * size + x] |= 1 << SHORTCUT);
+            }
+        }
+    }
     Ok((pixels, mask, image.is_8_bit()))
 }
 
@@ -319,6 +345,12 @@ impl Store {
         })
     }
 
+    /// The planted shortcut of image `i`, row-major, 0 and 1; all 0 where there is none.
+    pub fn shortcut(&self, i: usize, classes: usize) -> Vec<u8> {
+        let has = classes <= SHORTCUT && self.mapped.known(i);
+        self.mapped.mask(i).iter().map(|b| if has { b >> SHORTCUT & 1 } else { 0 }).collect()
+    }
+
     /// The image's grey values as stored (the mean of its channels), scaled to 8 bits.
     pub fn grey(&self, i: usize) -> Vec<u8> {
         let raw = self.mapped.image(i);
@@ -401,6 +433,31 @@ mod tests {
         let value = whole.batch(&[8]).unwrap().double_value(&[0, 1, 0, 5]);
         assert!((value - (raw / 255.0 - 0.4) / 0.3).abs() < 1e-6);
         assert!(whole.batch(&[9]).is_err());
+    }
+
+    #[test]
+    fn a_planted_shortcut_is_where_the_image_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let phantom = Phantom { count: 6, pixels: 128, shortcut: Some(1.0), ..Phantom::default() };
+        let source = open(&DataSpec::Phantom(phantom), &Task::default()).unwrap();
+        for side in [128, 64] {
+            let file = folder.path().join(format!("{side}.safetensors"));
+            prepare(source.as_ref(), side, &file, &mut |_, _| {}).unwrap();
+            let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
+            for (i, sample) in source.samples().iter().enumerate() {
+                let shortcut = store.shortcut(i, sample.classes.len());
+                let grey = store.grey(i);
+                assert_eq!(shortcut.contains(&1), sample.has(1), "image {i}");
+                // An L of bars of a thirty-second: 4 + 2 squares, all as bright as can be.
+                let bright = (0..side * side).filter(|p| shortcut[*p] == 1);
+                assert!(bright.clone().all(|p| grey[p] > 200), "image {i} of {side}");
+                let unit = side / 32;
+                assert!(!sample.has(1) || bright.count() == 6 * unit * unit);
+                // The finding's mask is another bit.
+                let mask = store.mask(i, sample.mask_bit(1)).unwrap();
+                assert!(mask.iter().zip(&shortcut).all(|(m, s)| m + s < 2));
+            }
+        }
     }
 
     #[test]

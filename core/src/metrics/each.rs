@@ -1,16 +1,20 @@
-//! Metrics that are a function of one map, with its mask or without: on the CPU, an image a thread.
+//! What metrics of images share: those that are a function of one map, with its mask or without (on the CPU, an image a
+//! thread), and those that ask the model or the explainer.
 
 use super::pixel_auprc::no_mask;
-use super::{Batch, Bench, Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
+use super::removal::usable;
+use super::{
+    Batch, Bench, Better, Curve, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size, State,
+};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// A metric that is such a function; its parameter, if it has one, is the function's second argument.
 pub struct OfOneMap {
-    pub masked: bool,
+    pub masks: Masks,
     pub spec: fn() -> MetricSpec,
     pub score: fn(&Image<'_>, f64) -> Score,
 }
@@ -21,15 +25,12 @@ impl Metric for OfOneMap {
     }
 
     fn needs(&self) -> Needs {
-        match self.masked {
-            true => Needs::masked(Size::Mask, Form::Raw),
-            false => Needs { maps: Some((Size::Mask, Form::Raw)), ..Needs::PREDICTIONS },
-        }
+        Needs { masks: self.masks, ..Needs::of_maps(Size::Mask, Form::Raw) }
     }
 
     fn start(&self, parameters: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
         let parameter = parameters.values().next().copied().unwrap_or_default();
-        Ok(Box::new(Each { masked: self.masked, score: self.score, parameter }))
+        Ok(Box::new(Each { masks: self.masks, score: self.score, parameter }))
     }
 }
 
@@ -71,7 +72,7 @@ impl Image<'_> {
 
 /// The evaluation by such a function. An empty or unknown mask is not applicable, a map that is not finite a failure.
 struct Each {
-    masked: bool,
+    masks: Masks,
     score: fn(&Image<'_>, f64) -> Score,
     parameter: f64,
 }
@@ -81,22 +82,23 @@ impl Evaluation for Each {
         let maps = batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
         let shape = maps.size();
         let (n, width) = (batch.known.len(), shape.last().copied().unwrap_or(1) as usize);
-        let values = maps::values(&maps.f_to_device(Device::Cpu)?)?;
-        let masks = match (self.masked, batch.masks) {
-            (true, Some(masks)) => {
+        let masked = self.masks != Masks::None;
+        // Copied once for all metrics of these maps.
+        let values = batch.cell.get("values", || maps::values(&maps.f_to_device(Device::Cpu)?))?;
+        let masks = match (masked, batch.masks) {
+            (true, Some(masks)) => batch.scene.get(&format!("masks {:?}", self.masks), || {
                 let flat = masks.f_to_device(Device::Cpu)?.f_to_kind(Kind::Uint8)?.f_contiguous()?.f_flatten(0, -1)?;
-                Vec::<u8>::try_from(flat)?
-            }
+                Ok(Vec::<u8>::try_from(flat)?)
+            })?,
             (true, None) => return Err(Error::new("this metric was given no masks")),
-            (false, _) => vec![],
+            (false, _) => Default::default(),
         };
+        let (values, masks) = (values.as_slice(), masks.as_slice());
         let size = values.len() / n.max(1);
         let one = |i: usize| {
             let map = &values[i * size..][..size];
-            let mask = if self.masked { &masks[i * size..][..size] } else { &[] };
-            if self.masked
-                && let Some(score) = no_mask(batch.known[i], mask.contains(&1))
-            {
+            let mask = if masked { &masks[i * size..][..size] } else { &[] };
+            if masked && let Some(score) = no_mask(self.masks, batch.known[i], mask.contains(&1)) {
                 return score;
             }
             if batch.faults[i] == Fault::NotFinite {
@@ -109,6 +111,135 @@ impl Evaluation for Each {
             }
         };
         Ok((0..n).into_par_iter().map(one).collect())
+    }
+}
+
+/// A metric that asks the model or the explainer: a value an image, from a whole batch.
+pub struct Asking {
+    pub spec: fn() -> MetricSpec,
+    pub needs: Needs,
+    /// What a constant map is.
+    pub constant: Constant,
+    /// What the axes of the curve behind the values show, if there is one; x goes from 0 to 1.
+    pub axes: Option<(&'static str, &'static str)>,
+    pub score: fn(&Ask<'_>, &mut dyn Bench) -> Result<Found>,
+}
+
+/// What a constant map is to a metric.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Constant {
+    /// Scored like another, and counted.
+    Counts,
+    /// A failure: the metric is about how a map varies.
+    Fails,
+}
+
+/// What is asked.
+pub struct Ask<'a> {
+    pub batch: &'a Batch<'a>,
+    pub parameters: &'a BTreeMap<String, f64>,
+    pub seed: u64,
+}
+
+impl Ask<'_> {
+    pub fn number(&self, name: &str) -> Result<f64> {
+        super::number(self.parameters, name)
+    }
+
+    /// The maps, as the metric wants them.
+    pub fn maps(&self) -> Result<&Tensor> {
+        self.batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))
+    }
+
+    /// Values of an image that can be scored; others are failures.
+    pub fn each(&self, one: impl Fn(usize) -> Score) -> Found {
+        let mut scores = vec![Score::failed(NOT_FINITE); self.batch.faults.len()];
+        usable(self.batch).into_iter().for_each(|i| scores[i] = one(i));
+        Found { scores, curves: vec![] }
+    }
+}
+
+/// The answers, an image each.
+pub struct Found {
+    pub scores: Vec<Score>,
+    /// Values at equal distances, an image; none of one that cannot be scored.
+    pub curves: Vec<Vec<f64>>,
+}
+
+pub const NOT_FINITE: &str = "the map is not finite";
+
+impl Metric for Asking {
+    fn spec(&self) -> MetricSpec {
+        (self.spec)()
+    }
+
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    fn start(&self, parameters: &BTreeMap<String, f64>, seed: u64) -> Result<Box<dyn Evaluation>> {
+        let (score, axes, constant) = (self.score, self.axes, self.constant);
+        Ok(Box::new(Asked { score, axes, constant, parameters: parameters.clone(), seed, sum: vec![], curves: 0 }))
+    }
+}
+
+struct Asked {
+    score: fn(&Ask<'_>, &mut dyn Bench) -> Result<Found>,
+    axes: Option<(&'static str, &'static str)>,
+    constant: Constant,
+    parameters: BTreeMap<String, f64>,
+    seed: u64,
+    /// Of the curves, and how many.
+    sum: Vec<f64>,
+    curves: i64,
+}
+
+impl Asked {
+    fn add(&mut self, curve: &[f64], times: i64) {
+        self.sum.resize(self.sum.len().max(curve.len()), 0.0);
+        self.sum.iter_mut().zip(curve).for_each(|(s, v)| *s += v);
+        self.curves += times;
+    }
+}
+
+impl Evaluation for Asked {
+    fn update(&mut self, batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Vec<Score>> {
+        let ask = Ask { batch, parameters: &self.parameters, seed: self.seed };
+        let found = (self.score)(&ask, bench)?;
+        found.curves.iter().filter(|c| !c.is_empty()).for_each(|c| self.add(c, 1));
+        let kept = found.scores.into_iter().zip(batch.faults).map(|(score, fault)| match (fault, self.constant) {
+            (Fault::NotFinite, _) => Score::failed(NOT_FINITE),
+            (Fault::Constant, Constant::Fails) => Score::failed(Score::CONSTANT),
+            (Fault::Constant, Constant::Counts) if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
+            _ => score,
+        });
+        Ok(kept.collect())
+    }
+
+    fn state(&self) -> Result<State> {
+        if self.curves == 0 {
+            return Ok(vec![]);
+        }
+        Ok(vec![
+            ("sum".into(), Tensor::f_from_slice(&self.sum)?),
+            ("curves".into(), Tensor::f_from_slice(&[self.curves])?),
+        ])
+    }
+
+    fn merge(&mut self, state: &State) -> Result<()> {
+        let find = |name: &str| state.iter().find(|(n, _)| n == name).map(|(_, t)| t);
+        if let (Some(sum), Some(curves)) = (find("sum"), find("curves")) {
+            let sum = Vec::<f64>::try_from(sum)?;
+            self.add(&sum, curves.f_int64_value(&[0])?);
+        }
+        Ok(())
+    }
+
+    fn curve(&self) -> Result<Option<Curve>> {
+        let (Some((x, y)), true) = (self.axes, self.curves > 0) else { return Ok(None) };
+        let steps = (self.sum.len() - 1).max(1) as f64;
+        let points = self.sum.iter().enumerate().map(|(k, s)| [k as f64 / steps, s / self.curves as f64]).collect();
+        Ok(Some(Curve { x: x.into(), y: y.into(), points }))
     }
 }
 

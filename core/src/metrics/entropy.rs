@@ -3,9 +3,9 @@
 //! sizes compare. Oracle: Quantus `Complexity`, which is not divided.
 
 use super::each::{Image, OfOneMap, share};
-use super::{Better, MetricSpec, Score};
+use super::{Better, Masks, MetricSpec, Score};
 
-pub static ENTROPY: OfOneMap = OfOneMap { masked: false, spec, score };
+pub static ENTROPY: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

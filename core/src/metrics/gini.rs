@@ -2,9 +2,9 @@
 //! Training", ICML 2020, arXiv:1810.06583. Oracle: Quantus `Sparseness` (which adds 1e-7 to every value).
 
 use super::each::{Image, OfOneMap, share};
-use super::{MetricSpec, Score};
+use super::{Masks, MetricSpec, Score};
 
-pub static GINI: OfOneMap = OfOneMap { masked: false, spec, score };
+pub static GINI: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -3,9 +3,9 @@
 //! under a random choice. Quantus 0.6 takes the first, and calls an empty mask and a map of zeros a hit.
 
 use super::each::{Image, OfOneMap, share};
-use super::{MetricSpec, Score};
+use super::{Masks, MetricSpec, Score};
 
-pub static HIT: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

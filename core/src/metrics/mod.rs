@@ -6,20 +6,56 @@
 //! so through a [`Bench`]; this crate loads no plugin.
 
 pub mod auroc;
+pub mod average_drop;
+pub mod average_increase;
 pub mod average_precision;
+pub mod average_sensitivity;
+pub mod completeness_gap;
 pub mod deletion;
+pub mod dice;
+pub mod dice_otsu;
 mod each;
+pub mod effective_complexity;
 pub mod entropy;
+pub mod equivariance;
+pub mod froc;
 pub mod gini;
 pub mod hit;
+pub mod impute;
+pub mod infidelity;
+pub mod insertion;
+pub mod iou;
+pub mod iou_otsu;
+pub mod local_lipschitz;
+pub mod mass_lift;
+pub mod max_sensitivity;
+pub mod memo;
+pub mod mu_fidelity;
+pub mod nodule_recall;
+mod otsu;
+pub mod parameter_randomisation;
 pub mod pixel_auprc;
 pub mod pixel_auprc_pooled;
 pub mod pixel_auroc;
+pub mod pixel_auroc_pooled;
+mod pooled;
+pub mod random_logit;
+pub mod relative_input_stability;
+pub mod relative_output_stability;
 pub mod relevance_mass;
 pub mod relevance_rank;
+mod removal;
+pub mod road;
+pub mod sensitivity_n;
+pub mod shortcut_mass;
+pub mod srg;
+mod subsets;
+pub mod threshold;
 pub mod tolerant_hit;
 pub mod top_k;
+mod vary;
 
+use self::memo::Memo;
 use crate::maps::Fault;
 use crate::task::Task;
 use crate::{Error, Result};
@@ -42,7 +78,7 @@ pub enum Better {
     Lower,
 }
 
-/// A number that a spec may set.
+/// A number that a spec may set, or one of several words.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Parameter {
     pub name: &'static str,
@@ -50,6 +86,86 @@ pub struct Parameter {
     pub least: f64,
     pub greatest: f64,
     pub text: &'static str,
+    /// The words; empty for a number. A word's value is its place, from 0.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub choices: &'static [&'static str],
+}
+
+impl Parameter {
+    /// A number from `least` to `greatest`.
+    pub const fn number(name: &'static str, default: f64, least: f64, greatest: f64, text: &'static str) -> Self {
+        Parameter { name, default, least, greatest, text, choices: &[] }
+    }
+
+    /// One of several words, by default the first.
+    pub const fn choice(name: &'static str, choices: &'static [&'static str], text: &'static str) -> Self {
+        Parameter { name, default: 0.0, least: 0.0, greatest: choices.len() as f64 - 1.0, text, choices }
+    }
+
+    /// The default, and what else it may be, in words.
+    pub fn shown(&self) -> (String, String) {
+        match self.choices.first() {
+            Some(first) => (format!("\"{first}\""), self.choices.join(" | ")),
+            None => (self.default.to_string(), format!("number, {} to {}", self.least, self.greatest)),
+        }
+    }
+
+    fn read(&self, given: Option<&Setting>) -> Result<f64> {
+        let name = self.name;
+        match given {
+            None => Ok(self.default),
+            Some(Setting::Number(value)) if self.choices.is_empty() => {
+                match (self.least..=self.greatest).contains(value) {
+                    true => Ok(*value),
+                    false => {
+                        let (least, most) = (self.least, self.greatest);
+                        Err(Error::new(format!("parameter {name}: {value} is not a number from {least} to {most}")))
+                    }
+                }
+            }
+            Some(other) => {
+                let place = match other {
+                    Setting::Choice(word) => self.choices.iter().position(|c| c == word),
+                    Setting::Number(_) => None,
+                };
+                let wanted = self.shown().1;
+                place
+                    .map(|p| p as f64)
+                    .ok_or_else(|| Error::new(format!("parameter {name}: {other} is none of {wanted}")))
+            }
+        }
+    }
+}
+
+/// What a spec sets a parameter to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    Number(f64),
+    Choice(String),
+}
+
+impl std::fmt::Display for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Setting::Number(value) => write!(f, "{value}"),
+            Setting::Choice(word) => write!(f, "\"{word}\""),
+        }
+    }
+}
+
+/// Least and greatest value; an end that is open is null in JSON.
+pub mod bounds {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(range: &[f64; 2], s: S) -> Result<S::Ok, S::Error> {
+        range.map(|v| v.is_finite().then_some(v)).serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[f64; 2], D::Error> {
+        let [low, high] = <[Option<f64>; 2]>::deserialize(d)?;
+        Ok([low.unwrap_or(f64::NEG_INFINITY), high.unwrap_or(f64::INFINITY)])
+    }
 }
 
 /// What `lightbox list metrics` and `lightbox info` say of a metric.
@@ -65,7 +181,9 @@ pub struct MetricSpec {
     pub level: Level,
     pub formula: &'static str,
     pub better: Better,
-    /// Least and greatest value. A failed map counts as the worse of them.
+    /// Least and greatest value. A failed map counts as the worse of them; where that end is open, it is in no mean, but
+    /// counted, and the last in every ranking.
+    #[serde(with = "bounds")]
     pub range: [f64; 2],
     /// What a map that knows nothing scores.
     pub chance: &'static str,
@@ -81,33 +199,30 @@ pub struct MetricSpec {
 }
 
 impl MetricSpec {
-    /// What a failed map counts as.
-    pub fn worst(&self) -> f64 {
-        match self.better {
-            Better::Higher => self.range[0],
-            Better::Lower => self.range[1],
-        }
+    /// What a failed map counts as in a mean; none where that end of the range is open.
+    pub fn worst(&self) -> Option<f64> {
+        worst(self.better, self.range)
     }
 
     /// Values for all parameters. An unknown name or a value outside its range is an error.
-    pub fn resolve(&self, given: &BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>> {
+    pub fn resolve(&self, given: &BTreeMap<String, Setting>) -> Result<BTreeMap<String, f64>> {
         if let Some(name) = given.keys().find(|n| self.parameters.iter().all(|p| p.name != n.as_str())) {
             let known: Vec<&str> = self.parameters.iter().map(|p| p.name).collect();
             let known = if known.is_empty() { "it has none".into() } else { format!("known: {}", known.join(", ")) };
             return Err(Error::new(format!("unknown parameter {name} ({known})")));
         }
-        let read = |p: &Parameter| {
-            let value = given.get(p.name).copied().unwrap_or(p.default);
-            match (p.least..=p.greatest).contains(&value) {
-                true => Ok((p.name.to_string(), value)),
-                false => {
-                    let (name, least, most) = (p.name, p.least, p.greatest);
-                    Err(Error::new(format!("parameter {name}: {value} is not a number from {least} to {most}")))
-                }
-            }
-        };
-        self.parameters.iter().map(read).collect()
+        self.parameters.iter().map(|p| Ok((p.name.to_string(), p.read(given.get(p.name))?))).collect()
     }
+}
+
+/// The worse end of a range, where it is not open.
+pub fn worst(better: Better, range: [f64; 2]) -> Option<f64> {
+    Some(if better == Better::Higher { range[0] } else { range[1] }).filter(|v| v.is_finite())
+}
+
+/// A resolved parameter.
+fn number(parameters: &BTreeMap<String, f64>, name: &str) -> Result<f64> {
+    parameters.get(name).copied().ok_or_else(|| Error::new(format!("parameter {name} is missing")))
 }
 
 /// At which size a metric wants maps.
@@ -132,22 +247,40 @@ pub enum Form {
 pub struct Needs {
     /// The maps, at a size and in a form. Without them the metric is about the model's predictions.
     pub maps: Option<(Size, Form)>,
-    pub masks: bool,
+    pub masks: Masks,
     /// The model: [`Bench::run`].
     pub model: bool,
     /// The explainer: [`Bench::explain`].
     pub explainer: bool,
     /// Copies of the model with other parameters: [`Bench::fork`].
     pub fork: bool,
+    /// Maps of validation images too: [`Evaluation::tune`].
+    pub validation: bool,
+}
+
+/// Which masks a metric compares maps with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masks {
+    None,
+    /// Of the explained class.
+    Finding,
+    /// Of what was planted to mislead the model, where the data has it.
+    Shortcut,
 }
 
 impl Needs {
     /// Of a metric of predictions.
-    pub const PREDICTIONS: Needs = Needs { maps: None, masks: false, model: false, explainer: false, fork: false };
+    pub const PREDICTIONS: Needs =
+        Needs { maps: None, masks: Masks::None, model: false, explainer: false, fork: false, validation: false };
+
+    /// Of a metric that looks at maps alone.
+    pub const fn of_maps(size: Size, form: Form) -> Needs {
+        Needs { maps: Some((size, form)), ..Needs::PREDICTIONS }
+    }
 
     /// Of a metric that compares maps with masks.
     pub const fn masked(size: Size, form: Form) -> Needs {
-        Needs { maps: Some((size, form)), masks: true, ..Needs::PREDICTIONS }
+        Needs { maps: Some((size, form)), masks: Masks::Finding, ..Needs::PREDICTIONS }
     }
 }
 
@@ -217,12 +350,26 @@ pub struct Batch<'a> {
     pub masks: Option<&'a Tensor>,
     /// Whether the mask is known, an image.
     pub known: &'a [bool],
+    /// Whether the explainer's maps have a sign that means something.
+    pub signed: bool,
+    /// What metrics made for these images, whatever the explainer.
+    pub scene: &'a Memo,
+    /// What metrics made for these maps.
+    pub cell: &'a Memo,
+}
+
+/// What a model says of images.
+pub struct Answer {
+    /// [n, classes] float64, CPU.
+    pub logits: Tensor,
+    /// Softmax or sigmoid of them, as the task has it; [n, classes] float64, CPU.
+    pub scores: Tensor,
 }
 
 /// The model and the explainer of a cell, as far as a metric may use them.
 pub trait Bench {
-    /// The scores [n, classes] float64, CPU, of normalised images [n, C, H, W].
-    fn run(&mut self, images: &Tensor) -> Result<Tensor>;
+    /// What the model says of normalised images [n, C, H, W].
+    fn run(&mut self, images: &Tensor) -> Result<Answer>;
 
     /// The explainer's maps [n, h, w] of other images, explained for `targets`.
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> Result<Tensor>;
@@ -246,7 +393,7 @@ pub trait Bench {
 pub struct NoBench;
 
 impl Bench for NoBench {
-    fn run(&mut self, _: &Tensor) -> Result<Tensor> {
+    fn run(&mut self, _: &Tensor) -> Result<Answer> {
         Err(Error::new("this metric did not ask for the model"))
     }
     fn explain(&mut self, _: &Tensor, _: &[i64], _: &[u64]) -> Result<Tensor> {
@@ -266,13 +413,22 @@ impl Bench for NoBench {
 /// What an evaluation has summed up: named tensors, CPU.
 pub type State = Vec<(String, Tensor)>;
 
+/// A curve that stands behind a metric's values, for the report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// What the axes show.
+    pub x: String,
+    pub y: String,
+    pub points: Vec<[f64; 2]>,
+}
+
 /// A metric at work on the maps of one cell (a model, fold and explainer).
 pub trait Evaluation: Send {
-    /// Takes a batch. A metric of [`Level::Image`] answers for each image; one of [`Level::Set`]
-    /// says which images count ([`Score::counted`]), or nothing.
+    /// Takes a batch. A metric of [`Level::Image`] answers for each image, now or, where it is tuned on validation images,
+    /// in the end ([`Evaluation::images`]); one of [`Level::Set`] says which images count ([`Score::counted`]), or nothing.
     fn update(&mut self, batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Vec<Score>>;
 
-    /// What was summed up so far; empty for a metric of [`Level::Image`].
+    /// What was summed up so far; empty where there is nothing to sum.
     fn state(&self) -> Result<State> {
         Ok(Vec::new())
     }
@@ -283,8 +439,25 @@ pub trait Evaluation: Send {
         Ok(())
     }
 
+    /// Takes what an evaluation summed up over validation images; after all merging, before the end. An empty state where
+    /// there are none.
+    fn tune(&mut self, state: &State) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+
     /// The value of the set; `None` for a metric of [`Level::Image`].
     fn finish(&self) -> Result<Option<Score>> {
+        Ok(None)
+    }
+
+    /// Values an image (by its id) that are known in the end only.
+    fn images(&self) -> Result<Vec<(u64, Score)>> {
+        Ok(Vec::new())
+    }
+
+    /// The curve behind the values, where there is one.
+    fn curve(&self) -> Result<Option<Curve>> {
         Ok(None)
     }
 }
@@ -298,7 +471,7 @@ pub struct Predictions<'a> {
     pub labels: &'a [Vec<u8>],
 }
 
-/// A metric. One file, one line in [`all`].
+/// A metric. One file, one line in `ALL`.
 pub trait Metric: Send + Sync {
     fn spec(&self) -> MetricSpec;
 
@@ -325,27 +498,57 @@ fn over_classes(p: &Predictions<'_>, reason: &'static str, f: impl Fn(&[f64], &[
 }
 
 /// All metrics, in the names' order.
-pub fn all() -> [&'static dyn Metric; 13] {
-    [
-        &average_precision::Auprc,
-        &auroc::Auroc,
-        &deletion::Deletion,
-        &entropy::ENTROPY,
-        &gini::GINI,
-        &hit::HIT,
-        &pixel_auprc::PixelAuprc,
-        &pixel_auprc_pooled::PixelAuprcPooled,
-        &pixel_auroc::PIXEL_AUROC,
-        &relevance_mass::RELEVANCE_MASS,
-        &relevance_rank::RELEVANCE_RANK,
-        &tolerant_hit::TOLERANT_HIT,
-        &top_k::TOP_K,
-    ]
+static ALL: &[&dyn Metric] = &[
+    &average_precision::Auprc,
+    &auroc::Auroc,
+    &average_drop::AVERAGE_DROP,
+    &average_increase::AVERAGE_INCREASE,
+    &average_sensitivity::AVERAGE_SENSITIVITY,
+    &completeness_gap::COMPLETENESS_GAP,
+    &deletion::DELETION,
+    &dice::DICE,
+    &dice_otsu::DICE_OTSU,
+    &effective_complexity::EFFECTIVE_COMPLEXITY,
+    &entropy::ENTROPY,
+    &equivariance::EQUIVARIANCE,
+    &froc::FROC,
+    &gini::GINI,
+    &hit::HIT,
+    &infidelity::INFIDELITY,
+    &insertion::INSERTION,
+    &iou::IOU,
+    &iou_otsu::IOU_OTSU,
+    &local_lipschitz::LOCAL_LIPSCHITZ,
+    &mass_lift::MASS_LIFT,
+    &max_sensitivity::MAX_SENSITIVITY,
+    &mu_fidelity::MU_FIDELITY,
+    &nodule_recall::NODULE_RECALL,
+    &parameter_randomisation::PARAMETER_RANDOMISATION,
+    &pixel_auprc::PixelAuprc,
+    &pixel_auprc_pooled::PixelAuprcPooled,
+    &pixel_auroc::PIXEL_AUROC,
+    &pixel_auroc_pooled::PixelAurocPooled,
+    &random_logit::RANDOM_LOGIT,
+    &relative_input_stability::RELATIVE_INPUT_STABILITY,
+    &relative_output_stability::RELATIVE_OUTPUT_STABILITY,
+    &relevance_mass::RELEVANCE_MASS,
+    &relevance_rank::RELEVANCE_RANK,
+    &road::ROAD,
+    &sensitivity_n::SENSITIVITY_N,
+    &shortcut_mass::SHORTCUT_MASS,
+    &srg::SRG,
+    &tolerant_hit::TOLERANT_HIT,
+    &top_k::TOP_K,
+];
+
+/// All metrics, in the names' order.
+pub fn all() -> &'static [&'static dyn Metric] {
+    ALL
 }
 
 /// The metric of this name; otherwise an error that lists the known.
 pub fn find(name: &str) -> Result<&'static dyn Metric> {
-    let found = all().into_iter().find(|m| m.spec().name == name);
+    let found = all().iter().copied().find(|m| m.spec().name == name);
     found.ok_or_else(|| {
         let known: Vec<&str> = all().iter().map(|m| m.spec().name).collect();
         Error::new(format!("no metric is named {name} (known: {})", known.join(", ")))
@@ -358,8 +561,13 @@ mod tests {
 
     #[test]
     fn parameters_are_checked_and_filled() {
-        let spec = deletion::Deletion.spec();
-        let given = |name: &str, value: f64| spec.resolve(&[(name.to_string(), value)].into());
+        let spec = deletion::DELETION.spec();
+        let given = |name: &str, value: f64| spec.resolve(&[(name.to_string(), Setting::Number(value))].into());
+        let word = |word: &str| spec.resolve(&[("baseline".to_string(), Setting::Choice(word.into()))].into());
+        assert_eq!(word("blur").unwrap()["baseline"], 1.0);
+        let text = "parameter baseline: \"blurr\" is none of mean | blur | zero | noisy";
+        assert_eq!(word("blurr").unwrap_err().to_string(), text);
+        assert!(given("baseline", 1.0).is_err());
         assert_eq!(given("steps", 5.0).unwrap()["steps"], 5.0);
         assert!(spec.resolve(&BTreeMap::new()).unwrap().contains_key("steps"));
         assert!(given("steps", 0.0).unwrap_err().to_string().contains("parameter steps: 0 is not a number from"));
@@ -373,7 +581,8 @@ mod tests {
         let mut sorted = names.clone();
         sorted.sort_unstable();
         assert_eq!(names, sorted);
-        assert_eq!(find("pixel-auprc").unwrap().spec().worst(), 0.0);
-        assert_eq!(find("deletion").unwrap().spec().worst(), 1.0);
+        assert_eq!(find("pixel-auprc").unwrap().spec().worst(), Some(0.0));
+        assert_eq!(find("deletion").unwrap().spec().worst(), Some(1.0));
+        assert_eq!(find("infidelity").unwrap().spec().worst(), None);
     }
 }

@@ -3,7 +3,7 @@
 //! SPIE Medical Imaging 2024. Oracle: scikit-learn `average_precision_score`. The kernel is in `average_precision.rs`.
 
 use super::average_precision::{Score as Pixels, average_precision_by_libtorch, pixel_average_precision};
-use super::{Batch, Bench, Better, Evaluation, Form, Level, Metric, MetricSpec, Needs, Score, Size};
+use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -48,11 +48,12 @@ impl Metric for PixelAuprc {
 struct At;
 
 /// Why a mask cannot be compared with; `None` where it can.
-pub(super) fn no_mask(known: bool, marked: bool) -> Option<Score> {
+pub(super) fn no_mask(of: Masks, known: bool, marked: bool) -> Option<Score> {
     match (known, marked) {
+        (true, true) => None,
+        _ if of == Masks::Shortcut => Some(Score::not_applicable("no shortcut")),
         (false, _) => Some(Score::not_applicable("no mask")),
         (_, false) => Some(Score::not_applicable("empty mask")),
-        _ => None,
     }
 }
 
@@ -71,7 +72,7 @@ impl Evaluation for At {
                 Vec::<i64>::try_from(flat.f_any_dim(1, false)?.f_to_kind(Kind::Int64)?.f_to_device(Device::Cpu)?)?;
             let ap = average_precision_by_libtorch(&maps.f_nan_to_num(0.0, 0.0, 0.0)?, masks)?;
             // An image without a mask says nothing of the map, whatever the map is.
-            let one = |i: usize| match (no_mask(batch.known[i], marked[i] != 0), batch.faults[i]) {
+            let one = |i: usize| match (no_mask(Masks::Finding, batch.known[i], marked[i] != 0), batch.faults[i]) {
                 (Some(score), _) => score,
                 (None, Fault::NotFinite) => Score::failed("the map is not finite"),
                 (None, fault) => Score::of(ap[i], fault),
@@ -82,7 +83,7 @@ impl Evaluation for At {
         let size = values.len() / n.max(1);
         let one = |i: usize| {
             let (map, mask) = (&values[i * size..][..size], &marks[i * size..][..size]);
-            if let Some(score) = no_mask(batch.known[i], mask.contains(&1)) {
+            if let Some(score) = no_mask(Masks::Finding, batch.known[i], mask.contains(&1)) {
                 return score;
             }
             if batch.faults[i] == Fault::NotFinite {
@@ -102,6 +103,7 @@ impl Evaluation for At {
 pub(super) mod tests {
     use super::*;
     use crate::metrics::NoBench;
+    use crate::metrics::memo::Memo;
 
     /// Scores [n, 1, w] maps against masks that are all known.
     pub fn score(metric: &dyn Metric, maps: &[&[f32]], masks: &[&[u8]]) -> (Vec<Score>, Option<Score>) {
@@ -119,6 +121,9 @@ pub(super) mod tests {
             faults: &faults,
             masks: Some(&Tensor::from_slice(&masks.concat()).reshape(shape)),
             known: &vec![true; maps.len()],
+            signed: false,
+            scene: &Memo::default(),
+            cell: &Memo::default(),
         };
         let scores = evaluation.update(&batch, &mut NoBench).unwrap();
         // What was saved and merged into a new evaluation is what was seen.

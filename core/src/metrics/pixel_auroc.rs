@@ -3,9 +3,9 @@
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
 use super::each::{Image, OfOneMap, share};
-use super::{MetricSpec, Score};
+use super::{Masks, MetricSpec, Score};
 
-pub static PIXEL_AUROC: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static PIXEL_AUROC: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

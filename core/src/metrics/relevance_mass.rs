@@ -3,9 +3,9 @@
 //! probabilities has mass everywhere.
 
 use super::each::{Image, OfOneMap, share};
-use super::{MetricSpec, Score};
+use super::{Masks, MetricSpec, Score};
 
-pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -19,14 +19,22 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+/// The share of the positive mass in the mask; none where there is no positive value.
+pub(super) fn mass_inside(image: &Image<'_>) -> Option<f64> {
     let (mut inside, mut all) = (0f64, 0f64);
     for (v, m) in image.map.iter().zip(image.mask) {
         let mass = f64::from(v.max(0.0));
         all += mass;
         inside += if *m == 1 { mass } else { 0.0 };
     }
-    if all > 0.0 { Score::ok(inside / all) } else { Score::failed("the map has no positive value") }
+    (all > 0.0).then(|| inside / all)
+}
+
+fn score(image: &Image<'_>, _: f64) -> Score {
+    match mass_inside(image) {
+        Some(mass) => Score::ok(mass),
+        None => Score::failed("the map has no positive value"),
+    }
 }
 
 #[cfg(test)]

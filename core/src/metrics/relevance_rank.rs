@@ -4,9 +4,9 @@
 //! at the top.
 
 use super::each::{Image, OfOneMap, share, share_of_highest};
-use super::{MetricSpec, Score};
+use super::{Masks, MetricSpec, Score};
 
-pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -2,9 +2,9 @@
 //! game of Zhang et al., ECCV 2016, arXiv:1608.00507, whose tolerance is 15 pixels.
 
 use super::each::{Image, OfOneMap, share};
-use super::{MetricSpec, Parameter, Score};
+use super::{Masks, MetricSpec, Parameter, Score};
 
-pub static TOLERANT_HIT: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static TOLERANT_HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -15,13 +15,7 @@ fn spec() -> MetricSpec {
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of pixels near the mask and is counted",
         reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
-        parameters: vec![Parameter {
-            name: "radius",
-            default: 0.05,
-            least: 0.0,
-            greatest: 1.0,
-            text: "how near counts, of the image's width",
-        }],
+        parameters: vec![Parameter::number("radius", 0.05, 0.0, 1.0, "how near counts, of the image's width")],
         ..share("tolerant-hit", "localisation")
     }
 }

@@ -3,9 +3,9 @@
 //! Quantus 0.6 takes them in the order of their numbers.
 
 use super::each::{Image, OfOneMap, share, share_of_highest};
-use super::{MetricSpec, Parameter, Score};
+use super::{Masks, MetricSpec, Parameter, Score};
 
-pub static TOP_K: OfOneMap = OfOneMap { masked: true, spec, score };
+pub static TOP_K: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -16,13 +16,7 @@ fn spec() -> MetricSpec {
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted; a mask smaller than k bounds the value by its size over k",
         reference: "Theiner, Mueller-Budack, Ewerth: Interpretable Semantic Photo Geolocation, WACV 2022, arXiv:2104.14995",
-        parameters: vec![Parameter {
-            name: "share",
-            default: 0.01,
-            least: 0.0,
-            greatest: 1.0,
-            text: "k, of the image's pixels; at least one pixel",
-        }],
+        parameters: vec![Parameter::number("share", 0.01, 0.0, 1.0, "k, of the image's pixels; at least one pixel")],
         ..share("top-k", "localisation")
     }
 }

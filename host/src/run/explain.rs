@@ -40,18 +40,20 @@ impl Worker {
         let (voice, identities) = (self.voice.clone(), self.identities()?);
         let engine = self.opened()?;
         let side = engine.spec.input.height;
-        let indices = block_of(&split.test, spec.block, block);
+        let indices = block_of(&split, samples, &task, fold, spec.block, block)?;
+        // The fold's validation images, on which some metrics are tuned: what they score is no result.
+        let validating = block >= identities.blocks();
 
         let mut shown = Vec::new();
         let mut rest = Vec::new();
-        for &i in indices {
+        for &i in &indices {
             let explained = is_explained(&task, &samples[i], &store, i)?;
             if explained { shown.push(i) } else { rest.push(i) }
         }
-        let choices = plan::map_metrics(&spec)?;
+        let choices = if validating { plan::tuned_metrics(&spec)? } else { plan::map_metrics(&spec)? };
         let chance = plan::chance_metrics(&spec)?;
         let with_chance = predict && !spec.explainers.is_empty();
-        let mut chance_cell = Cell::start(CHANCE, "", &chance, spec.seed)?;
+        let mut chance_cell = Cell::start(CHANCE, "", false, &chance, spec.seed)?;
         let mut cells: BTreeMap<usize, Vec<Cell>> = BTreeMap::new();
         let mut stored: BTreeMap<usize, (Vec<String>, Vec<Tensor>)> = BTreeMap::new();
         let mut seconds: BTreeMap<usize, f64> = BTreeMap::new();
@@ -132,7 +134,8 @@ impl Worker {
                     for (k, output) in outputs.names.iter().enumerate() {
                         let mine = cells.entry(index).or_default();
                         if mine.len() == k {
-                            mine.push(Cell::start(&name, output, &choices, spec.seed)?);
+                            let signed = engine.explainers[index].spec.signed;
+                            mine.push(Cell::start(&name, output, signed, &choices, spec.seed)?);
                         }
                         let explainer = Some((index, k));
                         let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };

@@ -316,7 +316,14 @@ impl Folder {
         let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(()) };
         for path in entries.flatten().map(|e| e.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let kinds = ["scores.parquet", "predictions.parquet", "maps.safetensors", "states.safetensors"];
+            let kinds = [
+                "scores.parquet",
+                "predictions.parquet",
+                "maps.safetensors",
+                "states.safetensors",
+                "curves.jsonl",
+                "agreement.jsonl",
+            ];
             let stem = kinds.iter().find_map(|kind| name.strip_suffix(&format!(".{kind}")));
             if stem.is_some_and(|stem| !self.unit(stem, "json").is_file()) {
                 std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
@@ -426,6 +433,45 @@ pub struct Survey {
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = files::read(path)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("{}: {e}", path.display())))
+}
+
+/// How alike the maps of explainers are, in a unit that reduces: sums over images ([`lightbox_core::agreement::Sums`]).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgreementRecord {
+    /// Explainer and output.
+    pub maps: Vec<(String, String)>,
+    pub images: usize,
+    pub correlation: Vec<f64>,
+    pub overlap: Vec<f64>,
+    pub counts: Vec<u64>,
+}
+
+/// A curve behind a metric's values, in a unit that reduces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CurveRecord {
+    pub explainer: String,
+    pub output: String,
+    pub metric: String,
+    pub curve: lightbox_core::metrics::Curve,
+}
+
+/// Writes one value a line.
+pub fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
+    let mut text = String::new();
+    for value in values {
+        let line = serde_json::to_string(value).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(files::write_text(path, &text)?)
+}
+
+/// Reads what [`write_lines`] wrote.
+pub fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let bytes = files::read(path)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = |l: &str| serde_json::from_str(l).map_err(|e| Error::input(format!("{}: {e}", path.display())));
+    text.lines().map(line).collect()
 }
 
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {

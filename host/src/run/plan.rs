@@ -6,13 +6,14 @@
 
 use super::events::Failure;
 use super::folder::{Cells, Environment, Folder, Record, hash};
+use super::scoring::validation_of;
 use super::spec::{MetricChoice, ModelChoice, RunSpec};
 use super::unit::Unit;
 use crate::engine::ExplainerChoice;
 use crate::error::{Error, Result};
 use lightbox_core::data::Sample;
 use lightbox_core::data::split::Split;
-use lightbox_core::metrics::{self, Level};
+use lightbox_core::metrics;
 use lightbox_core::summary::CHANCE;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,8 +27,10 @@ pub struct Identities {
     seed: u64,
     /// By fold.
     folds: Vec<String>,
-    /// By block.
+    /// By block of test images.
     blocks: Vec<String>,
+    /// By fold: the validation images that metrics are tuned on; empty where there are none.
+    validation: Vec<String>,
     models: BTreeMap<String, ModelIdentity>,
     /// Plugin and parameters, by label.
     explainers: BTreeMap<String, String>,
@@ -87,6 +90,10 @@ impl Identities {
             let id = hash([&explainer.name, plugin, &by_content(&explainer.params)?]);
             explainers.insert(explainer.label().to_string(), id);
         }
+        let validation = |fold: usize| -> Result<String> {
+            let images = validation_of(split, samples, &spec.task, fold, spec.block)?;
+            Ok(if images.is_empty() { String::new() } else { names(&images) })
+        };
         let metric = |m: &MetricChoice| Ok((m.label().to_string(), hash([m.name.clone(), json(&m.params)?])));
         Ok(Identities {
             task: json(&spec.task)?,
@@ -95,6 +102,7 @@ impl Identities {
             seed: spec.seed,
             folds: split.folds.iter().map(|f| hash([names(&f.train), names(&f.validation)])).collect(),
             blocks: split.test.chunks(spec.block).map(names).collect(),
+            validation: (0..split.folds.len()).map(validation).collect::<Result<_>>()?,
             models,
             explainers,
             metrics: spec.metrics.iter().map(metric).collect::<Result<_>>()?,
@@ -105,8 +113,18 @@ impl Identities {
         self.models.get(model).ok_or_else(|| Error::input(format!("the spec has no model {model}")))
     }
 
+    /// Of test images.
     pub fn blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Whether there are validation images to tune metrics on: they are the block after the last.
+    pub fn validates(&self, fold: usize) -> bool {
+        self.validation.get(fold).is_some_and(|v| !v.is_empty())
+    }
+
+    fn block(&self, fold: usize, block: usize) -> &str {
+        self.blocks.get(block).unwrap_or(&self.validation[fold])
     }
 
     pub fn side(&self, model: &str) -> Result<usize> {
@@ -130,7 +148,7 @@ impl Identities {
     pub fn predictions(&self, model: &str, fold: usize, seed: usize, block: usize) -> Result<String> {
         let side = self.model_of(model)?.side.to_string();
         let id = self.model(model, fold, seed)?;
-        Ok(hash(["predictions", &id, &self.data, &side, &self.task, &self.blocks[block]]))
+        Ok(hash(["predictions", &id, &self.data, &side, &self.task, self.block(fold, block)]))
     }
 
     pub fn fit(&self, model: &str, fold: usize, seed: usize, explainer: &str) -> Result<String> {
@@ -146,11 +164,11 @@ impl Identities {
         if explainer == CHANCE {
             // Which images are explained depends on the model where the predicted class is.
             let id = self.model(model, fold, seed)?;
-            return Ok(hash([CHANCE, &id, &self.data, &side, &self.task, &self.blocks[block]]));
+            return Ok(hash([CHANCE, &id, &self.data, &side, &self.task, self.block(fold, block)]));
         }
         // The training set's masks, and a fit's batches, are the fold's.
         let fit = self.fit(model, fold, seed, explainer)?;
-        Ok(hash(["maps", &fit, &side, &self.blocks[block]]))
+        Ok(hash(["maps", &fit, &side, self.block(fold, block)]))
     }
 
     /// A model and an explainer together, in any fold: what fails, or does not apply.
@@ -174,6 +192,12 @@ pub fn classes(spec: &RunSpec, model: &ModelChoice) -> usize {
 pub fn map_metrics(spec: &RunSpec) -> Result<Vec<&MetricChoice>> {
     let of_maps = |m: &&MetricChoice| metrics::find(&m.name).is_ok_and(|m| m.needs().maps.is_some());
     Ok(spec.metrics.iter().filter(of_maps).collect())
+}
+
+/// Metrics of maps that are tuned on validation images.
+pub fn tuned_metrics(spec: &RunSpec) -> Result<Vec<&MetricChoice>> {
+    let tuned = |m: &&MetricChoice| metrics::find(&m.name).is_ok_and(|m| m.needs().validation);
+    Ok(spec.metrics.iter().filter(tuned).collect())
 }
 
 /// Metrics of maps whose value for a constant map is what chance gives.
@@ -331,12 +355,17 @@ impl<'a> Plan<'a> {
     /// The identity of what a model, fold and training reduce to.
     pub fn reduced(&self, model: &str, fold: usize, seed: usize) -> Result<String> {
         let ids = self.identities;
-        let mut parts = vec!["reduced".to_string()];
+        let mut parts = vec!["reduced".to_string(), self.spec.agreement.to_string()];
         let running = self.running(model)?;
         for block in 0..ids.blocks() {
             parts.push(ids.predictions(model, fold, seed, block)?);
             for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
                 parts.push(ids.maps(model, fold, seed, block, explainer)?);
+            }
+        }
+        if !tuned_metrics(self.spec)?.is_empty() && ids.validates(fold) {
+            for (explainer, _) in &running {
+                parts.push(ids.maps(model, fold, seed, ids.blocks(), explainer)?);
             }
         }
         for metric in &self.spec.metrics {
@@ -365,6 +394,7 @@ impl<'a> Plan<'a> {
         }
         let metrics = map_metrics(spec)?;
         let chance = chance_metrics(spec)?;
+        let tuned = tuned_metrics(spec)?;
         for choice in &spec.models {
             let model = choice.label();
             if self.model_failure(model)?.is_some() {
@@ -388,15 +418,23 @@ impl<'a> Plan<'a> {
                     let done = folder.fitted(&folder.fit(model, fold, seed, explainer, &id))?.is_some();
                     want(Unit::Fit { model: name(), fold, seed, side, explainer: explainer.clone() }, done);
                 }
-                for block in 0..ids.blocks() {
-                    let predict =
-                        index.predictions(place, block, &ids.predictions(model, fold, seed, block)?).is_none();
+                // After the test images, where a metric is tuned, the fold's validation images.
+                let validates = !tuned.is_empty() && !running.is_empty() && ids.validates(fold);
+                for block in 0..ids.blocks() + usize::from(validates) {
+                    let validating = block >= ids.blocks();
+                    let predict = !validating
+                        && index.predictions(place, block, &ids.predictions(model, fold, seed, block)?).is_none();
                     let mut explainers = Vec::new();
                     // By the metrics that are missing: the explainers.
                     let mut rescore: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
-                    for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
+                    let constant = if validating { None } else { Some(CHANCE) };
+                    for explainer in running.iter().map(|(e, _)| e.as_str()).chain(constant) {
                         let maps = ids.maps(model, fold, seed, block, explainer)?;
-                        let wanted = if explainer == CHANCE { &chance } else { &metrics };
+                        let wanted = match explainer {
+                            CHANCE => &chance,
+                            _ if validating => &tuned,
+                            _ => &metrics,
+                        };
                         if explainer != CHANCE && index.maps(place, block, explainer, &maps).is_none() {
                             explainers.push(explainer.to_string());
                             continue;
@@ -427,9 +465,4 @@ impl<'a> Plan<'a> {
         }
         Ok((all, todo))
     }
-}
-
-/// True for a metric whose value is one of a whole set.
-pub fn is_set(choice: &MetricChoice) -> bool {
-    metrics::find(&choice.name).is_ok_and(|m| m.spec().level == Level::Set)
 }

@@ -2,14 +2,15 @@
 
 use super::events::{Event, FailureKind};
 use super::explain::Made;
-use super::folder::{CellRecord, Record, read_json};
-use super::plan::{self, Index, Plan, is_set};
+use super::folder::{AgreementRecord, CellRecord, CurveRecord, Record, read_json, write_lines};
+use super::plan::{self, Index, Plan};
 use super::scoring::{Cell, CellBench, Rows, Scene, block_of, failed, is_explained, keep_states, score, target};
 use super::spec::MetricChoice;
 use super::unit::Unit;
 use super::worker::Worker;
 use crate::engine;
 use crate::error::{Error, Exit, Result};
+use lightbox_core::agreement;
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::metrics::{self, Bench, Evaluation, NoBench};
 use lightbox_core::results::{self, Names};
@@ -45,7 +46,7 @@ impl Worker {
         let index = Index::new(&self.folder.records_of(label, fold, seed)?);
         let (side, device) = (identities.side(label)?, self.device);
         let engine = needs_model.then(|| self.opened()).transpose()?;
-        let indices = block_of(&split.test, spec.block, block);
+        let indices = block_of(&split, samples, &task, fold, spec.block, block)?;
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
         let mut made = Made { images: indices.len(), ..Made::default() };
         let mut states: State = Vec::new();
@@ -56,7 +57,7 @@ impl Worker {
             let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
             let (images, stored, outputs) = if name == CHANCE {
                 let mut shown = Vec::new();
-                for &i in indices {
+                for &i in &indices {
                     if is_explained(&task, &samples[i], &store, i)? {
                         shown.push(i as i64);
                     }
@@ -77,7 +78,7 @@ impl Worker {
             let explainer = |k: usize| Some((engine?.explainers.iter().position(|e| e.label == *name)?, k));
             let mut cells = Vec::new();
             for output in &outputs {
-                cells.push(Cell::start(name, output, &choices, spec.seed)?);
+                cells.push(Cell::start(name, output, self.signed(name)?, &choices, spec.seed)?);
             }
             for (at, part) in images.chunks(spec.batch_size).enumerate() {
                 self.voice.say(Event::Progress { unit: unit.key(), done: at * spec.batch_size, of: images.len() });
@@ -153,6 +154,48 @@ impl Worker {
         Ok(made)
     }
 
+    /// How alike the maps of the explainers are, over the first explained images of each block.
+    fn agreement(&self, plan: &Plan<'_>, index: &Index, place: (&str, usize, usize)) -> Result<AgreementRecord> {
+        let (label, fold, seed) = place;
+        let ids = plan.identities;
+        let running = plan.running(label)?;
+        let each = self.spec.agreement.div_ceil(ids.blocks().max(1));
+        // By explainer and output: prints by image.
+        let mut found: Vec<((String, String), BTreeMap<i64, agreement::Print>)> = Vec::new();
+        for block in (0..ids.blocks()).filter(|_| each > 0 && running.len() > 1) {
+            for (name, _) in &running {
+                let id = ids.maps(label, fold, seed, block, name)?;
+                let Some(stem) = index.maps(place, block, name, &id) else { continue };
+                let record: Record = read_json(&self.folder.unit(stem, "json"))?;
+                let outputs = record.cells.get(name).map(|c| c.outputs.clone()).unwrap_or_default();
+                let file = self.folder.unit(stem, "maps.safetensors");
+                let picked = checkpoint::pick(&file, &["images", &format!("maps.{name}")])?;
+                let [Some(images), Some(maps)] = picked.as_slice() else { continue };
+                let images = Vec::<i64>::try_from(images)?;
+                let n = images.len().min(each);
+                for (k, output) in outputs.iter().enumerate() {
+                    let prints = agreement::prints(&maps.f_narrow(0, 0, n as i64)?.f_select(1, k as i64)?)?;
+                    let key = (name.clone(), output.clone());
+                    if !found.iter().any(|(k, _)| *k == key) {
+                        found.push((key.clone(), BTreeMap::new()));
+                    }
+                    let Some((_, mine)) = found.iter_mut().find(|(k, _)| *k == key) else { continue };
+                    mine.extend(images.iter().zip(prints).filter_map(|(i, p)| p.map(|p| (*i, p))));
+                }
+            }
+        }
+        let mut images: Vec<i64> = found.iter().flat_map(|(_, prints)| prints.keys().copied()).collect();
+        images.sort_unstable();
+        images.dedup();
+        let mut sums = agreement::Sums::new(found.len());
+        for image in &images {
+            sums.add(&found.iter().map(|(_, prints)| prints.get(image)).collect::<Vec<_>>());
+        }
+        let maps = found.into_iter().map(|(key, _)| key).collect();
+        let agreement::Sums { correlation, overlap, counts, .. } = sums;
+        Ok(AgreementRecord { maps, images: images.len(), correlation, overlap, counts })
+    }
+
     /// Brings together the blocks of a model, fold and training.
     pub fn reduce(&mut self, unit: &Unit, stem: &str) -> Result<Made> {
         let Unit::Reduce { model: label, fold, seed } = unit else {
@@ -182,14 +225,19 @@ impl Worker {
         let running = plan.running(label)?;
         let chance = plan::chance_metrics(&spec)?;
         let mut opened: BTreeMap<String, State> = BTreeMap::new();
-        for choice in plan::map_metrics(&spec)?.into_iter().filter(|m| is_set(m)) {
+        let by_id: HashMap<u64, usize> =
+            source.samples().iter().enumerate().map(|(i, s)| (engine::image_id(&s.id), i)).collect();
+        let mut curves = Vec::new();
+        for choice in plan::map_metrics(&spec)? {
             let metric = metrics::find(&choice.name)?;
             let parameters = metric.spec().resolve(&choice.params)?;
             let has_chance = chance.iter().any(|c| c.label() == choice.label()) && !spec.explainers.is_empty();
             for explainer in running.iter().map(|(e, _)| e.as_str()).chain(has_chance.then_some(CHANCE)) {
-                // By output: what all blocks have summed up.
+                // By output: what all blocks have summed up, and what the validation images gave.
                 let mut merged: BTreeMap<String, Box<dyn Evaluation>> = BTreeMap::new();
-                for block in 0..identities.blocks() {
+                let mut validation: BTreeMap<String, State> = BTreeMap::new();
+                let tuned = metric.needs().validation && identities.validates(*fold);
+                for block in 0..identities.blocks() + usize::from(tuned) {
                     let maps = identities.maps(label, *fold, *seed, block, explainer)?;
                     let ids = (maps.as_str(), identities.metric(choice.label()));
                     let found = index.scores(place, block, explainer, choice.label(), (ids.0, &ids.1));
@@ -207,6 +255,10 @@ impl Worker {
                             states.entry(output.into()).or_default().push((field.into(), tensor.shallow_clone()));
                         }
                     }
+                    if block >= identities.blocks() {
+                        validation = states;
+                        continue;
+                    }
                     for (output, state) in states {
                         if !merged.contains_key(&output) {
                             merged.insert(output.clone(), metric.start(&parameters, spec.seed)?);
@@ -216,12 +268,31 @@ impl Worker {
                         }
                     }
                 }
-                for (output, evaluation) in merged {
+                for (output, mut evaluation) in merged {
+                    if metric.needs().validation {
+                        evaluation.tune(&validation.remove(&output).unwrap_or_default())?;
+                    }
+                    for (id, score) in evaluation.images()? {
+                        let image =
+                            by_id.get(&id).ok_or_else(|| Error::new(Exit::Other, "an image is not the data's"))?;
+                        rows.push(&source.samples()[*image].id, -1, explainer, &output, choice.label(), score);
+                    }
                     if let Some(score) = evaluation.finish()? {
                         rows.push("", -1, explainer, &output, choice.label(), score);
                     }
+                    if let Some(curve) = evaluation.curve()? {
+                        let (explainer, metric) = (explainer.to_string(), choice.label().to_string());
+                        curves.push(CurveRecord { explainer, output, metric, curve });
+                    }
                 }
             }
+        }
+        let alike = self.agreement(&plan, &index, place)?;
+        if !alike.maps.is_empty() {
+            write_lines(&self.folder.unit(stem, "agreement.jsonl"), &[alike])?;
+        }
+        if !curves.is_empty() {
+            write_lines(&self.folder.unit(stem, "curves.jsonl"), &curves)?;
         }
         results::write_scores(&self.folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
         let reduced = Some(plan.reduced(label, *fold, *seed)?);

@@ -6,14 +6,16 @@ use super::spec::MetricChoice;
 use crate::engine::{self, Engine};
 use crate::error::Result;
 use lightbox_core::checkpoint::State;
-use lightbox_core::data::Sample;
+use lightbox_core::data::split::Split;
 use lightbox_core::data::store::Store;
+use lightbox_core::data::{Sample, Truth};
 use lightbox_core::maps::{self, Fault};
-use lightbox_core::metrics::{self, Bench, Evaluation, Form, Level, Needs, Score, Size};
+use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::{self, Answer, Bench, Evaluation, Form, Masks, Needs, Score, Size};
 use lightbox_core::results::{Names, Row};
 use lightbox_core::task::{Explained, Task};
 use lightbox_sdk::Array;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The class to explain of an image, negative for the predicted; none where the task explains none of it.
 pub(super) fn target(task: &Task, sample: &Sample) -> Result<Option<i64>> {
@@ -44,18 +46,26 @@ pub(super) fn is_explained(task: &Task, sample: &Sample, store: &Store, index: u
 pub(super) struct Cell {
     pub(super) explainer: String,
     pub(super) output: String,
+    /// Whether its values' sign means something.
+    pub(super) signed: bool,
     pub(super) evaluations: Vec<(MetricChoice, Needs, Box<dyn Evaluation>)>,
 }
 
 impl Cell {
-    pub(super) fn start(explainer: &str, output: &str, choices: &[&MetricChoice], seed: u64) -> Result<Self> {
+    pub(super) fn start(
+        explainer: &str,
+        output: &str,
+        signed: bool,
+        choices: &[&MetricChoice],
+        seed: u64,
+    ) -> Result<Self> {
         let mut evaluations = Vec::new();
         for choice in choices {
             let metric = metrics::find(&choice.name)?;
             let parameters = metric.spec().resolve(&choice.params)?;
             evaluations.push(((*choice).clone(), metric.needs(), metric.start(&parameters, seed)?));
         }
-        Ok(Cell { explainer: explainer.into(), output: output.into(), evaluations })
+        Ok(Cell { explainer: explainer.into(), output: output.into(), signed, evaluations })
     }
 }
 
@@ -67,8 +77,11 @@ pub(super) struct Scene<'a> {
     pub(super) ids: &'a [u64],
     /// [n, side, side] uint8 on the run's device.
     pub(super) masks: Tensor,
+    /// Of planted shortcuts; as the masks.
+    pub(super) shortcuts: Tensor,
     pub(super) known: Vec<bool>,
     pub(super) side: usize,
+    pub(super) memo: Memo,
 }
 
 impl<'a> Scene<'a> {
@@ -84,15 +97,17 @@ impl<'a> Scene<'a> {
         device: Device,
     ) -> Result<Self> {
         let mut bytes = Vec::with_capacity(indices.len() * side * side);
-        let mut known = Vec::new();
+        let (mut known, mut planted) = (Vec::new(), Vec::new());
         for (&i, &target) in indices.iter().zip(targets) {
+            planted.extend(store.shortcut(i, samples[i].classes.len()));
             let mask = store.mask(i, samples[i].mask_bit(target as usize));
             known.push(mask.is_some());
             bytes.extend(mask.unwrap_or_else(|| vec![0; side * side]));
         }
         let shape = [indices.len() as i64, side as i64, side as i64];
         let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?.f_to_device(device)?;
-        Ok(Scene { images, indices, targets, ids, masks, known, side })
+        let shortcuts = Tensor::f_from_slice(&planted)?.f_reshape(shape)?.f_to_device(device)?;
+        Ok(Scene { images, indices, targets, ids, masks, shortcuts, known, side, memo: Memo::default() })
     }
 }
 
@@ -112,8 +127,10 @@ impl CellBench<'_> {
 }
 
 impl Bench for CellBench<'_> {
-    fn run(&mut self, images: &Tensor) -> lightbox_core::Result<Tensor> {
-        self.task.scores(&self.engine.classify(images).map_err(Self::core)?)
+    fn run(&mut self, images: &Tensor) -> lightbox_core::Result<Answer> {
+        let logits = self.engine.classify(images).map_err(Self::core)?;
+        let cpu = |t: &Tensor| t.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu);
+        Ok(Answer { scores: cpu(&self.task.scores(&logits)?)?, logits: cpu(&logits)? })
     }
 
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
@@ -171,6 +188,7 @@ pub(super) fn score(
     let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
     // A copy only for the maps of an explainer that is on the CPU in a run that is not.
     let masks = scene.masks.f_to_device(raw.device())?;
+    let memo = Memo::default();
     let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
     for (choice, needs, evaluation) in &mut cell.evaluations {
         let Some((size, form)) = needs.maps else { continue };
@@ -192,8 +210,15 @@ pub(super) fn score(
             ids: scene.ids,
             maps: made,
             faults: &faults,
-            masks: needs.masks.then_some(&masks),
+            masks: match needs.masks {
+                Masks::None => None,
+                Masks::Finding => Some(&masks),
+                Masks::Shortcut => Some(&scene.shortcuts),
+            },
             known: &scene.known,
+            signed: cell.signed,
+            scene: &scene.memo,
+            cell: &memo,
         };
         let scores = evaluation.update(&batch, bench)?;
         for ((&i, &target), score) in scene.indices.iter().zip(scene.targets).zip(scores) {
@@ -249,17 +274,48 @@ pub(super) fn state_name(parts: [&str; 4]) -> String {
 
 pub(super) fn keep_states(cell: &Cell, into: &mut State) -> Result<()> {
     for (choice, _, evaluation) in &cell.evaluations {
-        if metrics::find(&choice.name)?.spec().level == Level::Set {
-            for (field, tensor) in evaluation.state()? {
-                into.push((state_name([&cell.explainer, &cell.output, choice.label(), &field]), tensor));
-            }
+        for (field, tensor) in evaluation.state()? {
+            into.push((state_name([&cell.explainer, &cell.output, choice.label(), &field]), tensor));
         }
     }
     Ok(())
 }
 
-/// The test images of a block.
-pub(super) fn block_of(test: &[usize], size: usize, block: usize) -> &[usize] {
-    let start = (block * size).min(test.len());
-    &test[start..(start + size).min(test.len())]
+/// The test images of a block; of the block after the last, the fold's validation images that metrics are tuned on.
+pub(super) fn block_of(
+    split: &Split,
+    samples: &[Sample],
+    task: &Task,
+    fold: usize,
+    size: usize,
+    block: usize,
+) -> Result<Vec<usize>> {
+    if block >= split.test.len().div_ceil(size) {
+        return validation_of(split, samples, task, fold, size);
+    }
+    let start = block * size;
+    Ok(split.test[start..(start + size).min(split.test.len())].to_vec())
+}
+
+/// The validation images of a fold that metrics are tuned on: those with something to find, spread evenly where there are
+/// more than `most`.
+pub(super) fn validation_of(
+    split: &Split,
+    samples: &[Sample],
+    task: &Task,
+    fold: usize,
+    most: usize,
+) -> Result<Vec<usize>> {
+    let explained = task.explained()?;
+    let fits = |i: &usize| {
+        let sample = &samples[*i];
+        let found = match explained {
+            Explained::Class(class) => sample.has(class),
+            _ => !sample.classes.is_empty(),
+        };
+        found && sample.truth != Truth::Unknown
+    };
+    let all: Vec<usize> = split.folds[fold].validation.iter().copied().filter(fits).collect();
+    let n = all.len().min(most);
+    Ok((0..n).map(|k| all[k * all.len() / n]).collect())
 }

@@ -3,7 +3,7 @@
 use crate::engine::ExplainerChoice;
 use crate::error::{Error, Result};
 use lightbox_core::data::{DataSpec, split::SplitSpec};
-use lightbox_core::metrics;
+use lightbox_core::metrics::{self, Setting};
 use lightbox_core::summary::CHANCE;
 use lightbox_core::task::{Kind, Task};
 use lightbox_sdk::spec::TrainerOptions;
@@ -57,6 +57,9 @@ pub struct RunSpec {
     /// Test images on the sheet of overlays.
     #[serde(default = "six")]
     pub pictures: usize,
+    /// Test images a model, fold and training whose maps are compared between explainers; 0 for none.
+    #[serde(default = "two_hundred")]
+    pub agreement: usize,
     /// Show in the table what an explanation takes, in seconds an image. They are measured, so other in every run.
     #[serde(default)]
     pub seconds: bool,
@@ -81,7 +84,7 @@ pub struct MetricChoice {
     #[serde(default)]
     pub label: String,
     #[serde(default)]
-    pub params: BTreeMap<String, f64>,
+    pub params: BTreeMap<String, Setting>,
 }
 
 impl MetricChoice {

@@ -1,27 +1,35 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
 use super::events::Failure;
-use super::folder::{Environment, Folder, read_json, write_json};
+use super::folder::{
+    AgreementRecord, CurveRecord, Environment, Folder, read_json, read_lines, write_json, write_lines,
+};
 use super::plan::{Index, Plan, Verdict, chance_metrics, map_metrics};
+use super::scoring::is_explained;
 use super::spec::{ModelChoice, RunSpec, file_name};
 use super::train::Epoch;
 use crate::error::Result;
 use lightbox_core::checkpoint;
-use lightbox_core::data::Source;
+use lightbox_core::compare::{Comparisons, MapAgreement};
 use lightbox_core::data::split::Split;
 use lightbox_core::data::store::Store;
+use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
 use lightbox_core::maps::{self, Fault};
-use lightbox_core::metrics;
+use lightbox_core::metrics::{self, threshold::regions};
 use lightbox_core::picture::{Picture, sheet};
-use lightbox_core::summary::{self, Absent, CHANCE, Gather, MetricColumn, Summary};
+use lightbox_core::results::{self, ImageRow, ScoreWriter};
+use lightbox_core::summary::{self, Absent, CHANCE, Gather, ImageFacts, MetricColumn, Summary};
 use lightbox_core::table::{Table, csv, tables};
 use lightbox_core::task::{Explained, Kind};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tch::{Device, Tensor};
 
 /// The version of `summary.json`.
-const SCHEMA: &str = "lightbox-summary-1";
+const SCHEMA: &str = "lightbox-summary-2";
+/// That of `comparisons.json`.
+const COMPARISONS: &str = "lightbox-comparisons-1";
 
 /// A model's name, with its fold and training where there are several.
 fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a str, usize, usize)> {
@@ -30,14 +38,26 @@ fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a s
 }
 
 /// Reads all tables of a run.
-pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<String>) -> Result<Summary> {
+fn gather(
+    plan: &Plan<'_>,
+    folder: &Folder,
+    images: &[ImageRow],
+    samples: &[Sample],
+    notes: Vec<String>,
+) -> Result<(Summary, Comparisons, Vec<Curves>)> {
     let (spec, ids) = (plan.spec, plan.identities);
     let mut columns = Vec::new();
     for choice in &spec.metrics {
         let metric = metrics::find(&choice.name)?;
         columns.push(MetricColumn { label: choice.label().into(), metric, spec: metric.spec() });
     }
-    let patients = source.samples().iter().map(|s| (s.id.clone(), s.patient.clone())).collect();
+    let classes: HashMap<&str, usize> = samples.iter().map(|s| (s.id.as_str(), s.stratum())).collect();
+    let facts = |row: &ImageRow| ImageFacts {
+        patient: row.patient.clone(),
+        class: classes.get(row.image.as_str()).copied().unwrap_or(0),
+        size: row.mask.filter(|m| *m > 0.0),
+    };
+    let facts = images.iter().map(|row| (row.image.clone(), facts(row))).collect();
     let shape = summary::Plan {
         name: spec.name.clone(),
         title: if spec.title.is_empty() { spec.name.clone() } else { spec.title.clone() },
@@ -48,7 +68,7 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
         models: spec.models.iter().map(|m| (m.label().to_string(), m.is_shared())).collect(),
         explainers: spec.explainers.iter().map(|e| (e.label().to_string(), e.maps.clone())).collect(),
         metrics: columns,
-        patients,
+        images: facts,
         notes,
     };
     let mut absent = Vec::new();
@@ -76,6 +96,9 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
     // Seconds and images, by model and explainer.
     let mut times: BTreeMap<(String, String), (f64, usize)> = BTreeMap::new();
     let mut gather = Gather::new(&shape);
+    let mut sink = ScoreWriter::new(&folder.0.join("scores.parquet"))?;
+    let mut curves = Vec::new();
+    let mut alike: BTreeMap<&str, Vec<AgreementRecord>> = BTreeMap::new();
     let (of_maps, chance) = (map_metrics(spec)?, chance_metrics(spec)?);
     for model in &spec.models {
         let running = plan.running(model.label())?;
@@ -108,14 +131,26 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
             }
             for (stem, pairs) in wanted {
                 let take = |e: &str, m: &str| pairs.contains(&(e.to_string(), m.to_string()));
-                gather.scores(&folder.unit(stem, "scores.parquet"), &take)?;
+                gather.scores(&folder.unit(stem, "scores.parquet"), &take, Some(&mut sink))?;
             }
             if let Some(stem) = index.reduced(place, &plan.reduced(label, fold, seed)?) {
-                gather.scores(&folder.unit(stem, "scores.parquet"), &|_, _| true)?;
+                gather.scores(&folder.unit(stem, "scores.parquet"), &|_, _| true, Some(&mut sink))?;
+                let (file, agreement) = (folder.unit(stem, "curves.jsonl"), folder.unit(stem, "agreement.jsonl"));
+                if file.is_file() {
+                    let curve = |record: CurveRecord| Curves { model: label.into(), fold, seed, record };
+                    curves.extend(read_lines::<CurveRecord>(&file)?.into_iter().map(curve));
+                }
+                if agreement.is_file() {
+                    alike.entry(label).or_default().extend(read_lines(&agreement)?);
+                }
             }
         }
     }
-    let mut summary = gather.finish(&absent)?;
+    sink.finish()?;
+    let (predictions, names) = gather.all_predictions();
+    results::write_predictions(&folder.0.join("predictions.parquet"), names, &predictions)?;
+    let (mut summary, mut comparisons) = gather.finish(&absent)?;
+    comparisons.maps = alike.into_iter().map(|(model, records)| agreement_of(&summary, model, &records)).collect();
     if spec.seconds {
         let times = times.into_iter().filter(|(_, (_, images))| *images > 0);
         let row = |((model, explainer), (seconds, images)): ((String, String), (f64, usize))| summary::Seconds {
@@ -125,7 +160,82 @@ pub fn gather(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, notes: Vec<
         };
         summary.seconds = times.map(row).collect();
     }
-    Ok(summary)
+    Ok((summary, comparisons, curves))
+}
+
+/// The curve of a cell in one fold and training.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Curves {
+    pub model: String,
+    pub fold: usize,
+    pub seed: usize,
+    #[serde(flatten)]
+    pub record: CurveRecord,
+}
+
+/// The mean over folds and images of how alike the maps of a model's explainers are.
+fn agreement_of(summary: &Summary, model: &str, records: &[AgreementRecord]) -> MapAgreement {
+    let n = summary.columns.len();
+    let mut sums = vec![(0.0, 0.0, 0u64); n * n];
+    for record in records {
+        let place = |(explainer, output): &(String, String)| {
+            summary.columns.iter().position(|c| c.explainer == *explainer && c.output == *output)
+        };
+        let places: Vec<Option<usize>> = record.maps.iter().map(place).collect();
+        let k = places.len();
+        for (a, b) in (0..k).flat_map(|a| (0..k).map(move |b| (a, b))) {
+            if let (Some(x), Some(y)) = (places[a], places[b]) {
+                let (into, from) = (&mut sums[x * n + y], a * k + b);
+                *into =
+                    (into.0 + record.correlation[from], into.1 + record.overlap[from], into.2 + record.counts[from]);
+            }
+        }
+    }
+    let columns: Vec<usize> = (0..n).filter(|c| sums[c * n + c].2 > 0).collect();
+    let table = |f: &dyn Fn(&(f64, f64, u64)) -> f64| -> Vec<Vec<Option<f64>>> {
+        let one = |a: usize, b: usize| Some(&sums[a * n + b]).filter(|s| s.2 > 0).map(|s| f(s) / s.2 as f64);
+        columns.iter().map(|&a| columns.iter().map(|&b| one(a, b)).collect()).collect()
+    };
+    MapAgreement {
+        model: model.into(),
+        images: records.iter().map(|r| r.images).max().unwrap_or(0),
+        correlation: table(&|s| s.0),
+        overlap: table(&|s| s.1),
+        columns,
+    }
+}
+
+/// What is known of each test image.
+fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) -> Result<Vec<ImageRow>> {
+    let (spec, samples) = (plan.spec, source.samples());
+    let mut store = None;
+    for model in &spec.models {
+        if store.is_none() {
+            store = open_store(folder, plan.identities.side(model.label())?)?;
+        }
+    }
+    let explained = spec.task.explained()?;
+    let one = |&i: &usize| -> Result<ImageRow> {
+        let sample = &samples[i];
+        let class = if let Explained::Class(class) = explained { class } else { sample.stratum() };
+        let mask = store.as_ref().and_then(|s| s.mask(i, sample.mask_bit(class)));
+        let planted = store.as_ref().filter(|s| s.known(i)).map(|s| s.shortcut(i, sample.classes.len()));
+        let share = |m: &Vec<u8>| m.iter().filter(|v| **v == 1).count() as f64 / m.len().max(1) as f64;
+        let regions = |m: &Vec<u8>| {
+            let side = (m.len() as f64).sqrt() as usize;
+            regions(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), side).1 as i32
+        };
+        Ok(ImageRow {
+            image: sample.id.clone(),
+            patient: sample.patient.clone(),
+            class: spec.task.classes.get(sample.stratum()).cloned().unwrap_or_default(),
+            explained: store.as_ref().map(|s| is_explained(&spec.task, sample, s, i)).transpose()?.unwrap_or(false),
+            mask: mask.as_ref().map(share),
+            shortcut: planted.as_ref().map(share),
+            findings: mask.as_ref().map(regions),
+        })
+    };
+    split.test.iter().map(one).collect()
 }
 
 /// Sentences below the first table.
@@ -217,7 +327,12 @@ pub fn write(
         notes.push(format!("{unmasked} images of the explained class have no mask and are only classified."));
     }
     notes.extend(plan.spec.notes.clone());
-    let summary = gather(plan, folder, source, notes)?;
+    let images = images(plan, folder, source, split)?;
+    results::write_images(&folder.0.join("images.parquet"), &images)?;
+    let (summary, comparisons, curves) = gather(plan, folder, &images, source.samples(), notes)?;
+    let json = serde_json::json!({ "schema": COMPARISONS, "columns": summary.columns, "comparisons": comparisons });
+    write_json(&folder.0.join("comparisons.json"), &json)?;
+    write_lines(&folder.0.join("curves.jsonl"), &curves)?;
     let tables = tables(&summary);
     let json = serde_json::json!({ "schema": SCHEMA, "name": summary.name, "summary": summary, "tables": tables });
     write_json(&folder.0.join("summary.json"), &json)?;
@@ -291,7 +406,9 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
             bare = Picture::new(side * factor, side * factor, [235; 3]);
         }
         let blocks: Vec<usize> = (0..ids.blocks())
-            .filter(|&b| super::scoring::block_of(&split.test, spec.block, b).iter().any(|i| chosen.contains(i)))
+            .filter(|&b| {
+                split.test.chunks(spec.block).nth(b).is_some_and(|part| part.iter().any(|i| chosen.contains(i)))
+            })
             .collect();
         let running = plan.running(model)?;
         let any = !running.is_empty();

@@ -44,7 +44,7 @@ pub struct Outcome {
 }
 
 /// What this program puts into a run's folder.
-const OWN: [&str; 15] = [
+const OWN: [&str; 20] = [
     "environment.json",
     "spec.toml",
     "splits",
@@ -58,6 +58,11 @@ const OWN: [&str; 15] = [
     "summary.csv",
     "summary.md",
     "summary.tex",
+    "scores.parquet",
+    "predictions.parquet",
+    "images.parquet",
+    "comparisons.json",
+    "curves.jsonl",
     "sheet.png",
     "sheets",
 ];

@@ -183,6 +183,14 @@ impl Worker {
         Ok(made)
     }
 
+    /// Whether the sign of an explainer's maps means something.
+    pub(super) fn signed(&self, label: &str) -> Result<bool> {
+        let Some(choice) = self.spec.explainers.iter().find(|e| e.label() == label) else { return Ok(false) };
+        let plugin = registry::open(&self.environment.plugin("explainer", &choice.name)?.file)?;
+        let named = plugin.manifest.explainers.iter().find(|s| s.name == choice.name);
+        Ok(named.is_some_and(|s| s.signed))
+    }
+
     fn choice(&self, label: &str) -> Result<ModelChoice> {
         let found = self.spec.models.iter().find(|m| m.label() == label);
         found.cloned().ok_or_else(|| Error::input(format!("the spec has no model {label}")))

@@ -1,0 +1,34 @@
+//! Average increase in confidence: the share of images whose score rises when they are multiplied by their map. Chattopadhay
+//! et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063, section 4.1. See `average-drop` for the multiplication.
+
+use super::average_drop::masked;
+use super::each::{Ask, Asking, Constant, Found, share};
+use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use crate::Result;
+
+pub static AVERAGE_INCREASE: Asking = Asking {
+    spec,
+    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) },
+    constant: Constant::Fails,
+    axes: None,
+    score,
+};
+
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "increase",
+        title: "Average increase: share of images whose score rises when the map multiplies them",
+        formula: "1 where s(x m) > s(x), else 0; m the map scaled to [0, 1], x the normalised image",
+        chance: "that of the controls",
+        cost: "1 forward, shared with `average-drop`",
+        edge_cases: "a map that is not finite or constant is a failure and counts as 0",
+        reference: "Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, WACV 2018, arXiv:1710.11063",
+        ..share("average-increase", "faithfulness")
+    }
+}
+
+/// Tested beside `average-drop`, of whose images it reads the scores.
+fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
+    let found = masked(ask, bench)?;
+    Ok(ask.each(|i| Score::ok(f64::from(u8::from(found.1[i] > found.0[i])))))
+}

@@ -1,0 +1,51 @@
+//! Average sensitivity: how far an explanation moves, on average, when the image is varied a little. Bhatt, Weller and Moura,
+//! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631, with the norms of
+//! `max-sensitivity`.
+
+use super::each::{Ask, Asking, Constant, Found, share};
+use super::vary::{change, parameters, score as vary};
+use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use crate::Result;
+
+pub static AVERAGE_SENSITIVITY: Asking = Asking {
+    spec,
+    needs: Needs { explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
+    constant: Constant::Counts,
+    axes: None,
+    score,
+};
+
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "average sensitivity",
+        title: "Average sensitivity: mean move of the map under small noise on the image",
+        formula: "mean over copies x' of |a(x') - a(x)| / |a(x)|, Euclidean norms",
+        better: Better::Lower,
+        range: [0.0, f64::INFINITY],
+        unit: "",
+        chance: "0, of a map that does not look at the image",
+        cost: "copies explanations, shared with the other metrics of robustness",
+        edge_cases: "a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
+        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        parameters: parameters(),
+        ..share("average-sensitivity", "robustness")
+    }
+}
+
+fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
+    vary(ask, bench, false, change, crate::stats::mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vary::tests::value;
+    use super::*;
+
+    #[test]
+    fn a_linear_explanation_moves_by_its_weights() {
+        // E|w n|^2 = radius^2 / 3 sum w^2 = 10 radius^2; over |w x| = 9.274.
+        let found = value(&AVERAGE_SENSITIVITY, 4000.0, 0.1);
+        let root = (10.0f64 * 0.01).sqrt() / 86f64.sqrt();
+        assert!(found < root && found > 0.9 * root, "{found} {root}");
+    }
+}

@@ -1,0 +1,27 @@
+//! Dice's coefficient at a threshold that is frozen on validation images. Dice, "Measures of the Amount of Ecologic Association
+//! Between Species", Ecology 1945.
+
+use super::MetricSpec;
+use super::each::share;
+use super::threshold::AtThreshold;
+
+pub static DICE: AtThreshold = AtThreshold {
+    spec,
+    candidates: false,
+    image: Some(|entry, step| super::Score::ok(entry.overlaps[step].dice())),
+    set: None,
+};
+
+/// Tested in `threshold.rs`, whose choice it is made by.
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "Dice",
+        title: "Dice coefficient of the mask and the map above a frozen threshold",
+        formula: "2 |P and g| / (|P| + |g|), P the pixels at or above the threshold of the map scaled to [0, 1], g the mask",
+        chance: "that of the controls",
+        cost: "0; maps of up to a block of validation images a fold",
+        edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean value on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
+        reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945",
+        ..share("dice", "localisation")
+    }
+}

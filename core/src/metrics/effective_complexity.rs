@@ -1,0 +1,44 @@
+//! Effective complexity: how much of a map is not negligible. Nguyen and Martínez, "On quantitative aspects of model
+//! interpretability", 2020, arXiv:2007.07584, as a share of the pixels and with a limit relative to the map's own largest value, so
+//! that neither size nor scale matters. Quantus 0.6 counts values above 1e-5 after dividing by the largest of all images.
+
+use super::each::{Image, OfOneMap, share};
+use super::{Better, Masks, MetricSpec, Parameter, Score};
+
+pub static EFFECTIVE_COMPLEXITY: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
+
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "effective complexity",
+        title: "Effective complexity: share of the pixels whose magnitude is not negligible",
+        formula: "|{p: |a_p| > limit max |a|}| / N",
+        better: Better::Lower,
+        chance: "that of the control `noise`",
+        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
+        reference: "Nguyen, Martínez: On quantitative aspects of model interpretability, 2020, arXiv:2007.07584",
+        parameters: vec![Parameter::number("limit", 0.05, 0.0, 1.0, "above which a magnitude counts, of the largest")],
+        ..share("effective-complexity", "complexity")
+    }
+}
+
+fn score(image: &Image<'_>, limit: f64) -> Score {
+    let largest = image.map.iter().fold(0f32, |m, v| m.max(v.abs()));
+    if largest == 0.0 {
+        return Score::failed("the map is zero everywhere");
+    }
+    let counts = image.map.iter().filter(|v| f64::from(v.abs()) > limit * f64::from(largest)).count();
+    Score::ok(counts as f64 / image.map.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::each::tests::value;
+
+    #[test]
+    fn counts_what_is_not_negligible() {
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[-100.0, 6.0, 5.0, 0.0], &[], 2), Some(0.5));
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[0.5; 4], &[], 2), Some(1.0));
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[0.0; 4], &[], 2), None);
+    }
+}

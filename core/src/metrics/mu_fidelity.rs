@@ -1,0 +1,87 @@
+//! Mu-fidelity: whether what a map gives to a set of pixels goes with what the class loses without them. Bhatt, Weller and Moura,
+//! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631 (faithfulness); with Spearman's
+//! correlation and sets of cells of a grid as in Xplique 1.4 `MuFidelity`, which gives 0 where a side does not vary.
+
+use super::each::{Ask, Asking, Constant, Found, share};
+use super::removal::Baseline;
+use super::subsets::{cells, effects, sums, values};
+use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
+use crate::Result;
+use crate::stats::correlation::spearman;
+
+pub static MU_FIDELITY: Asking = Asking {
+    spec,
+    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
+    constant: Constant::Fails,
+    axes: None,
+    score,
+};
+
+/// Baselines of metrics that remove sets of pixels.
+pub(super) const WORDS: [&str; 3] = ["mean", "blur", "zero"];
+pub(super) const WORDS_TEXT: &str =
+    "what stands in a removed pixel's place: the image's mean a channel, the blurred image, or 0";
+
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "mu-fidelity",
+        title: "Mu-fidelity: rank correlation of a map's sum over sets of pixels and the logit's fall without them",
+        formula: "Spearman over sets S of (sum over S of a, f(x) - f(x without S)), f the target's logit",
+        range: [-1.0, 1.0],
+        unit: "",
+        chance: "0",
+        cost: "samples forward, shared by all explainers",
+        edge_cases: "a logit that no set changes is N/A; a map that is not finite or constant is a failure and counts as -1",
+        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        parameters: vec![
+            Parameter::number("samples", 64.0, 3.0, 100000.0, "sets an image"),
+            Parameter::number("grid", 9.0, 2.0, 64.0, "cells along each side"),
+            Parameter::number("share", 0.2, 0.0, 1.0, "of the cells in a set"),
+            Parameter::choice("baseline", &WORDS, WORDS_TEXT),
+        ],
+        ..share("mu-fidelity", "faithfulness")
+    }
+}
+
+fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
+    let (samples, grid, share) = (ask.number("samples")? as usize, ask.number("grid")? as usize, ask.number("share")?);
+    let count = ((grid * grid) as f64 * share).round() as usize;
+    let name = format!("mu {samples} {grid} {count}");
+    let baseline = Baseline::of(ask.number("baseline")?);
+    let draw = |rng: &mut rand_chacha::ChaCha8Rng, size| cells(rng, grid, count, samples, size);
+    let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
+    let (values, width) = values(ask.batch)?;
+    let pixels = values.len() / ask.batch.targets.len().max(1);
+    Ok(ask.each(|i| {
+        let drops = &effects.drops[i];
+        if drops.iter().all(|d| *d == drops[0]) {
+            return Score::not_applicable("no set of pixels changes the logit");
+        }
+        // Sums that are all equal say nothing of the logit.
+        let sums = sums(&values[i * pixels..][..pixels], width, &effects.subsets[i]);
+        Score::ok(spearman(&sums, drops).unwrap_or(0.0))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::removal::tests::{Linear, check};
+    use super::super::{Setting, Status};
+    use super::*;
+
+    #[test]
+    fn contributions_are_faithful_and_their_negatives_are_not() {
+        let image: Vec<f32> = (0..81).map(|i| ((i * 29) % 17) as f32 - 8.0).collect();
+        let weights: Vec<f32> = (0..81).map(|i| ((i * 13) % 7) as f32 - 3.0).collect();
+        let exact: Vec<f32> = image.iter().zip(&weights).map(|(x, w)| x * w).collect();
+        let wrong: Vec<f32> = exact.iter().map(|v| -v).collect();
+        let zero = [("baseline", Setting::Choice("zero".into()))];
+        let mut bench = Linear::new(&weights);
+        let found = check(&MU_FIDELITY, &zero, &[&image[..]; 2], &[&exact, &wrong], 9, &mut bench);
+        assert_eq!(found.iter().map(|s| s.value.unwrap()).collect::<Vec<_>>(), [1.0, -1.0]);
+        // The image itself, and 64 sets, of two images.
+        assert_eq!(bench.runs, 2 * 65);
+        let none = check(&MU_FIDELITY, &zero, &[&image], &[&exact], 9, &mut Linear::new(&[0.0; 81]));
+        assert_eq!(none[0].status, Status::NotApplicable);
+    }
+}

@@ -1,0 +1,59 @@
+//! Otsu's threshold of a map: the level that parts its values into two classes of the greatest variance between them. Otsu, "A
+//! Threshold Selection Method from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics 1979; 256
+//! levels of the map's own range, as scikit-image `threshold_otsu`. A pixel above the threshold is predicted.
+
+use super::each::Image;
+use super::threshold::Overlap;
+
+const LEVELS: usize = 256;
+
+/// The prediction's overlap with the mask; none for a constant map.
+pub fn overlap(image: &Image<'_>) -> Option<Overlap> {
+    let (low, high) = image.map.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    if low >= high {
+        return None;
+    }
+    let scale = LEVELS as f64 / (f64::from(high) - f64::from(low));
+    let level = |v: f32| (((f64::from(v) - f64::from(low)) * scale) as usize).min(LEVELS - 1);
+    let mut counts = [0u64; LEVELS];
+    image.map.iter().for_each(|v| counts[level(*v)] += 1);
+    let limit = threshold(&counts);
+    Some(Overlap::of(image.map.iter().map(|v| level(*v) > limit), image.mask))
+}
+
+/// The level up to which values are of the lower class; the first of equal ones.
+fn threshold(counts: &[u64; LEVELS]) -> usize {
+    let total: f64 = counts.iter().map(|c| *c as f64).sum();
+    let all: f64 = counts.iter().enumerate().map(|(l, c)| l as f64 * *c as f64).sum();
+    let (mut below, mut sum, mut best) = (0.0, 0.0, (f64::NEG_INFINITY, 0));
+    for (level, count) in counts.iter().enumerate().take(LEVELS - 1) {
+        below += *count as f64;
+        sum += level as f64 * *count as f64;
+        let above = total - below;
+        if below == 0.0 || above == 0.0 {
+            continue;
+        }
+        let between = below * above * (sum / below - (all - sum) / above).powi(2);
+        if between > best.0 {
+            best = (between, level);
+        }
+    }
+    best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_heaps_are_parted_between_them() {
+        let mut counts = [0; LEVELS];
+        counts[10..20].fill(50);
+        counts[200..210].fill(5);
+        assert_eq!(threshold(&counts), 19);
+        let map = [0.0, 0.1, 0.1, 5.0, 6.0, 0.2];
+        let found = overlap(&Image { map: &map, mask: &[0, 0, 0, 1, 0, 0], width: 3 }).unwrap();
+        assert_eq!((found.predicted, found.marked, found.both), (2, 1, 1));
+        assert!(overlap(&Image { map: &[0.5; 4], mask: &[1, 0, 0, 0], width: 2 }).is_none());
+    }
+}

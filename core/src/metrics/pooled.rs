@@ -1,0 +1,152 @@
+//! The pixels of any number of images as two histograms, of which pooled metrics are functions: each map is scaled to [0, 1] by
+//! its own range and rounded to 65,536 levels. Histograms are added exactly, in any order, over units and workers.
+
+use super::pixel_auprc::{both, no_mask};
+use super::{Batch, Bench, Curve, Evaluation, Masks, Score, State};
+use crate::maps::Fault;
+use crate::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+pub const LEVELS: usize = 1 << 16;
+
+/// What a pooled metric is: a function of positives and all pixels, by level; and its curve.
+pub struct Pooled {
+    pub histograms: Histograms,
+    pub value: fn(&Histograms) -> Option<f64>,
+    pub curve: fn(&Histograms) -> Option<Curve>,
+}
+
+impl Pooled {
+    pub fn new(value: fn(&Histograms) -> Option<f64>, curve: fn(&Histograms) -> Option<Curve>) -> Self {
+        Pooled { histograms: Histograms::new(), value, curve }
+    }
+}
+
+/// Pixels a level.
+pub struct Histograms {
+    pub positives: Vec<i64>,
+    pub all: Vec<i64>,
+}
+
+impl Histograms {
+    pub fn new() -> Self {
+        Histograms { positives: vec![0; LEVELS], all: vec![0; LEVELS] }
+    }
+
+    /// Counts flat maps and masks of a device, all in one step.
+    pub(super) fn count_there(&mut self, there: &[(Tensor, Tensor)]) -> Result<()> {
+        if there.is_empty() {
+            return Ok(());
+        }
+        let maps: Vec<&Tensor> = there.iter().map(|(map, _)| map).collect();
+        let masks: Vec<&Tensor> = there.iter().map(|(_, mask)| mask).collect();
+        let level = Tensor::f_cat(&maps, 0)?.f_mul_scalar(65535.0)?.f_round()?.f_to_kind(Kind::Int64)?;
+        let count = |levels: &Tensor| -> Result<Vec<i64>> {
+            let counts = levels.f_bincount(None::<&Tensor>, LEVELS as i64)?;
+            Ok(Vec::<i64>::try_from(counts.f_to_device(Device::Cpu)?)?)
+        };
+        let marked = level.f_masked_select(&Tensor::f_cat(&masks, 0)?.f_to_kind(Kind::Bool)?)?;
+        self.all.iter_mut().zip(count(&level)?).for_each(|(a, n)| *a += n);
+        self.positives.iter_mut().zip(count(&marked)?).for_each(|(a, n)| *a += n);
+        Ok(())
+    }
+
+    /// Counts a batch; which images count.
+    pub fn update(&mut self, batch: &Batch<'_>) -> Result<Vec<Score>> {
+        let (maps, masks) = both(batch)?;
+        let (mut scores, mut there) = (Vec::new(), Vec::new());
+        for i in 0..batch.known.len() as i64 {
+            let mask = masks.f_get(i)?.f_flatten(0, -1)?;
+            let marked = batch.known[i as usize] && mask.f_any()?.f_int64_value(&[])? != 0;
+            if let Some(score) = no_mask(Masks::Finding, batch.known[i as usize], marked) {
+                scores.push(score);
+                continue;
+            }
+            let map = maps.f_get(i)?.f_flatten(0, -1)?;
+            let broken = batch.faults[i as usize] == Fault::NotFinite;
+            scores.push(Score::counted(batch.faults[i as usize]));
+            if map.device() != Device::Cpu {
+                there.push((if broken { map.f_zeros_like()? } else { map }, mask));
+            } else {
+                let (values, marks) = (Vec::<f32>::try_from(&map)?, Vec::<u8>::try_from(&mask)?);
+                for (value, mark) in values.into_iter().zip(marks) {
+                    let level = if broken { 0 } else { (value * 65535.0).round_ties_even() as u16 };
+                    self.all[usize::from(level)] += 1;
+                    self.positives[usize::from(level)] += i64::from(mark);
+                }
+            }
+        }
+        self.count_there(&there)?;
+        Ok(scores)
+    }
+
+    /// The levels that occur, and how often among the positives and among all.
+    pub fn state(&self) -> Result<State> {
+        let levels: Vec<i32> = (0..LEVELS).filter(|&l| self.all[l] > 0).map(|l| l as i32).collect();
+        let pick = |from: &[i64]| levels.iter().map(|&l| from[l as usize]).collect::<Vec<i64>>();
+        Ok(vec![
+            ("levels".into(), Tensor::f_from_slice(&levels)?),
+            ("positives".into(), Tensor::f_from_slice(&pick(&self.positives))?),
+            ("all".into(), Tensor::f_from_slice(&pick(&self.all))?),
+        ])
+    }
+
+    pub fn merge(&mut self, state: &State) -> Result<()> {
+        let find = |name: &str| -> Result<Vec<i64>> {
+            let tensor = state.iter().find(|(n, _)| n == name).map(|(_, t)| t);
+            let tensor = tensor.ok_or_else(|| Error::new(format!("a saved state has no {name}")))?;
+            Ok(Vec::<i64>::try_from(tensor.f_to_kind(Kind::Int64)?)?)
+        };
+        let (levels, positives, all) = (find("levels")?, find("positives")?, find("all")?);
+        if levels.len() != positives.len() || levels.len() != all.len() || levels.iter().any(|l| *l >= LEVELS as i64) {
+            return Err(Error::new("a saved state of pooled pixels is broken"));
+        }
+        for ((level, p), a) in levels.into_iter().zip(positives).zip(all) {
+            self.positives[level as usize] += p;
+            self.all[level as usize] += a;
+        }
+        Ok(())
+    }
+
+    /// (positives, all) of the levels that occur, from the highest.
+    pub fn levels(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        (0..LEVELS).rev().filter(|&l| self.all[l] > 0).map(|l| (self.positives[l] as f64, self.all[l] as f64))
+    }
+
+    /// Positives and all pixels together.
+    pub fn totals(&self) -> (f64, f64) {
+        (self.positives.iter().sum::<i64>() as f64, self.all.iter().sum::<i64>() as f64)
+    }
+}
+
+/// Of a curve's points, those nearest to `many` equal steps along it.
+pub fn thinned(points: Vec<[f64; 2]>, many: usize) -> Vec<[f64; 2]> {
+    let n = points.len();
+    if n <= many {
+        return points;
+    }
+    (0..many).map(|k| points[k * (n - 1) / (many - 1)]).collect()
+}
+
+impl Evaluation for Pooled {
+    fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
+        self.histograms.update(batch)
+    }
+
+    fn state(&self) -> Result<State> {
+        self.histograms.state()
+    }
+
+    fn merge(&mut self, state: &State) -> Result<()> {
+        self.histograms.merge(state)
+    }
+
+    fn finish(&self) -> Result<Option<Score>> {
+        let none = Score::not_applicable("no image has a mask");
+        Ok(Some((self.value)(&self.histograms).map_or(none, Score::ok)))
+    }
+
+    fn curve(&self) -> Result<Option<Curve>> {
+        Ok((self.curve)(&self.histograms))
+    }
+}

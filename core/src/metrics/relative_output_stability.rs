@@ -1,0 +1,62 @@
+//! Relative output stability: the relative change of an explanation over that of the logits, at most. Agarwal et al., "Rethinking
+//! Stability for Attribution-based Explanations", 2022, arXiv:2203.06877, equation 5, with the floors of
+//! `relative-input-stability`.
+
+use super::each::{Ask, Asking, Constant, Found, share};
+use super::vary::{Pair, greatest, parameters, relative, score as vary};
+use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use crate::Result;
+
+pub static RELATIVE_OUTPUT_STABILITY: Asking = Asking {
+    spec,
+    needs: Needs { model: true, explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
+    constant: Constant::Counts,
+    axes: None,
+    score,
+};
+
+fn spec() -> MetricSpec {
+    MetricSpec {
+        short: "ROS",
+        title: "Relative output stability: greatest relative change of the map over the change of the logits",
+        formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|f(x') - f(x)|, 1e-6), f the logits, Euclidean norms",
+        better: Better::Lower,
+        range: [0.0, f64::INFINITY],
+        unit: "",
+        chance: "0, of a map that does not look at the image",
+        cost: "copies explanations and copies forward, shared with the other metrics of robustness",
+        edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
+        reference: "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju: Rethinking Stability for Attribution-based Explanations, 2022, arXiv:2203.06877",
+        parameters: parameters(),
+        ..share("relative-output-stability", "robustness")
+    }
+}
+
+fn ratio(pair: &Pair<'_>) -> Option<f64> {
+    let moved: f64 = pair.logits.iter().zip(pair.copy_logits).map(|(a, b)| (a - b).powi(2)).sum();
+    relative(pair, moved.sqrt())
+}
+
+fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
+    vary(ask, bench, true, ratio, greatest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vary::tests::{IMAGE, WEIGHTS, value};
+    use super::*;
+
+    #[test]
+    fn is_the_maps_change_over_the_logits() {
+        let (before, after) = ([0.0, 10.0], [0.0, 10.5]);
+        let map: Vec<f32> = IMAGE.iter().zip(WEIGHTS).map(|(x, w)| x * w).collect();
+        let moved: Vec<f32> = map.iter().map(|v| v * 1.1).collect();
+        let mut pair =
+            Pair { image: &IMAGE, copy: &IMAGE, map: &map, copy_map: &moved, logits: &before, copy_logits: &after };
+        // Four values change by a tenth: 0.2 over 0.5.
+        assert!((ratio(&pair).unwrap() - 0.4).abs() < 1e-5);
+        pair.copy_logits = &[11.0, 10.5];
+        assert_eq!(ratio(&pair), None);
+        assert!(value(&RELATIVE_OUTPUT_STABILITY, 3.0, 0.02) > 0.0);
+    }
+}
