@@ -19,7 +19,12 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::
         write(&mut buffer).map_err(at)?;
         buffer.flush().map_err(at)?;
     }
-    temporary.as_file().sync_all().map_err(at)?;
+    persist(temporary, path)
+}
+
+/// Gives a temporary file that is whole its name.
+pub(crate) fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
+    temporary.as_file().sync_all().map_err(|e| Error::io(path, &e))?;
     // tempfile makes private files; results are for everyone who may read the folder.
     #[cfg(unix)]
     {

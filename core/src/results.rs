@@ -6,7 +6,7 @@
 //! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
 //! (`ok`, `n/a`, `failed`), `reason`.
 //!
-//! **images** (`images-1`): `image`, `patient`, `class` (its class, the last of several), `explained` (whether maps of it are
+//! **images** (`images-1`): `index` (its place in the prepared images), `image`, `patient`, `class` (its class, the last of several), `explained` (whether maps of it are
 //! scored), `mask` and `shortcut` (shares of the pixels that the finding and a planted shortcut take at the model's size; none
 //! where unknown), `findings` (8-connected regions of the mask).
 //!
@@ -156,6 +156,7 @@ pub fn prediction_schema() -> Arc<Schema> {
 /// What a run's folder says of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageRow {
+    pub index: i32,
     pub image: String,
     pub patient: String,
     pub class: String,
@@ -171,6 +172,7 @@ pub fn image_schema() -> Arc<Schema> {
     schema(
         "images-1",
         vec![
+            Field::new("index", DataType::Int32, false),
             text("image"),
             text("patient"),
             text("class"),
@@ -190,6 +192,7 @@ pub fn write_images(path: &Path, rows: &[ImageRow]) -> Result<()> {
         path,
         image_schema(),
         vec![
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.index))),
             text(&|r| &r.image),
             text(&|r| &r.patient),
             text(&|r| &r.class),
@@ -209,9 +212,10 @@ pub fn read_images(path: &Path) -> Result<Vec<ImageRow>> {
         let (image, patient, class) = (text("image")?, text("patient")?, text("class")?);
         let explained: &BooleanArray = columns.get("explained")?;
         let (mask, shortcut): (&Float64Array, &Float64Array) = (columns.get("mask")?, columns.get("shortcut")?);
-        let findings: &Int32Array = columns.get("findings")?;
+        let (index, findings): (&Int32Array, &Int32Array) = (columns.get("index")?, columns.get("findings")?);
         let number = |of: &Float64Array, i: usize| (!of.is_null(i)).then(|| of.value(i));
         rows.extend((0..columns.batch.num_rows()).map(|i| ImageRow {
+            index: index.value(i),
             image: image.value(i).into(),
             patient: patient.value(i).into(),
             class: class.value(i).into(),
@@ -252,12 +256,9 @@ impl ScoreWriter {
     }
 
     pub fn finish(self) -> Result<()> {
-        let at = |e: std::io::Error| Error::io(&self.path, &e);
         let encode = |e: parquet::errors::ParquetError| Error::at(&self.path, format!("cannot encode: {e}"));
         self.writer.close().map_err(encode)?;
-        self.temporary.as_file().sync_all().map_err(at)?;
-        self.temporary.persist(&self.path).map_err(|e| at(e.error))?;
-        Ok(())
+        files::persist(self.temporary, &self.path)
     }
 }
 
@@ -385,6 +386,12 @@ fn read(path: &Path, version: &str, see: &mut dyn FnMut(&Columns<'_>) -> Result<
 
 /// Reads what [`write_scores`] wrote, a row at a time.
 pub fn read_scores(path: &Path, names: &mut Names, see: &mut dyn FnMut(Row)) -> Result<()> {
+    read_scores_where(path, names, None, see)
+}
+
+/// As [`read_scores`], of one metric alone where it is named.
+pub fn read_scores_where(path: &Path, names: &mut Names, only: Option<&str>, see: &mut dyn FnMut(Row)) -> Result<()> {
+    let only = only.map(|name| names.number(name));
     read(path, "scores-1", &mut |columns| {
         let image = columns.text("image", names)?;
         let model = columns.text("model", names)?;
@@ -396,7 +403,7 @@ pub fn read_scores(path: &Path, names: &mut Names, see: &mut dyn FnMut(Row)) -> 
         let statuses: Vec<(u32, Status)> = STATUS.iter().map(|(s, n)| (names.number(n), *s)).collect();
         let (fold, seed): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("seed")?);
         let (target, value): (&Int32Array, &Float64Array) = (columns.get("target")?, columns.get("value")?);
-        for i in 0..columns.batch.num_rows() {
+        for i in (0..columns.batch.num_rows()).filter(|i| only.is_none_or(|o| metric[*i] == o)) {
             let known = statuses.iter().find(|(n, _)| *n == status[i]).map(|(_, s)| *s);
             see(Row {
                 image: image[i],

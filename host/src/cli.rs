@@ -4,7 +4,7 @@ use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::run::spec::RunSpec;
 use crate::run::supervisor::{self, Options};
-use crate::{check, data, explain, list, new, run, signals};
+use crate::{check, compare, data, explain, list, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,6 +76,30 @@ enum Command {
         spec: PathBuf,
         #[command(flatten)]
         options: RunArgs,
+    },
+    /// Say what changed between two runs, and whether it matters
+    #[command(
+        after_help = "Examples:\n  lightbox compare runs/before runs/after\n  lightbox compare runs/v1 runs/v2 --metric pixel-auprc --json"
+    )]
+    Compare(compare::CompareArgs),
+    /// Write the report of a run: one HTML file that needs no network
+    #[command(after_help = "Examples:\n  lightbox report runs/demo\n  lightbox report runs/demo --output demo.html")]
+    Report {
+        /// The folder of a run that has ended
+        run: PathBuf,
+        /// [default: report.html in the run's folder]
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Serve the reports of runs on this machine, with maps and images at their own size
+    #[command(after_help = "Examples:\n  lightbox serve runs/demo\n  lightbox serve runs/* --port 0")]
+    Serve {
+        /// Folders of runs that have ended
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+        /// On 127.0.0.1; 0 takes a free one
+        #[arg(long, default_value_t = 8017)]
+        port: u16,
     },
     /// Train the models of a spec and stop there; `run` on the same spec goes on
     #[command(after_help = "Example:\n  lightbox train mine.toml")]
@@ -195,6 +219,21 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         }
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
         Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
+        Command::Compare(args) => {
+            print!("{}", compare::compare(&args)?);
+            Ok(Exit::Ok)
+        }
+        Command::Report { run, output } => {
+            println!("{}", crate::report::write(&run, output.as_deref())?.display());
+            Ok(Exit::Ok)
+        }
+        Command::Serve { runs, port } => {
+            signals::install();
+            crate::report::serve::serve(&runs, port, &mut |address| {
+                println!("{address}");
+                eprintln!("serving {} runs on this machine alone; Ctrl-C ends it", runs.len());
+            })
+        }
         Command::New(args) => {
             print!("{}", new::new(&args)?);
             Ok(Exit::Ok)

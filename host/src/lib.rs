@@ -6,6 +6,7 @@
 pub mod check;
 pub mod child;
 pub mod cli;
+mod compare;
 pub mod data;
 pub mod device;
 pub mod engine;
@@ -18,5 +19,6 @@ pub mod new;
 mod proxy;
 mod reference;
 pub mod registry;
+pub mod report;
 pub mod run;
 pub mod signals;

@@ -63,6 +63,9 @@ fn pixel_auroc_equals_scikit_learn() {
         faults: &lightbox_core::maps::faults(&maps).unwrap(),
         masks: Some(&masks),
         known: &vec![true; n],
+        signed: false,
+        scene: &Default::default(),
+        cell: &Default::default(),
     };
     let scores = evaluation.update(&batch, &mut NoBench).unwrap();
     for (i, (score, wanted)) in scores.iter().zip(floats(&get(&golden, "auroc"))).enumerate() {

@@ -40,7 +40,7 @@ fn spec() -> MetricSpec {
 }
 
 /// The error of `sums` for `drops`, best scaled.
-fn error(sums: &[f64], drops: &[f64]) -> f64 {
+pub fn error(sums: &[f64], drops: &[f64]) -> f64 {
     let n = drops.len().max(1) as f64;
     let (both, square) =
         sums.iter().zip(drops).fold((0.0, 0.0), |(both, square), (s, d)| (both + s * d, square + s * s));

@@ -49,7 +49,7 @@ pub mod road;
 pub mod sensitivity_n;
 pub mod shortcut_mass;
 pub mod srg;
-mod subsets;
+pub mod subsets;
 pub mod threshold;
 pub mod tolerant_hit;
 pub mod top_k;

@@ -1,6 +1,6 @@
 //! Otsu's threshold of a map: the level that parts its values into two classes of the greatest variance between them. Otsu, "A
 //! Threshold Selection Method from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics 1979; 256
-//! levels of the map's own range, as scikit-image `threshold_otsu`. A pixel above the threshold is predicted.
+//! levels of the map's own range, as scikit-image `threshold_otsu`. A pixel above the middle of the level is predicted.
 
 use super::each::Image;
 use super::threshold::Overlap;
@@ -18,7 +18,8 @@ pub fn overlap(image: &Image<'_>) -> Option<Overlap> {
     let mut counts = [0u64; LEVELS];
     image.map.iter().for_each(|v| counts[level(*v)] += 1);
     let limit = threshold(&counts);
-    Some(Overlap::of(image.map.iter().map(|v| level(*v) > limit), image.mask))
+    let centre = f64::from(low) + (limit as f64 + 0.5) / scale;
+    Some(Overlap::of(image.map.iter().map(|v| f64::from(*v) > centre), image.mask))
 }
 
 /// The level up to which values are of the lower class; the first of equal ones.
@@ -51,7 +52,7 @@ mod tests {
         counts[10..20].fill(50);
         counts[200..210].fill(5);
         assert_eq!(threshold(&counts), 19);
-        let map = [0.0, 0.1, 0.1, 5.0, 6.0, 0.2];
+        let map = [0.0, 0.1, 0.1, 5.0, 6.0, 0.15];
         let found = overlap(&Image { map: &map, mask: &[0, 0, 0, 1, 0, 0], width: 3 }).unwrap();
         assert_eq!((found.predicted, found.marked, found.both), (2, 1, 1));
         assert!(overlap(&Image { map: &[0.5; 4], mask: &[1, 0, 0, 0], width: 2 }).is_none());

@@ -16,6 +16,7 @@
 //! A unit's results are files beside a record, which is written last; its presence, with the identity that is wanted, means
 //! done. Whoever is killed, the same command continues.
 
+pub mod about;
 pub mod events;
 pub mod executor;
 mod explain;

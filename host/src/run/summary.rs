@@ -1,5 +1,6 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
+use super::about::About;
 use super::events::Failure;
 use super::folder::{
     AgreementRecord, CurveRecord, Environment, Folder, read_json, read_lines, write_json, write_lines,
@@ -24,10 +25,11 @@ use lightbox_core::table::{Table, csv, tables};
 use lightbox_core::task::{Explained, Kind};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use tch::{Device, Tensor};
 
 /// The version of `summary.json`.
-const SCHEMA: &str = "lightbox-summary-2";
+pub const SCHEMA: &str = "lightbox-summary-2";
 /// That of `comparisons.json`.
 const COMPARISONS: &str = "lightbox-comparisons-1";
 
@@ -151,14 +153,15 @@ fn gather(
     results::write_predictions(&folder.0.join("predictions.parquet"), names, &predictions)?;
     let (mut summary, mut comparisons) = gather.finish(&absent)?;
     comparisons.maps = alike.into_iter().map(|(model, records)| agreement_of(&summary, model, &records)).collect();
+    let measured = |((model, explainer), (seconds, images)): (&(String, String), &(f64, usize))| summary::Seconds {
+        model: model.clone(),
+        explainer: explainer.clone(),
+        seconds: seconds / *images as f64,
+    };
+    let timings: Vec<summary::Seconds> = times.iter().filter(|(_, (_, n))| *n > 0).map(measured).collect();
+    write_json(&folder.0.join("timings.json"), &timings)?;
     if spec.seconds {
-        let times = times.into_iter().filter(|(_, (_, images))| *images > 0);
-        let row = |((model, explainer), (seconds, images)): ((String, String), (f64, usize))| summary::Seconds {
-            model,
-            explainer,
-            seconds: seconds / images as f64,
-        };
-        summary.seconds = times.map(row).collect();
+        summary.seconds = timings;
     }
     Ok((summary, comparisons, curves))
 }
@@ -226,6 +229,7 @@ fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) 
             regions(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), side).1 as i32
         };
         Ok(ImageRow {
+            index: i as i32,
             image: sample.id.clone(),
             patient: sample.patient.clone(),
             class: spec.task.classes.get(sample.stratum()).cloned().unwrap_or_default(),
@@ -311,15 +315,14 @@ fn notes(
     Ok(notes)
 }
 
-/// Writes summary.json, .csv, .md, .tex and sheet.png (or a folder of sheets, one a model); the tables for a terminal. `controls` are the labels of explainers
-/// that know nothing of the model.
+/// Writes all that a run comes to (`docs/user-guide.md` has the list); the tables for a terminal.
 pub fn write(
     plan: &Plan<'_>,
     folder: &Folder,
     source: &dyn Source,
     split: &Split,
     environment: &Environment,
-    controls: &[String],
+    about: &About,
 ) -> Result<String> {
     let unmasked = unmasked(plan, folder, source, split)?;
     let mut notes = notes(plan, source, split, environment, unmasked)?;
@@ -334,14 +337,58 @@ pub fn write(
     write_json(&folder.0.join("comparisons.json"), &json)?;
     write_lines(&folder.0.join("curves.jsonl"), &curves)?;
     let tables = tables(&summary);
-    let json = serde_json::json!({ "schema": SCHEMA, "name": summary.name, "summary": summary, "tables": tables });
+    let json = serde_json::json!({
+        "schema": SCHEMA, "name": summary.name, "summary": summary, "tables": tables, "about": about
+    });
     write_json(&folder.0.join("summary.json"), &json)?;
     let join = |f: &dyn Fn(&Table) -> String| tables.iter().map(f).collect::<Vec<_>>().join("\n");
     files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;
     files::write_text(&folder.0.join("summary.tex"), &join(&Table::latex))?;
-    pictures(plan, folder, source, split, controls)?;
+    write_json(&folder.0.join("maps.json"), &stored(plan, folder)?)?;
+    pictures(plan, folder, source, split, &about.controls())?;
     Ok(join(&Table::terminal))
+}
+
+/// Where the maps of test images are: files of units, with what they hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stored {
+    pub model: String,
+    pub fold: usize,
+    pub seed: usize,
+    pub block: usize,
+    /// The side of the model's input, and so of the prepared images.
+    pub side: usize,
+    pub explainer: String,
+    /// Names of its maps; one empty name for a single map.
+    pub outputs: Vec<String>,
+    /// In the run's folder: `images` (places in the prepared file) and `maps.EXPLAINER` [n, outputs, h, w].
+    pub file: PathBuf,
+}
+
+fn stored(plan: &Plan<'_>, folder: &Folder) -> Result<Vec<Stored>> {
+    let (spec, ids) = (plan.spec, plan.identities);
+    let records = folder.records()?;
+    let index = Index::new(&records);
+    let mut all = Vec::new();
+    for model in &spec.models {
+        let running = plan.running(model.label())?;
+        for place in place(model, spec, plan.folds) {
+            let (label, fold, seed) = place;
+            for block in 0..ids.blocks() {
+                for (explainer, _) in &running {
+                    let id = ids.maps(label, fold, seed, block, explainer)?;
+                    let Some(stem) = index.maps(place, block, explainer, &id) else { continue };
+                    let outputs = records.get(stem).and_then(|r| r.cells.get(explainer)).map(|c| c.outputs.clone());
+                    let file = folder.unit(stem, "maps.safetensors");
+                    let file = file.strip_prefix(&folder.0).unwrap_or(&file).to_path_buf();
+                    let (model, outputs, side) = (label.to_string(), outputs.unwrap_or_default(), ids.side(label)?);
+                    all.push(Stored { model, fold, seed, block, side, explainer: explainer.clone(), outputs, file });
+                }
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn open_store(folder: &Folder, side: usize) -> Result<Option<Store>> {

@@ -1,5 +1,6 @@
 //! Drives a run: settles what it is, plans what is to be done, keeps workers busy, survives them.
 
+use super::about::About;
 use super::events::{Event, Failure, FailureKind, Order, Stamped, now};
 use super::executor::{Executor, Local, Signal};
 use super::folder::{Cells, Folder, Survey};
@@ -14,7 +15,6 @@ use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::{device, signals};
 use lightbox_core::data::{self, split::SplitSpec};
-use lightbox_sdk::spec::Family;
 use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ pub struct Outcome {
 }
 
 /// What this program puts into a run's folder.
-const OWN: [&str; 20] = [
+const OWN: [&str; 23] = [
     "environment.json",
     "spec.toml",
     "splits",
@@ -63,6 +63,9 @@ const OWN: [&str; 20] = [
     "images.parquet",
     "comparisons.json",
     "curves.jsonl",
+    "maps.json",
+    "timings.json",
+    "report.html",
     "sheet.png",
     "sheets",
 ];
@@ -195,14 +198,18 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         true => summary::training(&spec, &folder, folds)?,
         false => {
             let plan = supervisor.plan(folds);
-            let controls = |e: &&crate::engine::ExplainerChoice| {
-                registry.explainer(&e.name).is_ok_and(|(_, s)| s.family == Family::Control)
-            };
-            let controls: Vec<String> =
-                spec.explainers.iter().filter(controls).map(|e| e.label().to_string()).collect();
-            let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &controls)?;
+            let about = About::new(&spec, registry)?;
+            let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
+            if let Err(e) = crate::report::write(&folder.0, None) {
+                let text = format!("no report was written: {}", e.message);
+                supervisor.say(None, Event::Note { text })?;
+            }
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
-            format!("{text}\nPictures: {}\n", folder.0.join(sheet).display())
+            format!(
+                "{text}\nPictures: {}\nReport: {}\n",
+                folder.0.join(sheet).display(),
+                folder.0.join("report.html").display()
+            )
         }
     };
     let failed = supervisor.standing_failures(folds)?;
