@@ -142,6 +142,8 @@ pub struct ShownMetric {
     #[serde(with = "crate::metrics::bounds")]
     pub range: [f64; 2],
     pub unit: String,
+    /// classification, localisation, faithfulness, ...
+    pub family: String,
     /// False for metrics of predictions.
     pub of_maps: bool,
     pub has_chance: bool,
@@ -334,6 +336,7 @@ impl<'a> Gather<'a> {
             better: m.spec.better,
             range: m.spec.range,
             unit: m.spec.unit.into(),
+            family: m.spec.family.into(),
             of_maps: m.metric.needs().maps.is_some(),
             has_chance: m.spec.chance_is_constant,
         });

@@ -90,6 +90,8 @@ impl Cell {
 
 /// More columns of maps than this, and a row is an explainer.
 const WIDE: usize = 12;
+/// More metrics of maps than this, and a row is a metric (where rows are not explainers).
+const MANY: usize = 6;
 
 /// What a value's deviation is over.
 fn spread(summary: &Summary) -> String {
@@ -107,6 +109,7 @@ fn spread(summary: &Summary) -> String {
 /// A row an explainer: a group a metric of maps and one of seconds, a column a model.
 fn by_explainer(
     summary: &Summary,
+    title: &str,
     metrics: &[&ShownMetric],
     cell: &dyn Fn(&str, &str, &str, &ShownMetric) -> Cell,
 ) -> Option<Table> {
@@ -145,13 +148,16 @@ fn by_explainer(
         rows.push(Row { title: column.title(), cells });
     }
     let mut notes = vec![format!("{}.", spread(summary))];
-    notes.extend(summary.notes.clone());
+    if title.is_empty() {
+        notes.extend(summary.notes.clone());
+    }
     if !summary.seconds.is_empty() {
         notes.push(
             "Seconds are those of an explainer's own code, beyond the run that all share; they differ by run.".into(),
         );
     }
-    Some(Table { title: summary.title.clone(), groups, rows, by_explainer: true, notes })
+    let title = if title.is_empty() { summary.title.clone() } else { title.to_string() };
+    Some(Table { title, groups, rows, by_explainer: true, of_model: String::new(), notes })
 }
 
 /// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
@@ -172,10 +178,31 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
     let mut tables = Vec::new();
     let wide = summary.columns.len() > WIDE;
     if wide {
-        tables.extend(by_explainer(summary, &maps, &cell));
+        if maps.len() <= MANY {
+            tables.extend(by_explainer(summary, "", &maps, &cell));
+        } else {
+            // A family at a time, in tables that are not too wide.
+            let mut families: Vec<&str> = Vec::new();
+            for metric in &maps {
+                if !families.contains(&metric.family.as_str()) {
+                    families.push(&metric.family);
+                }
+            }
+            let most = (WIDE / summary.models.len().max(1)).max(1);
+            for family in families {
+                let mine: Vec<&ShownMetric> = maps.iter().copied().filter(|m| m.family == *family).collect();
+                for (part, metrics) in mine.chunks(most).enumerate() {
+                    let number = if part > 0 { format!(", {}", part + 1) } else { String::new() };
+                    let title = if tables.is_empty() { String::new() } else { format!("{family}{number}") };
+                    tables.extend(by_explainer(summary, &title, metrics, &cell));
+                }
+            }
+        }
         // What is left is the models' own table.
         maps.clear();
     }
+    let many = !wide && maps.len() > MANY;
+    let by_metric: Vec<&ShownMetric> = if many { std::mem::take(&mut maps) } else { vec![] };
     for at in 0..maps.len().max(1) {
         if wide && predictions.is_empty() {
             break;
@@ -208,7 +235,7 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
             (_, Some(metric)) => metric.short.clone(),
         };
         if wide {
-            tables.push(Table { title, groups, rows, by_explainer: false, notes: vec![] });
+            tables.push(Table { title, groups, rows, by_explainer: false, of_model: String::new(), notes: vec![] });
             break;
         }
         let spread = spread(summary);
@@ -216,8 +243,35 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
             0 => std::iter::once(format!("{spread}.")).chain(summary.notes.clone()).collect(),
             _ => vec![format!("{spread}.")],
         };
-        tables.push(Table { title, groups, rows, by_explainer: false, notes });
+        if many && predictions.is_empty() {
+            break;
+        }
+        tables.push(Table { title, groups, rows, by_explainer: false, of_model: String::new(), notes });
     }
+    // Of many metrics each model has a table, with a row a metric.
+    let chance = by_metric.iter().any(|m| m.has_chance);
+    for model in summary.models.iter().filter(|_| many) {
+        let mut columns: Vec<String> = summary.columns.iter().map(Column::title).collect();
+        columns.extend(chance.then(|| CHANCE.to_string()));
+        let row = |m: &&ShownMetric| {
+            let mut cells: Vec<Cell> =
+                summary.columns.iter().map(|c| cell(model, &c.explainer, &c.output, m)).collect();
+            let none = || Cell::NotApplicable { reason: "a constant map says nothing of this metric".into() };
+            cells.extend(chance.then(|| if m.has_chance { cell(model, CHANCE, "", m) } else { none() }));
+            Row { title: m.short.clone(), cells }
+        };
+        let notes = if tables.is_empty() { summary.notes.clone() } else { vec![] };
+        tables.push(Table {
+            title: model.clone(),
+            groups: vec![Group { title: "mean over images, or value of the set".into(), columns }],
+            rows: by_metric.iter().map(row).collect(),
+            by_explainer: false,
+            of_model: model.clone(),
+            notes,
+        });
+    }
+    // By what happened: the metrics in which it did.
+    let mut failures: Vec<(String, usize, usize, Vec<&str>)> = Vec::new();
     let mut faults = Vec::new();
     for cell in &summary.cells {
         let State::Value { maps, failed, constant, .. } = &cell.state else { continue };
@@ -227,22 +281,24 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         let column = Column { explainer: cell.explainer.clone(), output: cell.output.clone() };
         let place = format!("{} x {}", cell.model, column.title());
         if *failed > 0 {
-            let counted = match crate::metrics::worst(metric.better, metric.range) {
-                Some(worst) => format!("count as {worst}"),
-                None => "are in no mean".into(),
-            };
-            let share = 100.0 * *failed as f64 / *maps as f64;
-            let marked = if *failed as f64 > MARKED * *maps as f64 { ", marked !" } else { "" };
-            faults.push(format!(
-                "{place}, {}: {failed} of {maps} maps failed ({share:.1} %) and {counted}{marked}.",
-                metric.short
-            ));
+            match failures.iter_mut().find(|(p, f, m, _)| (p, *f, *m) == (&place, *failed, *maps)) {
+                Some((.., metrics)) => metrics.push(&metric.short),
+                None => failures.push((place.clone(), *failed, *maps, vec![&metric.short])),
+            }
         }
         if *constant > 0 && cell.explainer != CHANCE {
             faults.push(format!("{place}: {constant} of {maps} maps are constant and say nothing of any place."));
         }
     }
-    faults.dedup();
+    for (place, failed, maps, metrics) in failures {
+        let share = 100.0 * failed as f64 / maps as f64;
+        let marked = if failed as f64 > MARKED * maps as f64 { ", marked !" } else { "" };
+        let of = metrics.join(", ");
+        faults.push(format!(
+            "{place}: {failed} of {maps} maps failed ({share:.1} %) in {of}, and count as the worst value or, where that has no \
+             end, in no mean{marked}."
+        ));
+    }
     let mut seen = std::collections::HashSet::new();
     faults.retain(|f| seen.insert(f.clone()));
     if let Some(first) = tables.first_mut() {
@@ -260,6 +316,9 @@ pub struct Table {
     /// Rows are explainers, and columns models.
     #[serde(default)]
     pub by_explainer: bool,
+    /// Rows are metrics, of this model; empty otherwise.
+    #[serde(default)]
+    pub of_model: String,
     /// Sentences below the table.
     pub notes: Vec<String>,
 }
@@ -281,7 +340,11 @@ pub struct Row {
 impl Table {
     /// What rows are.
     fn corner(&self) -> &'static str {
-        if self.by_explainer { "explainer" } else { "model" }
+        match (self.by_explainer, self.of_model.is_empty()) {
+            (true, _) => "explainer",
+            (_, true) => "model",
+            (_, false) => "metric",
+        }
     }
 
     fn columns(&self) -> Vec<(&str, &str)> {
@@ -425,9 +488,10 @@ pub fn csv(tables: &[Table]) -> String {
         for row in &table.rows {
             for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
                 let mut line = <[String; 16]>::default();
-                let (model, column) = match table.by_explainer {
-                    true => (column, row.title.as_str()),
-                    false => (row.title.as_str(), column),
+                let (model, group, column) = match (table.by_explainer, table.of_model.as_str()) {
+                    (true, _) => (column, group, row.title.as_str()),
+                    (false, "") => (row.title.as_str(), group, column),
+                    (false, model) => (model, row.title.as_str(), column),
                 };
                 (line[0], line[1], line[2], line[3]) = (table.title.clone(), model.into(), group.into(), column.into());
                 match cell {
@@ -496,6 +560,7 @@ mod tests {
                 ],
             }],
             by_explainer: false,
+            of_model: String::new(),
             notes: vec!["A note.".into()],
         }
     }
@@ -509,6 +574,7 @@ mod tests {
             better: Better::Higher,
             range: [0.0, 1.0],
             unit: "share".into(),
+            family: "localisation".into(),
             of_maps: true,
             has_chance,
         };
@@ -547,6 +613,20 @@ mod tests {
         assert!(csv(&tables).contains("Title,b,\"ap, mean over images\",e3,n/a"), "{}", csv(&tables));
         summary.columns.truncate(WIDE);
         assert!(!super::tables(&summary)[0].by_explainer);
+        // Of many metrics a model has a table, whose rows are metrics.
+        summary.metrics = (0..MANY + 1).map(|i| metric(&format!("k{i}"), i == 0)).collect();
+        summary.cells = vec![value("b", "e3", "k2", 0.5), value("a", CHANCE, "k0", 0.25)];
+        let tables = super::tables(&summary);
+        assert_eq!(tables.iter().map(|t| t.of_model.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(tables[1].rows.len() == MANY + 1 && tables[1].rows.iter().all(|r| r.cells.len() == WIDE + 1));
+        assert_eq!(tables[1].rows[2].cells[3], Cell::NotApplicable { reason: "0.5".into() });
+        assert_eq!(tables[0].rows[0].cells[WIDE], Cell::NotApplicable { reason: "0.25".into() });
+        assert!(tables[0].terminal().contains("\nmetric") && tables[0].notes == ["A note."]);
+        assert!(csv(&tables).contains("b,b,k2,e3,n/a"), "{}", csv(&tables));
+        // Many of both: a family's metrics in tables of twelve columns.
+        summary.columns.push(Column { explainer: "e12".into(), output: String::new() });
+        let tables = super::tables(&summary);
+        assert!(tables.len() == 2 && tables.iter().all(|t| t.by_explainer && t.groups.len() <= WIDE / 2 + 1));
     }
 
     #[test]

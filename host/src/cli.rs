@@ -50,9 +50,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the reference of all explainers as Markdown
-    #[command(after_help = "Examples:\n  lightbox reference > explainers.md")]
+    /// Print the reference of all explainers, or of all metrics, as Markdown
+    #[command(
+        after_help = "Examples:\n  lightbox reference > explainers.md\n  lightbox reference metrics > metrics.md"
+    )]
     Reference {
+        #[arg(value_enum, default_value = "explainers")]
+        what: crate::reference::What,
         /// Link to pictures NAME.png in this folder
         #[arg(long, value_name = "FOLDER")]
         pictures: Option<String>,
@@ -200,8 +204,13 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             let all: Vec<String> = registry.duplicates.iter().map(|(_, text)| text.clone()).collect();
             if all.is_empty() { Ok(Exit::Ok) } else { Err(Error::plugin(all.join("\n"))) }
         }
-        Command::Reference { pictures } => {
-            let text = crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?;
+        Command::Reference { what, pictures } => {
+            let text = match what {
+                crate::reference::What::Metrics => crate::reference::metrics(),
+                crate::reference::What::Explainers => {
+                    crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?
+                }
+            };
             print!("{text}");
             Ok(Exit::Ok)
         }

@@ -112,8 +112,12 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
         section(title, explainers.iter().zip(&models).map(line).collect());
     }
     if wants(What::Metrics) {
-        let line = |m: MetricSpec| (m.name.into(), format!("{} ({} is better)", m.title, better(m.better)));
-        section("metrics", metrics::all().iter().map(|m| line(m.spec())).collect());
+        let line = |m: MetricSpec| {
+            let (family, better, range) = (m.family, better(m.better), range(&m));
+            (m.name.into(), format!("{family:14}  {} ({better} is better, {range}; {})", m.title, m.cost))
+        };
+        let title = "metrics (family, title, direction, range, cost an image beyond the explanation)";
+        section(title, metrics::all().iter().map(|m| line(m.spec())).collect());
     }
     if wants(What::Datasets) {
         section("datasets", SOURCES.iter().map(|s| (s.name.into(), s.title.into())).collect());
@@ -182,7 +186,13 @@ pub(crate) fn models_of(registry: &Registry, plans: &Plans) -> String {
     }
 }
 
-fn better(better: Better) -> &'static str {
+/// The least and greatest value.
+pub(crate) fn range(m: &MetricSpec) -> String {
+    let end = |v: f64| if v.is_finite() { v.to_string() } else { "open".into() };
+    format!("{} to {}", end(m.range[0]), end(m.range[1]))
+}
+
+pub(crate) fn better(better: Better) -> &'static str {
     if better == Better::Higher { "higher" } else { "lower" }
 }
 
@@ -313,7 +323,10 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
                 if m.level == metrics::Level::Image { "an image; the table shows the mean" } else { "a set" }.into(),
             ),
             ("better", better(m.better).into()),
-            ("range", format!("[{}, {}]", m.range[0], m.range[1])),
+            (
+                "range",
+                format!("{}{}", range(&m), if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) }),
+            ),
             ("chance", m.chance.into()),
             ("cost", m.cost.into()),
             ("edge cases", m.edge_cases.into()),

@@ -1,10 +1,66 @@
-//! `lightbox reference`: the reference of all explainers as Markdown, from what plugins say of themselves.
+//! `lightbox reference`: the reference of all explainers as Markdown, from what plugins say of themselves, and that of all
+//! metrics.
 
 use crate::error::Result;
-use crate::list::{Asked, family, kind_of, models_of, planned};
+use crate::list::{Asked, family, kind_of, models_of, planned, range};
 use crate::registry::Registry;
 use lightbox_sdk::spec::{Family, Plan, Reference};
 use std::fmt::Write;
+
+/// What the page is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum What {
+    Explainers,
+    Metrics,
+}
+
+/// Families of metrics in the order of the page, with their headings.
+const OF_METRICS: [(&str, &str); 6] = [
+    ("classification", "Classification"),
+    ("localisation", "Localisation: does the map lie on the finding?"),
+    ("faithfulness", "Faithfulness: does the map say what the model looks at?"),
+    ("robustness", "Robustness: does the map stay when nothing changes?"),
+    ("randomisation", "Randomisation: does the map depend on the model and the class?"),
+    ("complexity", "Complexity: how much does the map say at once?"),
+];
+
+/// The page of metrics.
+pub fn metrics() -> String {
+    let mut text = String::from(
+        "# Metrics\n\nMade by `cargo xtask docs` from what the metrics say of themselves; `lightbox info NAME` shows the same. a is a map, \
+         g a mask, N the number of pixels, x the normalised image, s the explained class's score (softmax or sigmoid), f its \
+         logit. A cost is for one image beyond its explanation. Conventions, oracles and statistics are in [the \
+         reference](reference.md).\n",
+    );
+    for (family, heading) in OF_METRICS {
+        let _ = write!(text, "\n## {heading}\n");
+        for m in lightbox_core::metrics::all().iter().map(|m| m.spec()).filter(|m| m.family == family) {
+            let level = match m.level {
+                lightbox_core::metrics::Level::Image => "an image; tables show the mean",
+                lightbox_core::metrics::Level::Set => "a set",
+            };
+            let unit = if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) };
+            let _ = write!(text, "\n### {}\n\n**{}**. {}.\n\n    {}\n\n", m.name, m.title, m.reference, m.formula);
+            let _ = write!(
+                text,
+                "{} is better; {}{unit}; a value of {level}. Chance: {}. Cost: {}. Edge cases: {}.\n",
+                if m.better == lightbox_core::metrics::Better::Higher { "Higher" } else { "Lower" },
+                range(&m),
+                m.chance,
+                m.cost,
+                m.edge_cases
+            );
+            if !m.parameters.is_empty() {
+                text.push_str("\n| parameter | default | values | what |\n|---|---|---|---|\n");
+            }
+            for p in &m.parameters {
+                let (default, kind) = p.shown();
+                let _ = writeln!(text, "| `{}` | `{default}` | {} | {} |", p.name, cell(&kind), cell(p.text));
+            }
+        }
+    }
+    text
+}
 
 /// Families in the order of the page, with their headings.
 const FAMILIES: [(Family, &str); 7] = [

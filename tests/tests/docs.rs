@@ -24,6 +24,39 @@ fn the_reference_of_explainers_is_that_of_the_plugins() {
     }
 }
 
+#[test]
+fn the_reference_of_metrics_is_what_they_say() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let page = std::fs::read_to_string(docs.join("metrics.md")).unwrap();
+    let now = succeed(&["reference", "metrics"]);
+    let other = page.lines().zip(now.lines()).find(|(a, b)| a != b);
+    assert!(page == now, "docs/metrics.md is not what the metrics say: `cargo xtask docs` makes it anew; {other:?}");
+    let listed: serde_json::Value = serde_json::from_str(&succeed(&["list", "metrics", "--json"])).unwrap();
+    let list = succeed(&["list", "metrics"]);
+    for metric in listed["metrics"].as_array().unwrap() {
+        let name = metric["name"].as_str().unwrap();
+        for key in ["formula", "chance", "cost", "title", "edge_cases", "reference", "family"] {
+            assert!(!metric[key].as_str().unwrap().is_empty(), "{name} has no {key}");
+        }
+        assert!(page.contains(&format!("\n### {name}\n")) && list.contains(&format!("  {name} ")), "{name}");
+        let info = succeed(&["info", name]);
+        for key in ["formula", "better", "range", "chance", "cost", "edge cases", "reference"] {
+            assert!(info.contains(&format!("\n{key}")), "{name}: {info}");
+        }
+    }
+    // The spec that runs them all has them all, and all explainers.
+    let spec: serde_json::Value = serde_json::from_str(&succeed(&["info", "all-metrics", "--json"])).unwrap();
+    let names = |v: &serde_json::Value| {
+        let mut all: Vec<String> =
+            v.as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap().to_string()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(&listed["metrics"]), names(&spec["metrics"]));
+    let explainers: serde_json::Value = serde_json::from_str(&succeed(&["info", "all-explainers", "--json"])).unwrap();
+    assert_eq!(names(&explainers["explainers"]), names(&spec["explainers"]));
+}
+
 /// Every explainer is in the built-in spec that runs them all.
 #[test]
 fn all_explainers_holds_all_explainers() {

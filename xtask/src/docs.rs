@@ -1,4 +1,4 @@
-//! The reference of explainers, from what plugins say of themselves, with a picture of each.
+//! The references of explainers and metrics, from what they say of themselves, with a picture of each explainer.
 
 use crate::{build, root, run};
 use std::path::Path;
@@ -24,11 +24,17 @@ pub fn docs() -> Result<(), String> {
             std::fs::copy(entry.path(), &to).map_err(error(&to))?;
         }
     }
-    let page = Command::new(&binary).args(["reference", "--pictures", "explainers"]).output();
-    let page = page.map_err(|e| e.to_string())?;
-    if !page.status.success() {
-        return Err(String::from_utf8_lossy(&page.stderr).into_owned());
+    let pages: [(&str, &[&str]); 2] = [
+        ("docs/explainers.md", &["reference", "--pictures", "explainers"]),
+        ("docs/metrics.md", &["reference", "metrics"]),
+    ];
+    for (to, args) in pages {
+        let page = Command::new(&binary).args(args).output().map_err(|e| e.to_string())?;
+        if !page.status.success() {
+            return Err(String::from_utf8_lossy(&page.stderr).into_owned());
+        }
+        let to = root().join(to);
+        std::fs::write(&to, page.stdout).map_err(error(&to))?;
     }
-    let to = root().join("docs/explainers.md");
-    std::fs::write(&to, page.stdout).map_err(error(&to))
+    Ok(())
 }

@@ -212,8 +212,23 @@ impl TrainSpec {
 }
 
 /// Specs that come with the binary, by name.
-pub const BUILT_IN: [(&str, &str); 5] = [
-    ("all-explainers", include_str!("../../specs/all-explainers.toml")),
+pub const BUILT_IN: [(&str, &str); 6] = [
+    (
+        "all-explainers",
+        concat!(
+            include_str!("../../specs/all-explainers.toml"),
+            include_str!("../../specs/parts/models.toml"),
+            include_str!("../../specs/parts/explainers.toml")
+        ),
+    ),
+    (
+        "all-metrics",
+        concat!(
+            include_str!("../../specs/all-metrics.toml"),
+            include_str!("../../specs/parts/models.toml"),
+            include_str!("../../specs/parts/explainers.toml")
+        ),
+    ),
     ("demo", include_str!("../../specs/demo.toml")),
     ("study", include_str!("../../specs/study.toml")),
     ("study-phantom", include_str!("../../specs/study-phantom.toml")),
