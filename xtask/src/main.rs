@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         Task::Demo => demo(),
         Task::Test { args } => setup::setup(false).and_then(|()| {
             setup::recompute();
+            setup::browser();
             build::test(&args)
         }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),

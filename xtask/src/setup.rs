@@ -227,6 +227,45 @@ pub fn recompute() {
     }
 }
 
+/// Chromium, Node.js and what `tests/browser` needs, for the test that looks at a report: from Debian's packages, where this is
+/// such a machine and we may, and from npm's. Otherwise the test says that it is skipped.
+pub fn browser() {
+    let has = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let missing: Vec<&str> = [("chromium", "chromium"), ("node", "nodejs"), ("npm", "npm")]
+        .into_iter()
+        .filter(|(program, _)| !has(program))
+        .map(|(_, package)| package)
+        .collect();
+    if !missing.is_empty() {
+        let apt = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y"]).args(arguments);
+            command.stdout(std::process::Stdio::null()).status().is_ok_and(|s| s.success())
+        };
+        eprintln!("installing {} for the tests of the report ...", missing.join(", "));
+        let packages: Vec<&str> = ["install", "--no-install-recommends"].into_iter().chain(missing.clone()).collect();
+        // Only root may; an old list of packages is renewed once.
+        if !apt(&packages) && !(apt(&["update"]) && apt(&packages)) {
+            let names = missing.join(" ");
+            eprintln!("note: the report is not looked at in a browser (hint: as root, `apt-get install {names}`)");
+            return;
+        }
+    }
+    let wanted = root().join("tests/browser/package.json");
+    let folder = root().join(".lightbox/browser");
+    let done = folder.join("package.json");
+    if std::fs::read(&wanted).ok() == std::fs::read(&done).ok() && folder.join("node_modules").is_dir() {
+        return;
+    }
+    let made = std::fs::create_dir_all(&folder).and_then(|()| std::fs::copy(&wanted, &done));
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder);
+    if made.is_err() || !npm.status().is_ok_and(|s| s.success()) {
+        eprintln!("note: npm could not install tests/browser/package.json, so the report is not looked at in a browser");
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+}
+
 /// `13.0` of the wheel's requirement `cuda-toolkit[...]==13.0.2`; `None` for a wheel that needs none.
 fn toolkit(torch: &Path) -> Option<String> {
     let packages = std::fs::read_dir(torch.parent()?).ok()?;

@@ -260,10 +260,19 @@ fn imputed(images: &Tensor, gone: &Tensor, ids: &[u64], seed: u64) -> Result<Ten
     let one = |i: usize| {
         let missing = &gone[i * pixels..][..pixels];
         let noise = noise(&shape[1..], seed::derive(seed, "imputation", &[ids[i]]));
+        let channel = |c: usize| &values[(i * channels + c) * pixels..][..pixels];
+        let first = impute::fill(channel(0), missing, (height, width));
         (0..channels)
             .into_par_iter()
             .flat_map_iter(|c| {
-                let filled = impute::fill(&values[(i * channels + c) * pixels..][..pixels], missing, (height, width));
+                // Grey images have one channel, scaled otherwise: so is what is imputed.
+                let filled = match line(channel(0), channel(c)) {
+                    Some((scale, shift)) => {
+                        let one = |p: usize| if missing[p] { scale * first[p] + shift } else { channel(c)[p] };
+                        (0..pixels).map(one).collect()
+                    }
+                    None => impute::fill(channel(c), missing, (height, width)),
+                };
                 let noise = &noise[c * pixels..][..pixels];
                 let add = |p: usize| if missing[p] { filled[p] + 0.01 * noise[p] } else { filled[p] };
                 (0..pixels).map(add).collect::<Vec<f32>>()
@@ -272,6 +281,20 @@ fn imputed(images: &Tensor, gone: &Tensor, ids: &[u64], seed: u64) -> Result<Ten
     };
     let all: Vec<Vec<f32>> = (0..ids.len()).into_par_iter().map(one).collect();
     Ok(Tensor::f_from_slice(&all.concat())?.f_reshape(shape)?.f_to_device(images.device())?)
+}
+
+/// `(scale, shift)` such that every `b = scale * a + shift`, within rounding; none where there are none.
+fn line(a: &[f32], b: &[f32]) -> Option<(f32, f32)> {
+    let (low, high) = (0..a.len()).fold((0, 0), |(l, h), i| {
+        (if a[i] < a[l] { i } else { l }, if a[i] > a[h] { i } else { h })
+    });
+    if a.is_empty() || a[low] == a[high] {
+        return None;
+    }
+    let scale = (b[high] - b[low]) / (a[high] - a[low]);
+    let shift = b[low] - scale * a[low];
+    let size = b[low].abs().max(b[high].abs()).max(1.0);
+    a.iter().zip(b).all(|(a, b)| (scale * a + shift - b).abs() <= 1e-5 * size).then_some((scale, shift))
 }
 
 /// How many pixels are removed at each of `steps` equal shares, both ends included.
@@ -418,6 +441,21 @@ pub mod tests {
         assert!((found.sum(Kind::Double).double_value(&[]) - 1.0).abs() < 1e-5);
         // A Gaussian of deviation 2.05: its height, 1 / (2 pi 2.05^2).
         assert!((found.double_value(&[0, 0, 20, 20]) - 0.03787).abs() < 1e-3);
+    }
+
+    #[test]
+    fn channels_that_are_one_are_imputed_as_one() {
+        let a: Vec<f32> = (0..400).map(|i| ((i * 29) % 17) as f32 - 8.0).collect();
+        let b: Vec<f32> = a.iter().map(|v| 0.7 * v - 3.0).collect();
+        let mut c = b.clone();
+        c[5] += 0.1;
+        assert!(line(&a, &b).is_some() && line(&a, &c).is_none() && line(&[1.0; 4], &[2.0; 4]).is_none());
+        let missing: Vec<bool> = (0..400).map(|i| (i * 7) % 5 < 3).collect();
+        let own = impute::fill(&b, &missing, (20, 20));
+        let (scale, shift) = line(&a, &b).unwrap();
+        for (x, y) in impute::fill(&a, &missing, (20, 20)).iter().zip(own) {
+            assert!((scale * x + shift - y).abs() < 1e-3);
+        }
     }
 
     #[test]

@@ -211,8 +211,15 @@
   // Charts are drawn when they come into view and the library is there.
   const charts = new Map();
   const seen = new Set();
+  // The library is in the page as text, and read when the first chart comes near.
+  const load = () => {
+    const script = document.createElement("script");
+    script.textContent = $("plotly").textContent;
+    document.head.append(script);
+  };
   const draw = (id) => {
-    if (!window.Plotly || !seen.has(id)) return;
+    if (!seen.has(id)) return;
+    if (!window.Plotly) load();
     const { data, layout } = charts.get(id)();
     const base = {
       font: { family: css("--font"), color: css("--ink"), size: 12 },
@@ -237,7 +244,6 @@
     watcher.observe($(id));
   };
   const redraw = () => charts.forEach((_, id) => draw(id));
-  addEventListener("plotly", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => {
     charts.forEach((_, id) => seen.add(id));
