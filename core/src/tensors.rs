@@ -1,4 +1,4 @@
-//! Tensors in and out: normalised batches as .npy or .safetensors.
+//! Tensors in and out: normalised batches as .npy or .safetensors, maps as .npy.
 
 use crate::{Error, Result, checkpoint, files};
 use std::path::Path;
@@ -52,9 +52,30 @@ fn read_npy(path: &Path) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&values)?.f_reshape(&shape)?)
 }
 
+/// Writes float32 as `.npy` in C order, whole or not at all.
+pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<()> {
+    use npyz::WriterBuilder;
+    let shape: Vec<u64> = tensor.size().iter().map(|n| *n as u64).collect();
+    let values = crate::maps::values(&tensor.f_contiguous()?)?;
+    files::write_atomic(path, |w| {
+        let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(w).begin_nd()?;
+        writer.extend(values)?;
+        writer.finish()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_as_npy_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.npy");
+        let tensor = Tensor::from_slice(&(0..24).map(|v| v as f32 / 7.0).collect::<Vec<_>>()).reshape([2, 3, 2, 2]);
+        write_npy(&path, &tensor.transpose(2, 3)).unwrap();
+        assert_eq!(read_batch(&path).unwrap(), tensor.transpose(2, 3));
+    }
 
     fn npy(order: &str, values: &[f32]) -> Vec<u8> {
         let mut header = format!("{{'descr': '<f4', 'fortran_order': {order}, 'shape': (1, 1, 2, 3), }}");

@@ -4,7 +4,7 @@ use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::run::spec::RunSpec;
 use crate::run::supervisor::{self, Options};
-use crate::{check, compare, data, explain, list, new, run, signals};
+use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +86,12 @@ enum Command {
         after_help = "Examples:\n  lightbox compare runs/before runs/after\n  lightbox compare runs/v1 runs/v2 --metric pixel-auprc --json"
     )]
     Compare(compare::CompareArgs),
+    /// Write the maps of a run for other tools: .safetensors or .npy
+    #[command(
+        after_help = "Examples:\n  lightbox maps runs/demo --model densenet-small --explainer gradcam --output maps.safetensors\n  \
+        lightbox maps runs/demo --model deit-mini --explainer attention --output maps.npy"
+    )]
+    Maps(maps::MapsArgs),
     /// Write the report of a run: one HTML file that needs no network
     #[command(after_help = "Examples:\n  lightbox report runs/demo\n  lightbox report runs/demo --output demo.html")]
     Report {
@@ -228,6 +234,10 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         }
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
         Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
+        Command::Maps(args) => {
+            print!("{}", maps::maps(&args)?);
+            Ok(Exit::Ok)
+        }
         Command::Compare(args) => {
             print!("{}", compare::compare(&args)?);
             Ok(Exit::Ok)

@@ -15,6 +15,7 @@ pub mod explain;
 mod images;
 pub mod list;
 pub mod loader;
+mod maps;
 pub mod new;
 mod proxy;
 mod reference;

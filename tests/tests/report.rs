@@ -55,7 +55,9 @@ fn look(url: &str, name: &str) -> bool {
         .into_iter()
         .find(|c| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success()));
     let (Some(chromium), true) = (chromium, modules.is_dir()) else {
-        skip("the report in a browser: Chromium, Node.js or .lightbox/browser is missing; `cargo xtask test` installs them");
+        skip(
+            "the report in a browser: Chromium, Node.js or .lightbox/browser is missing; `cargo xtask test` installs them",
+        );
         return false;
     };
     let which = Command::new("which").arg(chromium).output().unwrap();
@@ -90,11 +92,12 @@ fn a_report_is_one_whole_file() {
     let none: Vec<&serde_json::Value> = cells.iter().filter(|c| c["state"] == "n/a").collect();
     assert!(none.iter().any(|c| c["reason"].as_str().unwrap().contains("attention")), "{none:?}");
     // What the summary says is what the page says.
-    let summary: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
-    let wanted = summary["summary"]["cells"].as_array().unwrap().iter().find(|c| {
-        c["model"] == "deit-mini" && c["explainer"] == "gradcam" && c["metric"] == "pixel-auprc"
-    });
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
+    let wanted = summary["summary"]["cells"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|c| c["model"] == "deit-mini" && c["explainer"] == "gradcam" && c["metric"] == "pixel-auprc");
     let metrics = data["metrics"].as_array().unwrap();
     let metric = metrics.iter().position(|m| m["label"] == "pixel-auprc").unwrap();
     let found = cells.iter().find(|c| c["m"] == 1 && c["c"] == 0 && c["k"] == metric).unwrap();
@@ -123,6 +126,16 @@ fn a_reader_finds_their_way_in_a_browser() {
     look(&format!("file://{}", page.display()), "file");
 }
 
+/// Ended whatever the test comes to.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Status, headers and body of a page.
 fn fetch(address: &str, path: &str, host: &str) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -138,8 +151,10 @@ fn fetch(address: &str, path: &str, host: &str) -> (u16, String, Vec<u8>) {
 #[test]
 fn runs_are_served_on_loopback_with_their_own_pictures() {
     let out = example();
-    let mut child =
+    let child =
         lightbox(&["serve", &text(out), "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut server = Server(child);
+    let child = &mut server.0;
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let address = line.trim().trim_start_matches("http://").trim_end_matches('/').to_string();
@@ -216,5 +231,45 @@ fn two_runs_are_compared_cell_by_cell() {
     let (low, high) = (changed["interval"][0].as_f64(), changed["interval"][1].as_f64());
     let difference = changed["difference"].as_f64();
     assert!(low <= difference && difference <= high, "{changed}");
-    fail(&["compare", &text(out), &text(&after), "--metric", "iou"], 3, "the run has no metric iou (known: auroc, pixel-auprc");
+    fail(
+        &["compare", &text(out), &text(&after), "--metric", "iou"],
+        3,
+        "the run has no metric iou (known: auroc, pixel-auprc",
+    );
+}
+
+#[test]
+fn a_run_is_read_as_the_docs_show_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let python = root.join(".lightbox/recompute/bin/python");
+    if !python.is_file() {
+        skip("pandas, polars and DuckDB are absent (`cargo xtask test` installs them with pip): a run was not read");
+        return;
+    }
+    let (out, files) = (example(), tempfile::tempdir().unwrap());
+    for name in ["maps.safetensors", "maps.npy"] {
+        let path = files.path().join(name);
+        let said = succeed(&[
+            "maps",
+            &text(out),
+            "--model",
+            "deit-mini",
+            "--explainer",
+            "attention",
+            "--fold",
+            "1",
+            "--output",
+            &text(&path),
+        ]);
+        assert!(said.ends_with(&format!("maps in {}\n", path.display())), "{said}");
+    }
+    let script = root.join("tests/oracle/read.py");
+    let output = Command::new(python).arg(script).arg(out).arg(files.path()).arg(root.join("docs")).output().unwrap();
+    let (said, err, code) = texts(output);
+    assert_eq!(code, 0, "{said}\n{err}");
+    assert!(said.contains("16 maps read by pandas, polars, DuckDB"), "{said}");
+    let none = ["maps", &text(out), "--model", "densenet-small", "--explainer", "attention", "--output", "x.npy"];
+    fail(&none, 3, "no maps of densenet-small x attention, fold 0, training 0 (known: deit-mini x attention,");
+    let odd = ["maps", &text(out), "--model", "deit-mini", "--explainer", "noise", "--output", "x.csv"];
+    fail(&odd, 3, "--output x.csv: .safetensors or .npy expected");
 }

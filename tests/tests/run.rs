@@ -53,6 +53,14 @@ fn a_run_leaves_a_whole_folder() {
         "summary.tex",
         "sheet.png",
         "events.jsonl",
+        "scores.parquet",
+        "predictions.parquet",
+        "images.parquet",
+        "comparisons.json",
+        "curves.jsonl",
+        "maps.json",
+        "timings.json",
+        "report.html",
     ] {
         assert!(out.join(file).is_file(), "{file}");
     }
@@ -360,7 +368,7 @@ fn mistakes_are_clear_errors() {
     fail(
         &["run", "/no/such.toml"],
         3,
-        "/no/such.toml: no such spec file, nor a built-in spec (known: all-explainers, demo, study, study-phantom, study-quick)",
+        "/no/such.toml: no such spec file, nor a built-in spec (known: all-explainers, all-metrics, demo, study, study-phantom, study-quick)",
     );
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");

@@ -261,7 +261,9 @@ pub fn browser() {
     let mut npm = Command::new("npm");
     npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder);
     if made.is_err() || !npm.status().is_ok_and(|s| s.success()) {
-        eprintln!("note: npm could not install tests/browser/package.json, so the report is not looked at in a browser");
+        eprintln!(
+            "note: npm could not install tests/browser/package.json, so the report is not looked at in a browser"
+        );
         let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -285,9 +285,8 @@ fn imputed(images: &Tensor, gone: &Tensor, ids: &[u64], seed: u64) -> Result<Ten
 
 /// `(scale, shift)` such that every `b = scale * a + shift`, within rounding; none where there are none.
 fn line(a: &[f32], b: &[f32]) -> Option<(f32, f32)> {
-    let (low, high) = (0..a.len()).fold((0, 0), |(l, h), i| {
-        (if a[i] < a[l] { i } else { l }, if a[i] > a[h] { i } else { h })
-    });
+    let (low, high) =
+        (0..a.len()).fold((0, 0), |(l, h), i| (if a[i] < a[l] { i } else { l }, if a[i] > a[h] { i } else { h }));
     if a.is_empty() || a[low] == a[high] {
         return None;
     }

@@ -85,8 +85,9 @@ pub fn ranking(values: &[Vec<f64>]) -> Ranking {
     let mut mean_ranks = vec![0.0; k];
     for patient in 0..n {
         let row: Vec<f64> = values.iter().map(|v| -v[patient]).collect();
-        ranks(&row).iter().zip(&mut mean_ranks).for_each(|(r, s)| *s += r / n as f64);
+        ranks(&row).iter().zip(&mut mean_ranks).for_each(|(r, s)| *s += r);
     }
+    mean_ranks.iter_mut().for_each(|s| *s /= n.max(1) as f64);
     let all: Vec<(usize, usize)> = (0..k).flat_map(|a| (a + 1..k).map(move |b| (a, b))).collect();
     use rayon::prelude::*;
     let raw: Vec<Test> = all.par_iter().map(|&(a, b)| wilcoxon(&values[a], &values[b])).collect();

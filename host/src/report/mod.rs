@@ -95,6 +95,11 @@ impl Run {
         &self.summary
     }
 
+    /// Where the maps are.
+    pub fn stored(&self) -> &[Stored] {
+        &self.stored
+    }
+
     /// The test images.
     pub fn images(&self) -> &[ImageRow] {
         &self.images
