@@ -41,9 +41,9 @@ pub fn metrics() -> String {
             };
             let unit = if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) };
             let _ = write!(text, "\n### {}\n\n**{}**. {}.\n\n    {}\n\n", m.name, m.title, m.reference, m.formula);
-            let _ = write!(
+            let _ = writeln!(
                 text,
-                "{} is better; {}{unit}; a value of {level}. Chance: {}. Cost: {}. Edge cases: {}.\n",
+                "{} is better; {}{unit}; a value of {level}. Chance: {}. Cost: {}. Edge cases: {}.",
                 if m.better == lightbox_core::metrics::Better::Higher { "Higher" } else { "Lower" },
                 range(&m),
                 m.chance,

@@ -245,7 +245,7 @@ pub fn browser() {
         eprintln!("installing {} for the tests of the report ...", missing.join(", "));
         let packages: Vec<&str> = ["install", "--no-install-recommends"].into_iter().chain(missing.clone()).collect();
         // Only root may; an old list of packages is renewed once.
-        if !apt(&packages) && !(apt(&["update"]) && apt(&packages)) {
+        if !(apt(&packages) || apt(&["update"]) && apt(&packages)) {
             let names = missing.join(" ");
             eprintln!("note: the report is not looked at in a browser (hint: as root, `apt-get install {names}`)");
             return;
