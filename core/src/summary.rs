@@ -408,15 +408,18 @@ impl<'a> Gather<'a> {
             self.plan.task.classes.get(number).cloned().unwrap_or_else(|| number.to_string())
         };
         let of_images = |m: &&MetricColumn| m.spec.level == Level::Image && m.metric.needs().maps.is_some();
+        let states: HashMap<(&str, &str, &str, &str), &State> = cells
+            .iter()
+            .map(|c| ((c.model.as_str(), c.explainer.as_str(), c.output.as_str(), c.metric.as_str()), &c.state))
+            .collect();
+        let state = |model: &str, column: &Column, metric: &str| {
+            states.get(&(model, column.explainer.as_str(), column.output.as_str(), metric)).copied()
+        };
         for (model, _) in &self.plan.models {
             for metric in self.plan.metrics.iter().filter(of_images) {
                 let mut values = Vec::new();
                 for (column, c) in columns.iter().enumerate() {
-                    let is_mine = |cell: &&Cell| {
-                        (&cell.model, &cell.explainer, &cell.output, &cell.metric)
-                            == (model, &c.explainer, &c.output, &metric.label)
-                    };
-                    let whole = cells.iter().find(is_mine).map(|c| &c.state);
+                    let whole = state(model, c, &metric.label);
                     let found = self.found(model, &c.explainer, &c.output, &metric.label);
                     // A cell of which every map failed is compared; one that did not run is not.
                     let Some(found) =
@@ -452,15 +455,10 @@ impl<'a> Gather<'a> {
             let mean_of = |c: &Column, label: &String| {
                 let sign = self.plan.metrics.iter().find(|m| m.label == *label).map(|m| m.spec.better);
                 let sign = if sign == Some(crate::metrics::Better::Lower) { -1.0 } else { 1.0 };
-                cells.iter().find_map(|cell| match &cell.state {
-                    State::Value { mean, .. }
-                        if (&cell.model, &cell.explainer, &cell.output, &cell.metric)
-                            == (model, &c.explainer, &c.output, label) =>
-                    {
-                        Some(mean * sign)
-                    }
+                match state(model, c, label) {
+                    Some(State::Value { mean, .. }) => Some(mean * sign),
                     _ => None,
-                })
+                }
             };
             let means: Vec<Vec<Option<f64>>> =
                 labels.par_iter().map(|label| columns.iter().map(|c| mean_of(c, label)).collect()).collect();

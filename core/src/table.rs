@@ -162,11 +162,14 @@ fn by_explainer(
 
 /// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
 pub fn tables(summary: &Summary) -> Vec<Table> {
+    type Key<'a> = (&'a str, &'a str, &'a str, &'a str);
+    let cells: std::collections::HashMap<Key<'_>, &crate::summary::Cell> = summary
+        .cells
+        .iter()
+        .map(|c| ((c.model.as_str(), c.explainer.as_str(), c.output.as_str(), c.metric.as_str()), c))
+        .collect();
     let cell = |model: &str, explainer: &str, output: &str, metric: &ShownMetric| {
-        let found = summary
-            .cells
-            .iter()
-            .find(|c| c.model == model && c.explainer == explainer && c.output == output && c.metric == metric.label);
+        let found = cells.get(&(model, explainer, output, metric.label.as_str()));
         let missing = Cell::NotApplicable { reason: "nothing was computed".into() };
         found.map_or(missing, |c| Cell::of(&c.state, metric.unit == "share"))
     };

@@ -67,11 +67,13 @@ fn look(url: &str, name: &str) -> bool {
         .args([url, &text(&screenshots)])
         .env("NODE_MODULES", std::fs::canonicalize(&modules).unwrap())
         .env("CHROMIUM", String::from_utf8_lossy(&which.stdout).trim())
+        .envs((name == "large").then_some(("WITHOUT_NA", "1")))
         .output()
         .unwrap();
     let (out, err, code) = texts(out);
     assert_eq!(code, 0, "{out}\n{err}");
     assert!(out.matches("ok ").count() >= 12, "{out}");
+    eprintln!("{name}: {}", out.lines().next().unwrap_or_default().trim());
     assert!(screenshots.join("leaderboard.png").is_file() && screenshots.join("phone.png").is_file());
     true
 }
@@ -272,4 +274,38 @@ fn a_run_is_read_as_the_docs_show_it() {
     fail(&none, 3, "no maps of densenet-small x attention, fold 0, training 0 (known: deit-mini x attention,");
     let odd = ["maps", &text(out), "--model", "deit-mini", "--explainer", "noise", "--output", "x.csv"];
     fail(&odd, 3, "--output x.csv: .safetensors or .npy expected");
+}
+
+/// The size that the report is made for: LIGHTBOX_LONG=1, some minutes.
+#[test]
+fn four_hundred_images_and_sixty_explainers_fit_one_file() {
+    if std::env::var_os("LIGHTBOX_LONG").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("large");
+    let mut spec = format!(
+        "name = \"large\"\nbatch_size = 32\noutput = {:?}\npictures = 1\n[data]\nsource = \"phantom\"\ncount = 1000\npixels = 96\n\
+         [split]\ntest = 800\nfolds = 1\n[[models]]\nname = \"densenet-small\"\n",
+        text(&out)
+    );
+    // Maps of every roughness: noise takes the most room.
+    for (name, n) in [("noise", 10), ("inputxgradient", 25), ("gradcam", 25)] {
+        for i in 0..n {
+            spec += &format!("[[explainers]]\nname = \"{name}\"\nlabel = \"{name} {i}\"\n");
+        }
+    }
+    for name in ["auroc", "pixel-auprc", "hit", "gini", "entropy", "relevance-mass"] {
+        spec += &format!("[[metrics]]\nname = \"{name}\"\n");
+    }
+    let path = folder.path().join("large.toml");
+    std::fs::write(&path, spec).unwrap();
+    succeed(&["run", &text(&path)]);
+    let page = out.join("report.html");
+    let bytes = std::fs::metadata(&page).unwrap().len();
+    assert!(bytes < 30 << 20, "{bytes} bytes");
+    let data = data(&std::fs::read_to_string(&page).unwrap());
+    assert_eq!(data["gallery"]["images"].as_array().unwrap().len(), 400);
+    eprintln!("report of 400 images x 60 explainers: {bytes} bytes");
+    look(&format!("file://{}", page.display()), "large");
 }

@@ -30,7 +30,7 @@ pub(super) fn parameters(baselines: &'static [&'static str]) -> Vec<Parameter> {
 
 fn spec() -> MetricSpec {
     MetricSpec {
-        title: "Deletion: area under the target's score as the highest pixels are removed",
+        title: "Deletion (MoRF): area under the target's score as the highest pixels are removed",
         formula: "sum over k = 1..steps of (s_k + s_(k-1)) / (2 steps), s_k the target's score with the share k / steps of the pixels, highest first, replaced by the baseline",
         better: Better::Lower,
         chance: "that of the control `noise`",

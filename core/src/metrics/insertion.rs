@@ -22,7 +22,7 @@ const WORDS: [&str; 4] = ["blur", "mean", "zero", "noisy"];
 
 fn spec() -> MetricSpec {
     MetricSpec {
-        title: "Insertion: area under the target's score as the highest pixels are inserted",
+        title: "Insertion (LeRF read backwards): area under the target's score as the highest pixels are inserted",
         formula: "sum over k = 1..steps of (s_k + s_(k-1)) / (2 steps), s_k the target's score of the baseline in which the share k / steps of the pixels, highest first, is the image's",
         chance: "that of the control `noise`",
         cost: "steps - 1 forward; the endpoints are shared by all explainers",

@@ -68,7 +68,8 @@ impl Worker {
                 voice.say(failed(label, &explainer.label, FailureKind::Error, text));
             }
         }
-        let runs_before: Vec<u64> = (0..engine.explainers.len()).map(|i| engine.runs(i)).collect();
+        // Images that explainers ran the model on for the maps themselves; metrics may ask them again.
+        let mut ran: Vec<u64> = vec![0; engine.explainers.len()];
         let (mut done, of) = (0, shown.len() + if predict { rest.len() } else { 0 });
         let predicted =
             |indices: &[usize], logits: &Tensor, into: &mut Vec<(usize, Vec<f64>, Vec<f64>)>| -> Result<()> {
@@ -100,11 +101,13 @@ impl Worker {
             // Once, and once more for each explainer that wrote to what it was given.
             let result = loop {
                 let active: Vec<usize> = (0..engine.explainers.len()).filter(|i| !broken.contains(i)).collect();
+                let before: Vec<u64> = (0..ran.len()).map(|i| engine.runs(i)).collect();
                 let result = engine.run(&images, &targets, &ids, &active, &mut |explainer| {
                     let (unit, model, explainer) = (key.clone(), label.to_string(), explainer.label.clone());
                     voice.say(Event::CellStarted { unit, model, explainer });
                 })?;
                 voice.say(Event::CellLeft { unit: key.clone() });
+                ran.iter_mut().enumerate().for_each(|(i, n)| *n += engine.runs(i) - before[i]);
                 let Some(culprit) = result.tampered else { break result };
                 broken.insert(culprit);
                 let name = &engine.explainers[culprit].label;
@@ -210,7 +213,7 @@ impl Worker {
                     plugin: plugin.map_or(String::new(), |p| p.sha256.clone()),
                     version: plugin.map_or(String::new(), |p| p.version.clone()),
                     seconds: seconds.get(&index).copied().unwrap_or_default(),
-                    runs: engine.runs(index) - runs_before[index],
+                    runs: ran[index],
                     images: shown.len(),
                 },
             );
