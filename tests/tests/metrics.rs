@@ -163,6 +163,21 @@ fn deletion_equals_quantus_pixel_flipping_with_the_image_first() {
 }
 
 #[test]
+fn an_insertion_curve_goes_from_the_baseline_to_the_image() {
+    let golden = golden();
+    let (images, maps) = (get(&golden, "model.images"), get(&golden, "model.maps"));
+    let mut small = Small(get(&golden, "model.weights").to_kind(Kind::Double));
+    let given = [("steps", Setting::Number(8.0)), ("baseline", Setting::Choice("zero".into()))];
+    let mut evaluation = start("insertion", &given);
+    let masks = maps.to_kind(Kind::Uint8);
+    update("insertion", evaluation.as_mut(), (&images, &maps, &masks), 0, &mut small);
+    let points = evaluation.curve().unwrap().unwrap().points;
+    let own = floats(&small.run(&images).unwrap().scores.select(1, 1));
+    assert!((points[0][1] - 0.5).abs() < 1e-9, "{points:?}");
+    assert!((points[8][1] - own.iter().sum::<f64>() / 4.0).abs() < 1e-9, "{points:?}");
+}
+
+#[test]
 fn infidelity_equals_captum_on_the_same_squares() {
     use lightbox_core::metrics::infidelity::error;
     use lightbox_core::metrics::subsets::{Subset, sums};

@@ -192,6 +192,14 @@ fn every_metric_gives_values_within_its_range() {
     metrics.iter().for_each(|m| extra += &format!("[[metrics]]\nname = {}\n", m["name"]));
     succeed(&["run", &text(&small_spec(folder.path(), &extra)), "--set", "data.shortcut=1.0"]);
     let all = values(&folder.path().join("out"));
+    // A metric that is tuned on validation images has values of test images alone, one each.
+    let out = folder.path().join("out");
+    let test = std::fs::read_to_string(out.join("splits/test.csv")).unwrap();
+    let of = |metric: &str| -> Vec<String> {
+        all.keys().filter(|k| k.3 == "gradcam" && k.4 == metric && !k.2.is_empty()).map(|k| k.2.clone()).collect()
+    };
+    assert!(of("dice").iter().all(|image| test.contains(image.as_str())) && !of("dice").is_empty());
+    assert_eq!(of("dice"), of("pixel-auprc"));
     // What depends on the class of a control, or on its moving, is the same for all images.
     let constant = ["hit", "tolerant-hit", "nodule-recall", "average-increase", "average-drop"];
     for metric in metrics.iter().filter(|m| m["level"] == "image") {

@@ -148,24 +148,18 @@ impl Run {
         };
         let store = self.store(first)?;
         let to = first.min(IMAGE);
-        let classes = |i: usize| usize::from(self.images[i].mask.is_some());
         let (mut grey, mut mask) = (Vec::new(), Vec::new());
         for &i in &shown {
             let index = self.images[i].index as usize;
             grey.push(uri("jpeg", &jpeg(&sized(&store.grey(index), first, to), to, to, 80)?));
-            // Findings are white, a shortcut is grey.
-            let bits = store.mask(index, Some(0)).filter(|_| classes(i) == 1);
-            let other = store.mask(index, Some(1));
+            // Findings of any class are white, a shortcut is grey.
+            let findings: Vec<Vec<u8>> = (0..7).filter_map(|bit| store.mask(index, Some(bit))).collect();
             let planted = store.shortcut(index, 1);
-            let value = |p: usize| {
-                let finding = bits.as_ref().is_some_and(|m| m[p] == 1) || other.as_ref().is_some_and(|m| m[p] == 1);
-                if finding {
-                    255
-                } else if planted[p] == 1 {
-                    150
-                } else {
-                    0
-                }
+            let has_planted = self.images[i].shortcut.is_some_and(|s| s > 0.0);
+            let value = |p: usize| match findings.iter().any(|m| m[p] == 1) {
+                true => 255,
+                false if has_planted && planted[p] == 1 => 150,
+                false => 0,
             };
             mask.push(uri("png", &png(&(0..first * first).map(value).collect::<Vec<u8>>(), first, first)?));
         }
