@@ -2,7 +2,8 @@
 //! intervals, strata, and how far metrics and explainers agree. Written beside the summary as `comparisons.json`.
 //!
 //! Explainers are compared over the images that all of them have a value of, a patient's images together; a value is the mean
-//! over folds and trainings. An image on which an explainer failed in any of them is its worst.
+//! over folds and trainings. An image on which an explainer failed in any of them is its worst: in ranks the last, in means the
+//! worst value of the metric's range; where that end is open, an explainer that failed anywhere has no mean to be best by.
 
 use crate::Result;
 use crate::metrics::Better;
@@ -40,9 +41,11 @@ pub struct Comparison {
     pub ranking: Ranking,
     /// Pairs were compared as hits and misses: McNemar's test in place of Wilcoxon's.
     pub hits: bool,
-    /// The place in `columns` of the greatest (least, where less is better) mean.
+    /// The place in `columns` of the best mean of those that are no controls (of all, where all are).
     pub best: usize,
-    /// By column: its mean less the best's, over images on which neither failed.
+    /// That of the best control.
+    pub control: Option<usize>,
+    /// By column: its mean less the best's.
     pub differences: Vec<Difference>,
     /// Krippendorff's alpha of the patients' orders.
     pub alpha: Option<f64>,
@@ -51,13 +54,16 @@ pub struct Comparison {
 /// A difference of means, in the metric's unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    pub mean: f64,
+    /// None where one of the two failed and the worst value has no end.
+    pub mean: Option<f64>,
     /// 95 % over patients.
     pub interval: Option<[f64; 2]>,
     /// Holm-corrected over all pairs; 1 for the best itself.
     pub p: f64,
     /// The test finds no difference from the best.
     pub tied: bool,
+    /// Better than the best control, by mean and test; none of controls, and where there is none.
+    pub beats_control: Option<bool>,
 }
 
 /// The mean of a cell over a part of its images.
@@ -105,12 +111,14 @@ pub struct Comparisons {
     pub maps: Vec<MapAgreement>,
 }
 
-/// Compares columns. `patients` and `strata`: by image. None where there is nothing to compare.
+/// Compares columns by a metric of this direction, whose failures count as `worst`. `controls`: places of columns that know
+/// nothing of the model; `patients`: by image. None where there is nothing to compare.
 pub fn compare(
     model: &str,
     metric: &str,
-    better: Better,
+    (better, worst): (Better, Option<f64>),
     all: &[Values],
+    controls: &[usize],
     patients: &dyn Fn(usize) -> u32,
     bootstrap: &dyn Fn(&[usize]) -> Option<std::sync::Arc<Bootstrap>>,
 ) -> Result<Option<Comparison>> {
@@ -142,29 +150,39 @@ pub fn compare(
             stats::paired::Test { effect: test.effect * sign, ..test }
         });
     }
-    // What failed is in no mean, as in the summary where the worst value has no end.
-    let means: Vec<f64> =
-        all.iter().map(|v| mean(&common.iter().filter_map(|i| v.images[i]).collect::<Vec<_>>())).collect();
-    let has_any = |at: &usize| common.iter().any(|i| all[*at].images[i].is_some());
-    let best = (0..all.len()).filter(has_any).max_by(|a, b| (means[*a] * sign).total_cmp(&(means[*b] * sign)));
-    let Some(best) = best else { return Ok(None) };
-    let whole = |at: usize| common.iter().all(|i| all[at].images[i].is_some());
-    let full: Vec<usize> = (0..all.len()).filter(|at| whole(*at) && whole(best)).collect();
-    let columns: Vec<Vec<f64>> =
-        full.iter().map(|at| common.iter().filter_map(|i| all[*at].images[i]).collect()).collect();
-    let drawn = match bootstrap(&common).filter(|_| !full.is_empty()) {
-        Some(b) => b.means(&columns.iter().map(Vec::as_slice).collect::<Vec<_>>())?,
+    // By column: a value an image, where the column can have a mean.
+    let full: Vec<Option<Vec<f64>>> =
+        all.iter().map(|v| common.iter().map(|i| v.images[i].or(worst)).collect::<Option<Vec<f64>>>()).collect();
+    let means: Vec<Option<f64>> = full.iter().map(|v| v.as_deref().map(mean)).collect();
+    let leader = |is_control: bool| {
+        let of = |at: &usize| controls.contains(&all[*at].column) == is_control && means[*at].is_some();
+        let key = |at: usize| means[at].map_or(f64::NEG_INFINITY, |m| m * sign);
+        (0..all.len()).filter(of).max_by(|a, b| key(*a).total_cmp(&key(*b)))
+    };
+    let control = leader(true);
+    let Some(best) = leader(false).or(control) else { return Ok(None) };
+    let columns: Vec<(usize, &Vec<f64>)> =
+        full.iter().enumerate().filter_map(|(at, v)| Some((at, v.as_ref()?))).collect();
+    let drawn = match bootstrap(&common) {
+        Some(b) => b.means(&columns.iter().map(|(_, v)| v.as_slice()).collect::<Vec<_>>())?,
         None => vec![],
     };
     let k = all.len();
+    let test = |a: usize, b: usize| if a == b { 1.0 } else { ranking.pairs[pair(a.min(b), a.max(b), k)].p };
     let difference = |at: usize| {
-        let both = common.iter().filter_map(|i| all[at].images[i].zip(all[best].images[i]));
-        let gaps: Vec<f64> = both.map(|(a, b)| a - b).collect();
-        let place = |at: usize| full.iter().position(|f| *f == at).and_then(|p| drawn.get(p));
+        let place = |at: usize| columns.iter().position(|(c, _)| *c == at).and_then(|p| drawn.get(p));
         let interval = place(at).zip(place(best)).filter(|_| at != best);
         let interval = interval.map(|(a, b)| middle(a.iter().zip(b).map(|(a, b)| a - b).collect()));
-        let p = if at == best { 1.0 } else { ranking.pairs[pair(at.min(best), at.max(best), k)].p };
-        Difference { mean: mean(&gaps), interval, p, tied: p >= LEVEL }
+        let p = test(at, best);
+        let beats =
+            |c: usize| means[at].zip(means[c]).is_some_and(|(a, b)| (a - b) * sign > 0.0) && test(at, c) < LEVEL;
+        Difference {
+            mean: means[at].zip(means[best]).map(|(a, b)| a - b),
+            interval,
+            p,
+            tied: p >= LEVEL,
+            beats_control: control.filter(|_| !controls.contains(&all[at].column)).map(beats),
+        }
     };
     use rayon::prelude::*;
     let differences = (0..k).into_par_iter().map(difference).collect();
@@ -175,6 +193,7 @@ pub fn compare(
         images: common.len(),
         hits,
         best,
+        control,
         differences,
         alpha: krippendorff(&lists),
         ranking,
@@ -191,11 +210,22 @@ pub fn metric_agreement(model: &str, metrics: &[String], means: &[Vec<Option<f64
     MetricAgreement { model: model.into(), metrics: metrics.to_vec(), correlation }
 }
 
-/// The means of a cell over strata: terciles of `size` (a share of the image), and classes where there are several.
+/// The limits of terciles of the findings' sizes (shares of the image): where the second and the third begin, and the least
+/// and greatest. None for fewer than six.
+pub fn terciles(sizes: impl Iterator<Item = f64>) -> Option<[f64; 4]> {
+    let mut sizes: Vec<f64> = sizes.collect();
+    sizes.sort_unstable_by(f64::total_cmp);
+    let n = sizes.len();
+    (n >= 6).then(|| [sizes[0], sizes[n / 3], sizes[2 * n / 3], sizes[n - 1]])
+}
+
+/// The means of a cell over strata: the terciles of size, and classes where there are several. A failure counts as `worst`.
 pub fn strata(
     model: &str,
     metric: &str,
     values: &Values,
+    worst: Option<f64>,
+    limits: Option<[f64; 4]>,
     size: &dyn Fn(usize) -> Option<f64>,
     class: &dyn Fn(usize) -> String,
 ) -> Vec<Stratum> {
@@ -205,16 +235,15 @@ pub fn strata(
         let (column, by) = (values.column, by.to_string());
         found.push(Stratum { model, metric, column, by, name, mean: mean(of), images: of.len() });
     };
-    let valued = || values.images.iter().filter_map(|(i, v)| v.map(|v| (*i, v)));
-    let mut sized: Vec<(f64, f64)> = valued().filter_map(|(i, v)| size(i).map(|s| (s, v))).collect();
-    sized.sort_by(|a, b| a.0.total_cmp(&b.0));
-    if sized.len() >= 6 {
-        let n = sized.len();
-        for (k, word) in ["small", "medium", "large"].into_iter().enumerate() {
-            let part = &sized[k * n / 3..(k + 1) * n / 3];
-            let (low, high) = (100.0 * part[0].0, 100.0 * part[part.len() - 1].0);
-            let list: Vec<f64> = part.iter().map(|(_, v)| *v).collect();
-            add("size", format!("{word}, {low:.2} to {high:.2} % of the image"), &list);
+    let valued = || values.images.iter().filter_map(|(i, v)| v.or(worst).map(|v| (*i, v)));
+    if let Some([least, second, third, most]) = limits {
+        let parts = [("small", least, second), ("medium", second, third), ("large", third, most)];
+        for (at, (word, low, high)) in parts.into_iter().enumerate() {
+            let inside = |s: f64| (at == 0 || s >= low) && (at == 2 || s < high);
+            let list: Vec<f64> = valued().filter(|(i, _)| size(*i).is_some_and(inside)).map(|(_, v)| v).collect();
+            if !list.is_empty() {
+                add("size", format!("{word}, {:.2} to {:.2} % of the image", 100.0 * low, 100.0 * high), &list);
+            }
         }
     }
     let mut classes: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -234,12 +263,16 @@ mod tests {
         Values { column, images: of.iter().copied().enumerate().collect() }
     }
 
-    fn check(all: &[Values], better: Better) -> Option<Comparison> {
+    fn check_with(all: &[Values], better: Better, worst: Option<f64>, controls: &[usize]) -> Option<Comparison> {
         let bootstrap = |images: &[usize]| {
             let patients: Vec<u32> = images.iter().map(|i| *i as u32).collect();
             Bootstrap::new(&patients, &[], 1).map(Arc::new)
         };
-        compare("m", "k", better, all, &|i| i as u32, &bootstrap).unwrap()
+        compare("m", "k", (better, worst), all, controls, &|i| i as u32, &bootstrap).unwrap()
+    }
+
+    fn check(all: &[Values], better: Better) -> Option<Comparison> {
+        check_with(all, better, None, &[])
     }
 
     #[test]
@@ -252,12 +285,25 @@ mod tests {
         let found = check(&all, Better::Lower).unwrap();
         assert_eq!((found.best, found.columns.clone(), found.images), (1, vec![0, 1, 2, 5], 60));
         let d = &found.differences;
-        assert!((d[0].mean - 1.0).abs() < 0.1 && d[0].interval.unwrap()[0] > 0.8 && !d[0].tied);
-        assert!(d[1].tied && d[1].interval.is_none() && d[3].mean > 2.5 && d[3].interval.is_none());
-        // Where more is better, the broken one leads in its mean and is last where it failed.
+        assert!((d[0].mean.unwrap() - 1.0).abs() < 0.1 && d[0].interval.unwrap()[0] > 0.8 && !d[0].tied);
+        assert!(d[1].tied && d[1].interval.is_none() && d[3].mean.is_none() && d[3].interval.is_none());
+        // Where more is better, the broken one would lead; without an end to the worst it has no mean, and is last where
+        // it failed.
         let found = check(&all, Better::Higher).unwrap();
-        assert_eq!(found.best, 3);
+        assert!(found.best == 0 || found.best == 2);
         assert!(found.ranking.mean_ranks[3] > 1.0 && found.ranking.mean_ranks[3] < 1.1);
+        // With an end, the failure counts as it: 59 of about 3.5, and one of -1000.
+        let ended = check_with(&all, Better::Higher, Some(-1000.0), &[]).unwrap();
+        assert!(ended.best != 3 && ended.differences[3].mean.unwrap() < -10.0);
+        assert!(ended.differences[3].interval.unwrap()[0] < -30.0);
+        assert_eq!(check_with(&all, Better::Higher, Some(0.0), &[]).unwrap().best, 3);
+        // A control is not the best, and who does not beat it is told.
+        let found = check_with(&all, Better::Higher, Some(0.0), &[5]).unwrap();
+        assert!(found.control == Some(3) && found.best != 3 && found.differences[3].beats_control.is_none());
+        assert_eq!(found.differences[0].beats_control, Some(false));
+        let found = check_with(&all[..3], Better::Higher, None, &[1]).unwrap();
+        assert_eq!((found.differences[0].beats_control, found.differences[2].beats_control), (Some(true), Some(true)));
+        let found = check(&all, Better::Higher).unwrap();
         assert!(found.alpha.unwrap() > 0.5 && !found.hits);
         assert_eq!(check(&all[..1], Better::Higher), None);
         let few = [values(0, &list(1.0, 1)[..4]), values(1, &list(1.0, 2))];
@@ -279,10 +325,18 @@ mod tests {
     fn parts_and_agreement() {
         let v = values(3, &(0..9).map(|i| Some(i as f64)).collect::<Vec<_>>());
         let size = |i: usize| (i != 8).then(|| 0.01 * (8 - i) as f64);
-        let found = strata("m", "k", &v, &size, &|i| if i < 3 { "a" } else { "b" }.into());
+        let limits = terciles((0..9).filter_map(size));
+        let class = |i: usize| if i < 3 { "a" } else { "b" }.into();
+        let found = strata("m", "k", &v, None, limits, &size, &class);
         let named: Vec<(&str, f64, usize)> = found.iter().map(|s| (s.name.as_str(), s.mean, s.images)).collect();
-        assert_eq!(named[0], ("small, 1.00 to 2.00 % of the image", 6.5, 2));
-        assert_eq!(named[2].2, 3);
+        assert_eq!(named[0], ("small, 1.00 to 3.00 % of the image", 6.5, 2));
+        assert_eq!((named[1].2, named[2].2), (3, 3));
+        // A failure is in its part, as the worst; the parts are those of all images.
+        let mut broken = v.clone();
+        broken.images.insert(7, None);
+        let other = strata("m", "k", &broken, Some(0.0), limits, &size, &class);
+        assert_eq!((other[0].name.as_str(), other[0].mean, other[0].images), (named[0].0, 3.0, 2));
+        assert_eq!(strata("m", "k", &broken, None, limits, &size, &class)[0].images, 1);
         assert_eq!(named[3..], [("a", 1.0, 3), ("b", 5.5, 6)]);
         let means = [vec![Some(1.0), Some(2.0), Some(3.0)], vec![Some(3.0), Some(2.0), Some(1.0)], vec![None; 3]];
         let found = metric_agreement("m", &["a".into(), "b".into(), "c".into()], &means);

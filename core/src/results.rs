@@ -6,9 +6,9 @@
 //! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
 //! (`ok`, `n/a`, `failed`), `reason`.
 //!
-//! **images** (`images-1`): `index` (its place in the prepared images), `image`, `patient`, `class` (its class, the last of several), `explained` (whether maps of it are
-//! scored), `mask` and `shortcut` (shares of the pixels that the finding and a planted shortcut take at the model's size; none
-//! where unknown), `findings` (8-connected regions of the mask).
+//! **images** (`images-1`): `index` (its place in the prepared images), `image`, `patient`, `class` (its classes, joined by `|`; empty for none), `explained` (whether maps of it are
+//! scored), `mask` and `shortcut` (shares of the pixels that the finding of the explained class, or where that differs by image of
+//! the image's last class, and a planted shortcut take at the model's size; none where unknown), `findings` (8-connected regions of the mask).
 //!
 //! A run's folder has one file of each for all units; the units' own files are of the same schemas.
 //!

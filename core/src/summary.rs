@@ -43,6 +43,8 @@ pub struct Plan {
     /// Labels, and the names of the maps that are shown (empty: all).
     pub explainers: Vec<(String, Vec<String>)>,
     pub metrics: Vec<MetricColumn>,
+    /// Labels of explainers that know nothing of the model.
+    pub controls: Vec<String>,
     /// What is known of each image, by its name.
     pub images: HashMap<String, ImageFacts>,
     /// Sentences below the first table.
@@ -55,6 +57,8 @@ pub struct ImageFacts {
     pub patient: String,
     /// Its class's number: what draws are stratified by.
     pub class: usize,
+    /// Its classes in words; empty for none.
+    pub classes: String,
     /// The finding's share of the image's pixels, where there is one and its mask is known.
     pub size: Option<f64>,
 }
@@ -403,10 +407,12 @@ impl<'a> Gather<'a> {
         let place: HashMap<u32, usize> = names.iter().enumerate().map(|(at, i)| (*i, at)).collect();
         let facts = |at: usize| self.plan.images.get(self.names.name(names[at]));
         let patients = self.patients(&names);
-        let class = |at: usize| {
-            let number = facts(at).map_or(0, |f| f.class);
-            self.plan.task.classes.get(number).cloned().unwrap_or_else(|| number.to_string())
+        let class = |at: usize| match facts(at).map_or("", |f| f.classes.as_str()) {
+            "" => "no class".to_string(),
+            some => some.to_string(),
         };
+        let controls: Vec<usize> =
+            (0..columns.len()).filter(|c| self.plan.controls.contains(&columns[*c].explainer)).collect();
         let of_images = |m: &&MetricColumn| m.spec.level == Level::Image && m.metric.needs().maps.is_some();
         let states: HashMap<(&str, &str, &str, &str), &State> = cells
             .iter()
@@ -417,7 +423,8 @@ impl<'a> Gather<'a> {
         };
         for (model, _) in &self.plan.models {
             for metric in self.plan.metrics.iter().filter(of_images) {
-                let mut values = Vec::new();
+                let worst = metric.spec.worst();
+                let mut values: Vec<Values> = Vec::new();
                 for (column, c) in columns.iter().enumerate() {
                     let whole = state(model, c, &metric.label);
                     let found = self.found(model, &c.explainer, &c.output, &metric.label);
@@ -440,14 +447,23 @@ impl<'a> Gather<'a> {
                     for image in found.groups.values().flat_map(|g| &g.failed) {
                         mine.images.extend(place.get(image).map(|at| (*at, None)));
                     }
-                    all.strata.extend(compare::strata(model, &metric.label, &mine, &|i| facts(i)?.size, &class));
                     values.push(mine);
+                }
+                // One cut for all explainers: over the images that any of them has a value of.
+                let seen: std::collections::BTreeSet<usize> =
+                    values.iter().flat_map(|v| v.images.keys().copied()).collect();
+                let size = |i: usize| facts(i)?.size;
+                let limits = compare::terciles(seen.into_iter().filter_map(size));
+                for mine in &values {
+                    all.strata.extend(compare::strata(model, &metric.label, mine, worst, limits, &size, &class));
                 }
                 let bootstrap = |images: &[usize]| {
                     self.bootstrap(&images.iter().map(|at| names[*at]).collect::<Vec<u32>>(), bootstraps)
                 };
-                let (label, better) = (&metric.label, metric.spec.better);
-                let found = compare::compare(model, label, better, &values, &|at| patients[at], &bootstrap)?;
+                let direction = (metric.spec.better, worst);
+                let patient = |at: usize| patients[at];
+                let found =
+                    compare::compare(model, &metric.label, direction, &values, &controls, &patient, &bootstrap)?;
                 all.comparisons.extend(found);
             }
             let labels: Vec<String> =
@@ -678,6 +694,7 @@ mod tests {
             models: vec![("m".into(), shared)],
             explainers: vec![("good".into(), vec![]), ("bad".into(), vec![])],
             metrics: vec![column("auroc"), column("pixel-auprc")],
+            controls: vec![],
             images: HashMap::new(),
             notes: vec![],
         }

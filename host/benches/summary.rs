@@ -66,6 +66,7 @@ fn measure(explainers: usize) -> Result<(), Box<dyn std::error::Error>> {
         metrics: (0..METRICS)
             .map(|m| MetricColumn { label: format!("metric {m}"), metric, spec: metric.spec() })
             .collect(),
+        controls: vec![],
         images: Default::default(),
         notes: vec![],
     };

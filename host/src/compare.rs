@@ -43,15 +43,18 @@ struct Row {
     model: String,
     explainer: String,
     output: String,
-    before: f64,
-    after: f64,
+    /// Failures count as the worst value; none where that has no end.
+    before: Option<f64>,
+    after: Option<f64>,
     /// After less before.
-    difference: f64,
-    /// 95 % over patients; none where a map failed, and of metrics of sets.
+    difference: Option<f64>,
+    /// 95 % over patients; none of metrics of sets.
     interval: Option<[f64; 2]>,
     /// Wilcoxon signed-rank (Pratt) over patients, Holm-corrected over the cells of the metric; none for metrics of sets.
     p: Option<f64>,
     images: usize,
+    /// Images on which a map failed, before and after.
+    failed: [usize; 2],
     /// better, worse, no difference found, equal; changed, of metrics of sets.
     verdict: &'static str,
     #[serde(skip)]
@@ -124,6 +127,21 @@ fn setup(a: &Run, b: &Run) -> Result<Vec<String>> {
             _ => {}
         }
     }
+    let paths: BTreeSet<&PathBuf> = before.files.keys().chain(after.files.keys()).collect();
+    for path in paths {
+        match (before.files.get(path), after.files.get(path)) {
+            (Some(x), Some(y)) if x != y => {
+                all.push(format!("{}: another content ({:.12} -> {:.12})", path.display(), x, y));
+            }
+            (Some(_), None) => all.push(format!("{}: only before", path.display())),
+            (None, Some(_)) => all.push(format!("{}: only after", path.display())),
+            _ => {}
+        }
+    }
+    let machines = |e: &Environment| serde_json::to_string(&e.machines).unwrap_or_default();
+    if machines(&before) != machines(&after) {
+        all.push("computed on other machines, devices, threads or versions; see environment.json of both".into());
+    }
     let spec = |run: &Run| -> Result<toml::Table> {
         let text = String::from_utf8_lossy(&lightbox_core::files::read(&run.folder.spec())?).into_owned();
         toml::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", run.folder.spec().display())))
@@ -138,6 +156,10 @@ fn setup(a: &Run, b: &Run) -> Result<Vec<String>> {
                     let of = |k: &str| v.get(k).and_then(toml::Value::as_str).unwrap_or_default().to_string();
                     if of("label").is_empty() { of("name") } else { of("label") }
                 };
+                let labels = |list: &[toml::Value]| list.iter().map(label).collect::<BTreeSet<String>>();
+                let (had, has) = (labels(p), labels(q));
+                had.difference(&has).for_each(|gone| all.push(format!("{key}.{gone}: only before")));
+                has.difference(&had).for_each(|new| all.push(format!("{key}.{new}: only after")));
                 for entry in q {
                     let old = p.iter().find(|o| label(o) == label(entry));
                     if old.is_some_and(|old| old != entry) {
@@ -171,19 +193,21 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
     };
     let patients: BTreeMap<&str, &str> = a.images().iter().map(|i| (i.image.as_str(), i.patient.as_str())).collect();
     let mut rows = Vec::new();
-    let mut common = 0;
     for metric in a.summary().metrics.iter().filter(|m| wanted(&m.label)) {
         let percent = metric.unit == "share";
         let mut mine: Vec<Row> = Vec::new();
         for (key, before) in x.iter().filter(|(k, _)| k.3 == metric.label && metric.level == Level::Image) {
             let Some(after) = y.get(key) else { continue };
             let images: Vec<&String> = before.keys().filter(|i| after.contains_key(*i)).collect();
-            common = common.max(images.len());
             if images.is_empty() {
                 continue;
             }
-            let both = images.iter().filter_map(|i| Some((before[*i]?, after[*i]?)));
-            let (p, q): (Vec<f64>, Vec<f64>) = both.unzip();
+            let worst = lightbox_core::metrics::worst(metric.better, metric.range);
+            let list = |of: &BTreeMap<String, Option<f64>>| -> Option<Vec<f64>> {
+                images.iter().map(|i| of[*i].or(worst)).collect()
+            };
+            let (p, q) = (list(before), list(after));
+            let failed = [before, after].map(|of| images.iter().filter(|i| of[**i].is_none()).count());
             let equal = images.iter().all(|i| before[*i] == after[*i]);
             let sign = if metric.better == Better::Higher { 1.0 } else { -1.0 };
             // A patient's images together; what failed is the worst.
@@ -197,18 +221,18 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
             }
             let (s, t): (Vec<f64>, Vec<f64>) = groups.values().map(|(s, t)| (mean(s), mean(t))).unzip();
             let test = wilcoxon(&t, &s);
-            let whole = p.len() == images.len();
             let numbers: Vec<u32> = {
                 let mut names = Names::default();
                 images.iter().map(|i| names.number(patients.get(i.as_str()).copied().unwrap_or(i.as_str()))).collect()
             };
-            let gaps: Vec<f64> = p.iter().zip(&q).map(|(p, q)| q - p).collect();
+            let gaps: Option<Vec<f64>> =
+                p.as_ref().zip(q.as_ref()).map(|(p, q)| p.iter().zip(q).map(|(p, q)| q - p).collect());
             let draw = seed::derive(0, "compare", &[]);
-            let interval = match Bootstrap::new(&numbers, &[], draw).filter(|_| whole && !equal) {
-                Some(bootstrap) => bootstrap.means(&[&gaps])?.into_iter().next().map(middle),
-                None => None,
+            let interval = match (Bootstrap::new(&numbers, &[], draw), &gaps) {
+                (Some(bootstrap), Some(gaps)) if !equal => bootstrap.means(&[gaps])?.into_iter().next().map(middle),
+                _ => None,
             };
-            let (before, after) = (mean(&p), mean(&q));
+            let (before, after) = (p.as_deref().map(mean), q.as_deref().map(mean));
             let (model, explainer, output, _) = key.clone();
             mine.push(Row {
                 metric: metric.label.clone(),
@@ -218,10 +242,11 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
                 output,
                 before,
                 after,
-                difference: after - before,
+                difference: gaps.as_deref().map(mean),
                 interval,
                 p: Some(test.p),
                 images: images.len(),
+                failed,
                 verdict: if equal {
                     "equal"
                 } else if test.effect > 0.0 {
@@ -254,22 +279,23 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
                     model: cell.model.clone(),
                     explainer: cell.explainer.clone(),
                     output: cell.output.clone(),
-                    before: *before,
-                    after: *after,
-                    difference: after - before,
+                    before: Some(*before),
+                    after: Some(*after),
+                    difference: Some(after - before),
                     interval: None,
                     p: None,
                     images: 0,
+                    failed: [0, 0],
                     verdict: if before == after { "equal" } else { "changed" },
                     percent,
                 });
             }
         }
     }
-    if rows.is_empty() || (common == 0 && rows.iter().all(|r| r.images == 0) && args.metric.is_empty()) {
+    if rows.is_empty() {
         let (p, q) = (args.before.display(), args.after.display());
         return Err(Error::input(format!(
-            "{p} and {q} have no cell with an image in common (hint: labels of models, explainers and metrics must agree)"
+            "{p} and {q} have no cell in common (hint: labels of models, explainers and metrics must agree)"
         )));
     }
     Ok(Comparison {
@@ -303,8 +329,14 @@ fn text(found: &Comparison, all: bool) -> String {
         let cell = [&r.model, &r.explainer, &r.output].map(String::as_str).join(" ").trim_end().to_string();
         let interval = r.interval.map_or(String::new(), |[l, h]| format!(" [{}, {}]", number(r, l), number(r, h)));
         let p = r.p.map_or(String::new(), |p| if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") });
-        let difference = format!("{}{}{interval}", if r.difference > 0.0 { "+" } else { "" }, number(r, r.difference));
-        lines.push([r.metric.clone(), cell, number(r, r.before), number(r, r.after), difference, p, r.verdict.into()]);
+        let optional = |v: Option<f64>| v.map_or("failed".into(), |v| number(r, v));
+        let sign = if r.difference.is_some_and(|d| d > 0.0) { "+" } else { "" };
+        let difference = r.difference.map_or(String::new(), |d| format!("{sign}{}{interval}", number(r, d)));
+        let verdict = match r.failed {
+            [0, 0] => r.verdict.to_string(),
+            [a, b] => format!("{}; failed on {a} and {b} of {} images", r.verdict, r.images),
+        };
+        lines.push([r.metric.clone(), cell, optional(r.before), optional(r.after), difference, p, verdict]);
     }
     let width = |i: usize| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..7).map(width).collect();

@@ -29,6 +29,11 @@ pub struct MapsArgs {
     output: PathBuf,
 }
 
+fn damaged(file: &std::path::Path) -> Error {
+    let file = file.display();
+    Error::input(format!("{file}: its maps are missing (hint: delete it and its .json, and run the spec again)"))
+}
+
 /// Writes the maps; a line for stdout.
 pub fn maps(args: &MapsArgs) -> Result<String> {
     let run = Run::open(&args.run)?;
@@ -47,12 +52,17 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
         let known = known.join(", ");
         return Err(Error::input(format!("no maps of {m} x {e}, fold {f}, training {s} (known: {known})")));
     }
+    let outputs = mine[0].outputs.clone();
     let names: BTreeMap<i64, &str> = run.images().iter().map(|i| (i64::from(i.index), i.image.as_str())).collect();
     let mut all: Vec<(String, Tensor)> = Vec::new();
     for s in mine {
         let file = args.run.join(&s.file);
         let picked = checkpoint::pick(&file, &["images", &format!("maps.{}", s.explainer)])?;
-        let [Some(images), Some(maps)] = picked.as_slice() else { continue };
+        let [Some(images), maps] = picked.as_slice() else { return Err(damaged(&file)) };
+        if images.numel() == 0 {
+            continue;
+        }
+        let maps = maps.as_ref().ok_or_else(|| damaged(&file))?;
         for (row, image) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
             let name =
                 names.get(&image).ok_or_else(|| Error::input(format!("{}: an unknown image", file.display())))?;
@@ -61,6 +71,9 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
         }
     }
     all.sort_by(|a, b| a.0.cmp(&b.0));
+    if all.is_empty() {
+        return Err(Error::input(format!("no image of the run was explained by {}", args.explainer)));
+    }
     let (shown, n) = (args.output.display().to_string(), all.len());
     match args.output.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => checkpoint::write(&args.output, &all)?,
@@ -73,5 +86,6 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
         }
         _ => return Err(Error::input(format!("--output {shown}: .safetensors or .npy expected"))),
     }
-    Ok(format!("{n} maps in {shown}\n"))
+    let of = if outputs.len() > 1 { format!(" of {}: {}", outputs.len(), outputs.join(", ")) } else { String::new() };
+    Ok(format!("{n} maps{of} in {shown}\n"))
 }

@@ -71,6 +71,14 @@ const tests = {
     equal(found.sort, "ascending", "the second, by the keyboard");
     equal(found.values, [...found.values].sort((a, b) => a - b), "values from the worst");
     check((await page.locator("#board-status").textContent()).includes("worst first"), "the order is not said");
+    // Where less is better, the best comes first too, and values rise.
+    await page.selectOption("#board-family", "robustness");
+    await page.locator("#board thead th button", { hasText: /^max-sensitivity/ }).first().click();
+    found = await column();
+    equal(found.sort, "ascending", "less is better");
+    equal(found.values, [...found.values].sort((a, b) => a - b), "values from the best, which are the least");
+    await page.selectOption("#board-family", "overview");
+    equal(await page.locator('#board th[aria-sort]:not([aria-sort="none"])').count() <= 1, true, "sorted columns");
   },
 
   async "filters by words and controls"(page) {
@@ -99,11 +107,19 @@ const tests = {
     const none = page.locator("#board td.none").first();
     if (await none.count()) {
       await none.focus();
+      check(await tip.isVisible(), "no tip on focus");
+      equal(await none.getAttribute("aria-describedby"), "tip", "what describes the cell");
       check(/N\/A: \S/.test(await tip.textContent()), `a reason: ${await tip.textContent()}`);
     } else {
       check(process.env.WITHOUT_NA, "no N/A to explain");
     }
     check((await value.textContent()).includes("best"), "the best is said in words");
+    // One stop of the keyboard, and arrows from there.
+    equal(await page.locator("#board td[tabindex='0']").count(), 1, "cells that Tab stops at");
+    await page.locator("#board td[tabindex='0']").focus();
+    const from = await page.evaluate(() => document.activeElement.cellIndex);
+    await page.keyboard.press("ArrowRight");
+    check((await page.evaluate(() => document.activeElement.cellIndex)) > from, "the arrow goes nowhere");
   },
 
   async "draws every chart"(page) {
@@ -118,9 +134,11 @@ const tests = {
     await page.selectOption("#agree-kind", "metrics");
     check((await page.locator("#agree-table tbody tr").count()) > 1, "metrics are not compared");
     const before = await page.locator("#cd-caption").textContent();
-    await page.selectOption("#cd-metric", { index: 0 });
+    await page.selectOption("#cd-metric", { index: 1 });
     await page.waitForTimeout(100);
-    check(before.includes("patients"), before);
+    const after = await page.locator("#cd-caption").textContent();
+    check(before.includes("mean rank over") && after.includes("mean rank over") && after !== before, `${before} | ${after}`);
+    check((await page.locator("#curve-table tbody tr").count()) > 1, "curves have no table");
   },
 
   async "walks the gallery by keys and slider"(page) {
@@ -164,9 +182,10 @@ const tests = {
     // Without opacity and outline what is left is the image.
     await set(0);
     await page.uncheck("#g-outline");
-    equal(await painted("g-a"), await painted("g-image"), "nothing over the image");
+    const without = await painted("g-a");
+    equal(without === (await painted("g-image")), true, "nothing over the image");
     await page.check("#g-outline");
-    check((await painted("g-a")) !== (await painted("g-a-text").catch(() => "")), "");
+    check((await painted("g-a")) !== without, "the outline is not drawn");
     await set(60);
     // The best of the left explainer comes first, and the worst in the other order.
     const scores = async () => {
@@ -179,6 +198,19 @@ const tests = {
     const worst = await scores();
     check(best >= worst, `${best} before ${worst}`);
     await page.selectOption("#g-order", "disagree");
+    const gap = async () => {
+      const value = async (id) => parseFloat((await page.locator(id).textContent()).split(" ").pop());
+      return Math.abs((await value("#g-a-text")) - (await value("#g-b-text")));
+    };
+    const most = await gap();
+    await page.locator("#g-stage").focus();
+    await page.keyboard.press("End");
+    check(most >= (await gap()), "what differs most comes first");
+    // Printing leaves the reader where they are.
+    const here = await title();
+    await page.evaluate(() => dispatchEvent(new Event("beforeprint")));
+    await page.evaluate(() => dispatchEvent(new Event("afterprint")));
+    equal(await title(), here, "after printing");
   },
 
   async "says how it was made"(page) {

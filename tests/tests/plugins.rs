@@ -26,7 +26,7 @@ fn everything_is_listed() {
     }
     assert_eq!(names(&all["datasets"]), ["nih", "node21", "phantom", "table"]);
     let metrics = names(&all["metrics"]);
-    assert!(metrics.len() == 13 && metrics.contains(&"hit") && metrics.contains(&"pixel-auprc"), "{metrics:?}");
+    assert!(metrics.len() == 40 && metrics.contains(&"hit") && metrics.contains(&"pixel-auprc"), "{metrics:?}");
     assert_eq!(all["rejected"], json("[]"));
     let text = succeed(&["list", "explainers"]);
     assert!(text.contains("gradcam") && !text.contains("densenet121"));

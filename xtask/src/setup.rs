@@ -257,14 +257,23 @@ pub fn browser() {
     if std::fs::read(&wanted).ok() == std::fs::read(&done).ok() && folder.join("node_modules").is_dir() {
         return;
     }
-    let made = std::fs::create_dir_all(&folder).and_then(|()| std::fs::copy(&wanted, &done));
+    let half = folder.join("half");
+    let _ = std::fs::remove_dir_all(&folder);
+    let made = std::fs::create_dir_all(&half).and_then(|()| std::fs::copy(&wanted, half.join("package.json")));
     let mut npm = Command::new("npm");
-    npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder);
+    npm.args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]).current_dir(&half);
     if made.is_err() || !npm.status().is_ok_and(|s| s.success()) {
         eprintln!(
             "note: npm could not install tests/browser/package.json, so the report is not looked at in a browser"
         );
         let _ = std::fs::remove_dir_all(&folder);
+        return;
+    }
+    // The list last: while it is there, all that it names is.
+    let moved = std::fs::rename(half.join("node_modules"), folder.join("node_modules"))
+        .and_then(|()| std::fs::copy(&wanted, &done));
+    if let Err(e) = moved {
+        eprintln!("note: {}: {e}; the report is not looked at in a browser", folder.display());
     }
 }
 

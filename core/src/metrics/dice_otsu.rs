@@ -14,7 +14,7 @@ fn spec() -> MetricSpec {
         formula: "2 |P and g| / (|P| + |g|), P the pixels above Otsu's threshold of the map (256 levels), g the mask",
         chance: "that of the controls",
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945; threshold: Otsu 1979",
+        reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945",
         ..share("dice-otsu", "localisation")
     }
 }

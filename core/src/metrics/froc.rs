@@ -65,7 +65,9 @@ fn froc(entries: &[Entry], step: usize) -> (Score, Option<Curve>) {
     let at = |rate: f64| points.iter().filter(|p| p[0] <= rate).map(|p| p[1]).fold(0.0, f64::max);
     let value = RATES.iter().map(|r| at(*r)).sum::<f64>() / RATES.len() as f64;
     let (x, y) = ("false alarms an image".into(), "share of findings found".into());
-    (Score::ok(value), Some(Curve { x, y, points }))
+    // Beyond the last rate nothing counts.
+    let shown: Vec<[f64; 2]> = points.into_iter().filter(|p| p[0] <= 2.0 * RATES[6]).collect();
+    (Score::ok(value), Some(Curve { x, y, points: super::pooled::thinned(shown, 200) }))
 }
 
 #[cfg(test)]

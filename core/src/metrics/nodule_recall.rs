@@ -15,7 +15,7 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "0; maps of up to a block of validation images a fold",
         edge_cases: "the threshold is that of `dice`; many candidates find more: read it beside `froc`; an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Bandos et al.: Area under the Free-Response ROC Curve, Biometrics 2009 (free-response paradigm)",
+        reference: "Bandos, Rockette, Song, Gur: Area under the Free-Response ROC Curve, Biometrics 2009",
         ..share("nodule-recall", "localisation")
     }
 }

@@ -18,20 +18,25 @@ fn entry(key: &str, citation: &str, id: &str) -> String {
         let digits: Vec<&str> = part.split(|c: char| !c.is_ascii_digit()).filter(|d| d.len() == 4).collect();
         digits.into_iter().rev().find(|d| d.starts_with("19") || d.starts_with("20")).map(str::to_string)
     };
-    // The first part with a year is where it appeared; what stands before it is the title.
+    // The first part with a year ends where it appeared. It begins with that part or, where that is the year alone, before.
     let at = parts.iter().skip(1).position(|p| year(p).is_some()).map(|i| i + 1);
-    let title = parts[..at.unwrap_or(parts.len())].join(", ");
+    let alone = |i: usize| i > 1 && parts[i].chars().all(|c| c.is_ascii_digit());
+    let from = at.map(|i| if alone(i) { i - 1 } else { i });
+    let title = parts[..from.unwrap_or(parts.len())].join(", ");
     let mut fields = Vec::new();
     let escape = |t: &str| t.replace('&', "\\&").replace('_', "\\_").replace('%', "\\%");
     if !author.is_empty() {
         fields.push(("author", escape(&author.replace(", ", " and ").replace(" et al.", " and others"))));
     }
     fields.push(("title", format!("{{{}}}", escape(title.trim_end_matches('.')))));
-    if let Some(at) = at {
+    if let Some((from, at)) = from.zip(at) {
         let year = year(&parts[at]).unwrap_or_default();
-        let venue = parts[at].replace(&year, "").trim_matches(|c: char| c == ' ' || c == ';').to_string();
+        let clean = |t: &str| t.trim_matches(|c: char| " ;,".contains(c)).to_string();
+        let venue = clean(&parts[from..=at].join(", ").replacen(&year, "", 1));
         fields.extend((!venue.is_empty()).then(|| ("howpublished", escape(&venue))));
         fields.push(("year", year));
+        let rest = clean(&parts[at + 1..].join(", "));
+        fields.extend((!rest.is_empty()).then(|| ("note", escape(&rest))));
     }
     if let Some(number) = number.filter(|n| !n.is_empty()) {
         fields.extend([("eprint", number), ("archiveprefix", "arXiv".into())]);
@@ -47,7 +52,9 @@ pub fn all(about: &About) -> String {
     let mut seen = BTreeSet::new();
     let mut text = String::new();
     let mut add = |kind: &str, name: &str, citation: &str, id: &str| {
-        if !citation.is_empty() && seen.insert(citation.to_string()) {
+        // A control of our own has no source.
+        let own = citation.starts_with("Control") && id.is_empty();
+        if !citation.is_empty() && !own && seen.insert(citation.to_string()) {
             text += &entry(&format!("{kind}-{name}"), citation, id);
             text.push('\n');
         }
@@ -70,7 +77,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_metrics_reference_is_an_entry() {
+        for spec in lightbox_core::metrics::all().iter().map(|m| m.spec()) {
+            let found = entry(spec.name, spec.reference, "");
+            let field = |key: &str| found.lines().find(|l| l.starts_with(&format!("  {key} = "))).map(str::to_string);
+            assert!(found.matches('{').count() == found.matches('}').count() && !found.contains(';'), "{found}");
+            let title = field("title").unwrap();
+            // A year stands in no title, but where it is a name.
+            assert!(!title.contains(" 20") && !title.contains(" 19"), "{found}");
+            if spec.reference.contains(':') && !spec.reference.starts_with("scikit-learn") {
+                assert!(field("author").is_some(), "{found}");
+            }
+        }
+    }
+
+    #[test]
     fn a_reference_becomes_its_fields() {
+        let found = entry("k", "Bach et al.: On Pixel-Wise Explanations, PLoS ONE 10(7), 2015, section 2", "");
+        assert!(
+            found.contains("title = {{On Pixel-Wise Explanations}}")
+                && found.contains("howpublished = {PLoS ONE 10(7)}")
+        );
+        assert!(found.contains("year = {2015}") && found.contains("note = {section 2}"), "{found}");
         let found = entry(
             "metric-hit",
             "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",

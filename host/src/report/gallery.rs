@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-/// Bytes that all maps may take together.
-const BUDGET: usize = 15 << 20;
-/// What a pixel of a tile takes, about.
+/// Bytes that all maps may take together, as base64: with Plotly.js and the numbers less than 30 MB.
+const BUDGET: usize = 16 << 20;
+/// What a pixel of a tile takes, about, as base64.
 const PER_PIXEL: f64 = 0.4;
 const SIDES: [usize; 5] = [96, 64, 48, 40, 32];
 /// The side of an image in the page, at most.
@@ -103,7 +103,15 @@ impl Run {
             }
             let file = self.folder.0.join(&s.file);
             let picked = checkpoint::pick(&file, &["images", &format!("maps.{}", s.explainer)])?;
-            let [Some(images), Some(all)] = picked.as_slice() else { continue };
+            let damaged = || {
+                let text = format!("{}: its maps are missing (hint: run the spec again)", file.display());
+                Error::input(text)
+            };
+            let [Some(images), all] = picked.as_slice() else { return Err(damaged()) };
+            if images.numel() == 0 {
+                continue;
+            }
+            let all = all.as_ref().ok_or_else(damaged)?;
             for (row, image) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
                 for (k, column) in &columns {
                     see(image as usize, *column, &all.f_get(row as i64)?.f_get(*k as i64)?)?;
@@ -129,6 +137,7 @@ impl Run {
                 })
                 .collect();
         let mut shown: Vec<usize> = (0..self.images.len()).filter(|i| self.images[*i].explained).collect();
+        let explained = shown.len();
         // As large as the budget lets tiles be; fewer images where the smallest are too many.
         let tiles = |n: usize| n * columns.max(1) * models.max(1);
         let cost = |side: usize, n: usize| (tiles(n) * side * side) as f64 * PER_PIXEL;
@@ -143,7 +152,7 @@ impl Run {
         let Some(first) = (0..models).find_map(|m| self.side(m)).filter(|_| !shown.is_empty()) else {
             return Ok(json!({
                 "images": [], "grey": [], "mask": [], "maps": vec![Vec::<Value>::new(); models], "tile": side,
-                "across": ACROSS, "colours": colours
+                "across": ACROSS, "colours": colours, "explained": explained
             }));
         };
         let store = self.store(first)?;
@@ -195,8 +204,21 @@ impl Run {
             };
             all.push(sheets.into_par_iter().map(encode).collect::<Result<Vec<Value>>>()?);
         }
+        // The estimate may have been too low: then fewer images, spread as before.
+        let bytes = |g: usize| all.iter().map(|m| m[g]["uri"].as_str().map_or(0, str::len)).sum::<usize>();
+        let total: usize = (0..shown.len()).map(bytes).sum();
+        if total > BUDGET {
+            let n = (shown.len() * (BUDGET >> 10) / (total >> 10)).max(1);
+            let kept: Vec<usize> = (0..n).map(|k| k * shown.len() / n).collect();
+            fn pick<T: Clone>(from: &[T], kept: &[usize]) -> Vec<T> {
+                kept.iter().map(|g| from[*g].clone()).collect()
+            }
+            all = all.iter().map(|m| pick(m, &kept)).collect();
+            (shown, grey, mask) = (pick(&shown, &kept), pick(&grey, &kept), pick(&mask, &kept));
+        }
         Ok(json!({
-            "images": shown, "grey": grey, "mask": mask, "maps": all, "tile": side, "across": ACROSS, "colours": colours
+            "images": shown, "grey": grey, "mask": mask, "maps": all, "tile": side, "across": ACROSS,
+            "colours": colours, "explained": explained
         }))
     }
 }

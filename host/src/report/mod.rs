@@ -125,15 +125,24 @@ impl Run {
         }
     }
 
-    /// The metric by which single images are shown: the first of localisation, else of maps.
+    /// The metric by which single images are shown: `pixel-auprc`, else the first of localisation, else of maps; one that has
+    /// a value.
     fn primary(&self) -> Option<usize> {
-        let family =
-            |label: &str| self.about.metrics.iter().find(|m| m.label == label).map(|m| m.spec["family"].clone());
-        let usable = |of: &dyn Fn(&str) -> bool| {
-            self.summary.metrics.iter().position(|m| m.of_maps && m.level == Level::Image && of(&m.label))
+        let is = |label: &str, key: &str, value: &str| {
+            self.about.metrics.iter().any(|m| m.label == label && m.spec[key].as_str() == Some(value))
         };
-        usable(&|label| label == "pixel-auprc")
-            .or_else(|| usable(&|label| family(label).is_some_and(|f| f == "localisation")))
+        let has_value = |label: &str| {
+            let mine = |c: &&lightbox_core::summary::Cell| c.metric == label && c.explainer != CHANCE;
+            self.summary.cells.iter().filter(mine).any(|c| matches!(c.state, State::Value { .. }))
+        };
+        let usable = |of: &dyn Fn(&str) -> bool| {
+            self.summary
+                .metrics
+                .iter()
+                .position(|m| m.of_maps && m.level == Level::Image && of(&m.label) && has_value(&m.label))
+        };
+        usable(&|label| is(label, "name", "pixel-auprc"))
+            .or_else(|| usable(&|label| is(label, "family", "localisation")))
             .or_else(|| usable(&|_| true))
     }
 
@@ -189,6 +198,7 @@ impl Run {
                 let mut spec = described.map(|d| d.spec.clone()).unwrap_or_else(|| json!({}));
                 spec["label"] = m.label.clone().into();
                 spec["of_maps"] = m.of_maps.into();
+                spec["chosen"] = json!(described.map(|d| d.parameters.clone()).unwrap_or_default());
                 // The label tells two of one metric apart.
                 if summary.metrics.iter().filter(|o| o.short == m.short).count() > 1 {
                     spec["short"] = m.label.clone().into();
@@ -222,12 +232,16 @@ impl Run {
                     .iter()
                     .map(|d| {
                         let interval = d.interval.map(|i| i.map(round));
-                        json!({ "mean": round(d.mean), "interval": interval, "p": round(d.p), "tied": d.tied })
+                        json!({
+                            "mean": d.mean.map(round), "interval": interval, "p": round(d.p), "tied": d.tied,
+                            "beats": d.beats_control
+                        })
                     })
                     .collect();
                 Some(json!({
                     "m": m, "k": k, "columns": c.columns, "patients": c.ranking.patients, "mean_ranks": ranks,
                     "friedman": c.ranking.friedman, "cliques": c.ranking.cliques, "best": c.best, "hits": c.hits,
+                    "control": c.control,
                     "differences": differences, "alpha": c.alpha
                 }))
             })
@@ -246,7 +260,7 @@ impl Run {
             t.iter().map(|row| row.iter().map(|v| v.map(|v| (v * 1000.0).round() / 1000.0)).collect()).collect()
         };
         let shorts = |labels: &Vec<String>| -> Vec<String> {
-            let short = |l: &String| metrics[self.metric(l).unwrap_or(0)]["short"].as_str().unwrap_or(l).to_string();
+            let short = |l: &String| self.metric(l).and_then(|k| metrics[k]["short"].as_str()).unwrap_or(l).to_string();
             labels.iter().map(short).collect()
         };
         let of_metrics: Vec<Value> = self
@@ -279,16 +293,18 @@ impl Run {
             }
         }
         let primary = self.primary();
+        let environment: Environment = read_json(&self.folder.environment())?;
         let images: Vec<Value> = self
             .images
             .iter()
             .map(|i| {
                 let (mask, shortcut) = (i.mask.map(round), i.shortcut.filter(|s| *s > 0.0).map(round));
-                json!({ "id": i.image, "class": i.class, "mask": mask, "shortcut": shortcut, "patient": i.patient })
+                json!({ "id": i.image, "class": i.class, "mask": mask, "shortcut": shortcut })
             })
             .collect();
         Ok(json!({
             "name": summary.name, "folds": summary.folds, "seeds": summary.seeds, "notes": self.notes(),
+            "explainers": self.about.explainers.len(), "patients": environment.patients_known,
             "models": summary.models, "columns": columns, "metrics": metrics, "cells": cells,
             "comparisons": comparisons, "strata": strata, "metric_agreement": of_metrics, "map_agreement": of_maps,
             "curves": self.shown_curves(), "seconds": seconds, "primary": primary, "images": images,
@@ -337,7 +353,7 @@ impl Run {
 
     /// How the run was made.
     fn made(&self) -> Result<Value> {
-        let environment: Environment = read_json(&self.folder.environment())?;
+        let mut environment: Environment = read_json(&self.folder.environment())?;
         let text = |path: PathBuf| -> Result<String> { Ok(String::from_utf8_lossy(&files::read(&path)?).into_owned()) };
         let short = |hash: &String| hash.chars().take(16).collect::<String>();
         let file = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -346,6 +362,11 @@ impl Run {
             .iter()
             .map(|(name, p)| [name.clone(), p.version.clone(), file(&p.file), short(&p.sha256)])
             .collect();
+        // A report is passed on: of paths the last part is enough.
+        let name = |path: &PathBuf| PathBuf::from(file(path));
+        environment.plugins.values_mut().for_each(|p| p.file = name(&p.file));
+        environment.files = environment.files.iter().map(|(path, hash)| (name(path), hash.clone())).collect();
+        let shown = serde_json::to_string_pretty(&environment).map_err(|e| Error::input(e.to_string()))?;
         let mut facts = vec![
             ["Seed".to_string(), environment.seed.to_string()],
             ["Rust compiler".into(), environment.rustc.clone()],
@@ -358,7 +379,7 @@ impl Run {
         }
         Ok(json!({
             "facts": facts, "plugins": plugins, "explainers": self.about.explainers, "spec": text(self.folder.spec())?,
-            "environment": text(self.folder.environment())?, "bibtex": bibtex::all(&self.about)
+            "environment": shown, "bibtex": bibtex::all(&self.about)
         }))
     }
 
@@ -368,16 +389,26 @@ impl Run {
         // Nothing in the data can end its element.
         let data = data.replace("</", "<\\/").replace("<!--", "<\\u0021--");
         let escape = |t: &str| t.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-        let mut page = PAGE.to_string();
-        for (name, value) in [
-            ("{{title}}", escape(&self.summary.title)),
-            ("{{css}}", STYLE.to_string()),
-            ("{{version}}", env!("CARGO_PKG_VERSION").to_string()),
-            ("{{script}}", SCRIPT.to_string()),
-            ("{{plotly}}", plotly()?),
-            ("{{data}}", data),
-        ] {
-            page = page.replace(name, &value);
+        let title = escape(&self.summary.title);
+        let plotly = plotly()?;
+        let values = [
+            ("title", title.as_str()),
+            ("css", STYLE),
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("script", SCRIPT),
+            ("plotly", &plotly),
+            ("data", &data),
+        ];
+        // In one pass: what a value holds is never a place.
+        let mut page = String::with_capacity(PAGE.len() + data.len() + plotly.len());
+        for part in PAGE.split("{{") {
+            match part.split_once("}}") {
+                Some((name, rest)) => {
+                    page.push_str(values.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v));
+                    page.push_str(rest);
+                }
+                None => page.push_str(part),
+            }
         }
         Ok(page)
     }

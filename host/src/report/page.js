@@ -34,14 +34,33 @@
     return size >= 1000 || (size > 0 && size < 0.001) ? value.toExponential(2) : value.toFixed(3);
   };
   const p = (value) => (value < 0.001 ? "p < 0.001" : `p = ${value.toFixed(3)}`);
+  // Charts have the numbers of the tables: shares in percent.
+  const scaled = (value, metric) => (value === null || value === undefined ? null : metric.unit === "share" ? 100 * value : value);
+  const axisTitle = (metric) => (metric ? metric.short + (metric.unit === "share" ? ", %" : metric.unit ? `, ${metric.unit}` : "") : "");
+  const patients = D.patients ? "patients" : "images (the source has no patient numbers)";
+  // Names are text, not the markup that Plotly reads.
+  const label = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%\u200b{");
+  // The number that a list stands at; null where it is empty.
+  const chosen = (id) => ($(id).value === "" ? null : Number($(id).value));
 
   // Tips: on hover, focus or tap.
   const tip = $("tip");
+  let described = null;
+  const hide = () => {
+    tip.hidden = true;
+    described?.removeAttribute("aria-describedby");
+    described = null;
+  };
   const place = (target) => {
+    if (!target.isConnected) return;
     tip.textContent = target.dataset.tip;
     tip.hidden = false;
+    tip.style.left = "0";
+    described?.removeAttribute("aria-describedby");
+    target.setAttribute("aria-describedby", "tip");
+    described = target;
     const box = target.getBoundingClientRect(), size = tip.getBoundingClientRect();
-    const left = Math.min(Math.max(4, box.left), innerWidth - size.width - 4);
+    const left = Math.max(4, Math.min(box.left, innerWidth - size.width - 4));
     const below = box.bottom + 6 + size.height < innerHeight;
     tip.style.left = `${left}px`;
     tip.style.top = `${below ? box.bottom + 6 : Math.max(4, box.top - size.height - 6)}px`;
@@ -51,12 +70,13 @@
     document.addEventListener(name, (event) => {
       const target = tipped(event);
       if (target) place(target);
-      else tip.hidden = true;
+      else hide();
     });
   }
-  document.addEventListener("focusout", () => (tip.hidden = true));
-  document.addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true));
-  addEventListener("scroll", () => (tip.hidden = true), true);
+  document.addEventListener("focusout", hide);
+  document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  // It stays with what it is of.
+  addEventListener("scroll", () => described && place(described), true);
 
   const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => el("option", { value, text })));
   const modelOptions = D.models.map((m, i) => [i, m]);
@@ -65,7 +85,7 @@
   // Header.
   const many = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   $("subtitle").textContent = [
-    many(D.models.length, "model"), many(D.columns.length, "explainer"), many(D.metrics.length, "metric"),
+    many(D.models.length, "model"), many(D.explainers, "explainer"), many(D.metrics.length, "metric"),
     many(D.folds, "fold"), many(D.seeds, "training") + " each", many(D.images.length, "test image"),
   ].join(" · ");
 
@@ -84,7 +104,7 @@
   $("board-model").value = D.models.length === 1 ? "0" : "all";
   const board = { key: null, down: true };
 
-  const described = (m, c, k) => {
+  const tipOf = (m, c, k) => {
     const metric = D.metrics[k], found = cell(m, c, k);
     const lines = [`${D.models[m]} × ${columnTitle(c)}: ${metric.title}`];
     if (!found || found.state === "n/a") {
@@ -97,26 +117,27 @@
     }
     const unit = metric.unit === "share" ? " %" : metric.unit ? ` ${metric.unit}` : "";
     lines.push(`Mean ${shown(found.mean, metric)}${unit}; ${metric.better} is better; chance: ${metric.chance}`);
-    if (found.interval) lines.push(`95 % over patients: ${shown(found.interval[0], metric)} to ${shown(found.interval[1], metric)}`);
+    if (found.interval) lines.push(`95 % over ${patients}: ${shown(found.interval[0], metric)} to ${shown(found.interval[1], metric)}`);
     if (found.fold_std !== null) lines.push(`Standard deviation over ${D.folds} folds: ${shown(found.fold_std, metric)}`);
     if (found.seed_std !== null) lines.push(`Standard deviation over trainings: ${shown(found.seed_std, metric)}`);
     if (found.maps) lines.push(`${found.images} images, ${found.maps} maps: ${found.failed} failed, ${found.constant} constant`);
     const compared = comparison(m, k), at = compared?.columns.indexOf(c);
     if (compared && at >= 0) {
       const d = compared.differences[at];
-      if (at === compared.best) lines.push("The best mean of this model.");
+      if (at === compared.best) lines.push("The best mean of this model, controls aside.");
       else {
         const interval = d.interval ? ` [${shown(d.interval[0], metric)}, ${shown(d.interval[1], metric)}]` : "";
-        lines.push(`Less the best, ${columnTitle(compared.columns[compared.best])}: ${shown(d.mean, metric)}${interval}, ${p(d.p)}: ${d.tied ? "not told apart" : "different"}`);
+        lines.push(`Less the best, ${columnTitle(compared.columns[compared.best])}: ${d.mean === null ? "no mean, maps failed" : shown(d.mean, metric)}${interval}, ${p(d.p)}: ${d.tied ? "not told apart" : "different"}`);
       }
+      if (d.beats === false) lines.push(`Does not beat the best control, ${columnTitle(compared.columns[compared.control])}.`);
     }
     return lines.join("\n");
   };
 
   const boardCell = (m, c, k, intervals) => {
     const metric = D.metrics[k], found = cell(m, c, k);
-    const node = el("td", { tabIndex: 0 });
-    node.dataset.tip = described(m, c, k);
+    const node = el("td", { tabIndex: -1 });
+    node.dataset.tip = tipOf(m, c, k);
     node.dataset.metric = metric.label;
     if (!found || found.state === "n/a") {
       node.className = "none";
@@ -132,10 +153,13 @@
     node.append(shown(found.mean, metric) + (found.failed > 0.01 * found.maps ? "!" : ""));
     if (at >= 0 && at === compared.best) {
       node.className = "best";
-      node.append(el("span", { className: "hidden", text: " best" }));
-    } else if (at >= 0 && compared.differences[at].tied) {
+      node.append(el("span", { "aria-hidden": "true", text: " ★" }), el("span", { className: "hidden", text: " best" }));
+    } else if (at >= 0 && compared.differences[at].tied && !D.columns[c].control) {
       node.className = "tied";
-      node.append(el("span", { className: "hidden", text: " tied with the best" }));
+      node.append(el("span", { "aria-hidden": "true", text: " ≈" }), el("span", { className: "hidden", text: " not told apart from the best" }));
+    }
+    if (at >= 0 && compared.differences[at].beats === false) {
+      node.append(el("span", { "aria-hidden": "true", text: " ▽" }), el("span", { className: "hidden", text: " does not beat the best control" }));
     }
     if (intervals && found.interval) {
       node.append(el("small", { text: `${shown(found.interval[0], metric)} to ${shown(found.interval[1], metric)}` }));
@@ -158,6 +182,7 @@
       });
       if (controls && !words && metrics.some((k) => cell(m, CHANCE, k))) rows.push({ m, c: CHANCE });
     }
+    if (typeof board.key === "number" && !metrics.includes(board.key)) board.key = null;
     const value = (row, k) => cell(row.m, row.c, k)?.mean ?? null;
     if (board.key === "name") {
       rows.sort((a, b) => (board.down ? 1 : -1) * name(a).localeCompare(name(b)));
@@ -173,7 +198,9 @@
       const prefix = models.length > 1 ? `${D.models[row.m]} · ` : "";
       return prefix + (row.c === PREDICTIONS ? "classification" : columnTitle(row.c));
     }
-    const sorted = (key) => (board.key === key ? (board.down ? "descending" : "ascending") : "none");
+    // As the values go, whichever of them is better.
+    const falls = (key) => (key === "name" ? !board.down : (D.metrics[key].better === "higher") === board.down);
+    const sorted = (key) => (board.key === key ? (falls(key) ? "descending" : "ascending") : "none");
     const header = (key, text, metric) => {
       const button = el("button", { type: "button", text }, metric ? el("small", { text: `${metric.better} is better` }) : null);
       button.addEventListener("click", () => {
@@ -200,9 +227,28 @@
       return tr;
     }));
     $("board").replaceChildren(el("caption", { className: "hidden", text: "Mean scores of every explainer on every model" }), head, body);
-    const order = board.key === null ? "in the spec's order" : `sorted by ${board.key === "name" ? "name" : D.metrics[board.key].short}, ${board.down ? "best first" : "worst first"}`;
+    // One stop for the keyboard; arrows go on from there.
+    const first = $("board").querySelector("td[data-tip]");
+    if (first) first.tabIndex = 0;
+    const order = board.key === null ? "in the spec's order" : board.key === "name" ? `sorted by name, ${board.down ? "A to Z" : "Z to A"}` : `sorted by ${D.metrics[board.key].short}, ${board.down ? "best first" : "worst first"}`;
     $("board-status").textContent = `${rows.length} rows, ${metrics.length} metrics, ${order}`;
   };
+  $("board").addEventListener("keydown", (event) => {
+    const at = event.target.closest("td[data-tip]");
+    const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    if (!at || !step) return;
+    const rows = [...$("board").tBodies[0].rows], row = at.parentNode, column = [...row.cells].indexOf(at);
+    for (let r = rows.indexOf(row) + step[0], c = column + step[1]; rows[r]?.cells[c]; r += step[0], c += step[1]) {
+      const next = rows[r].cells[c];
+      if (next.dataset.tip) {
+        at.tabIndex = -1;
+        next.tabIndex = 0;
+        next.focus();
+        break;
+      }
+    }
+    event.preventDefault();
+  });
   for (const id of ["board-model", "board-family", "board-controls", "board-intervals"]) $(id).addEventListener("change", drawBoard);
   $("board-filter").addEventListener("input", drawBoard);
   drawBoard();
@@ -217,12 +263,13 @@
     script.textContent = $("plotly").textContent;
     document.head.append(script);
   };
+  let printing = false;
   const draw = (id) => {
     if (!seen.has(id)) return;
     if (!window.Plotly) load();
     const { data, layout } = charts.get(id)();
     const base = {
-      font: { family: css("--font"), color: css("--ink"), size: 12 },
+      font: { family: css("--font"), color: printing ? "#000" : css("--ink"), size: 12 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 60, r: 20, t: 10, b: 50 }, hovermode: "closest",
       colorway: ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999933", "#882255", "#44AA99", "#661100"],
@@ -245,8 +292,19 @@
   };
   const redraw = () => charts.forEach((_, id) => draw(id));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  const closed = [];
   addEventListener("beforeprint", () => {
+    printing = true;
     charts.forEach((_, id) => seen.add(id));
+    document.querySelectorAll("#notes details:not([open]), #differences details:not([open]), #time details:not([open])").forEach((d) => {
+      d.open = true;
+      closed.push(d);
+    });
+    redraw();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    closed.splice(0).forEach((d) => (d.open = false));
     redraw();
   });
   const on = (ids, f) => ids.forEach((id) => $(id).addEventListener("change", f));
@@ -263,9 +321,9 @@
   fill($("cd-model"), modelOptions);
   fill($("cd-metric"), metricOptions(ranked));
   if (ranked.includes(D.primary)) $("cd-metric").value = D.primary;
-  const cdChosen = () => comparison(Number($("cd-model").value), Number($("cd-metric").value));
+  const cdChosen = () => (chosen("cd-metric") === null ? null : comparison(chosen("cd-model"), chosen("cd-metric")));
   const cdText = () => {
-    const found = cdChosen(), metric = D.metrics[Number($("cd-metric").value)];
+    const found = cdChosen(), metric = D.metrics[chosen("cd-metric")];
     if (!found) {
       $("cd-caption").textContent = "Fewer than two explainers, or fewer than five patients, have values to compare.";
       plain($("cd-table"), ["explainer"], []);
@@ -273,12 +331,12 @@
     }
     const test = found.hits ? "McNemar's test" : "the Wilcoxon signed-rank test (Pratt)";
     const f = found.friedman ? ` Friedman: chi-squared ${found.friedman.chi_square.toFixed(1)}, ${p(found.friedman.p)}.` : "";
-    const alpha = found.alpha === null ? "" : ` Krippendorff's alpha of the patients' orders: ${found.alpha.toFixed(2)}.`;
-    $("cd-caption").textContent = `Mean rank over ${found.patients} patients, 1 the best. A vertical line joins explainers that ${test} does not tell apart (Holm-corrected over all pairs, 5 %).${f}${alpha}`;
+    const alpha = found.alpha === null ? "" : ` Krippendorff's alpha of their orders: ${found.alpha.toFixed(2)}.`;
+    $("cd-caption").textContent = `${D.models[found.m]}, ${metric.short}: mean rank over ${found.patients} ${patients}, 1 the best. A vertical line joins explainers that ${test} does not tell apart (Holm-corrected over all pairs, 5 %).${f}${alpha}`;
     const order = found.columns.map((_, i) => i).sort((a, b) => found.mean_ranks[a] - found.mean_ranks[b]);
-    plain($("cd-table"), ["explainer", "mean rank", `${metric.short}: less the best's`, "95 % over patients", "Holm-corrected p"], order.map((i) => {
+    plain($("cd-table"), ["explainer", "mean rank", `${axisTitle(metric)}: less the best's`, "95 %", "Holm-corrected p", "beats the best control"], order.map((i) => {
       const d = found.differences[i], best = i === found.best;
-      return [columnTitle(found.columns[i]), found.mean_ranks[i].toFixed(2), best ? "the best mean" : shown(d.mean, metric), d.interval ? `${shown(d.interval[0], metric)} to ${shown(d.interval[1], metric)}` : "", best ? "" : p(d.p)];
+      return [columnTitle(found.columns[i]), found.mean_ranks[i].toFixed(2), best ? "the best mean" : d.mean === null ? "failed" : shown(d.mean, metric), d.interval ? `${shown(d.interval[0], metric)} to ${shown(d.interval[1], metric)}` : "", best ? "" : p(d.p), d.beats === null ? "" : d.beats ? "yes" : "no"];
     }));
   };
   chart("cd-chart", () => {
@@ -286,12 +344,20 @@
     if (!found) return { data: [], layout: {} };
     const order = found.columns.map((_, i) => i).sort((a, b) => found.mean_ranks[a] - found.mean_ranks[b]);
     const y = new Map(order.map((i, at) => [i, at]));
-    const names = order.map((i) => columnTitle(found.columns[i]));
+    const names = order.map((i) => label(columnTitle(found.columns[i])));
+    // Lanes: a line goes where no other stands beside it.
+    const lanes = [];
+    const laneOf = (low, high) => {
+      let lane = 0;
+      while ((lanes[lane] ?? []).some(([a, b]) => low <= b && a <= high)) lane += 1;
+      (lanes[lane] ??= []).push([low, high]);
+      return lane;
+    };
     const last = Math.max(...found.mean_ranks), step = (last - 1) * 0.03 || 0.1;
-    const cliques = found.cliques.map((clique, n) => {
+    const cliques = found.cliques.map((clique) => {
       const at = clique.map((i) => y.get(i));
-      const x = last + step * (1 + (n % 12));
-      return { x: [x, x], y: [Math.min(...at) - 0.2, Math.max(...at) + 0.2], mode: "lines", line: { width: 4, color: css("--soft") }, hovertemplate: `not told apart:<br>${clique.map((i) => columnTitle(found.columns[i])).join("<br>")}<extra></extra>`, showlegend: false };
+      const x = last + step * (1 + laneOf(Math.min(...at), Math.max(...at)));
+      return { x: [x, x], y: [Math.min(...at) - 0.2, Math.max(...at) + 0.2], mode: "lines", line: { width: 4, color: css("--soft") }, hovertemplate: `not told apart:<br>${clique.map((i) => label(columnTitle(found.columns[i]))).join("<br>")}<extra></extra>`, showlegend: false };
     });
     $("cd-chart").style.height = `${Math.max(260, 70 + 19 * order.length)}px`;
     const dots = {
@@ -308,15 +374,27 @@
   const curved = [...new Set(D.curves.map((c) => c.k))];
   fill($("curve-model"), modelOptions);
   fill($("curve-metric"), metricOptions(curved));
-  const curvesOf = () => D.curves.filter((c) => c.m === Number($("curve-model").value) && c.k === Number($("curve-metric").value));
+  const curvesOf = () => D.curves.filter((c) => c.m === chosen("curve-model") && c.k === chosen("curve-metric"));
   const curveText = () => {
-    const metric = D.metrics[Number($("curve-metric").value)];
-    $("curve-caption").textContent = metric ? `${metric.title}: the curve of each explainer, ${metric.level === "image" ? "the mean over images and folds" : "of fold 0"}. A click on a name hides it, a double click shows it alone.` : "No metric of this run has a curve.";
+    const metric = D.metrics[chosen("curve-metric")];
+    $("curve-caption").textContent = metric ? `${D.models[chosen("curve-model")]}, ${metric.title}: ${metric.level === "image" ? "the mean over images and folds" : "fold 0"}. Of more than eight explainers the eight of the best value and the controls are shown; a click on a name in the legend shows or hides one, a double click shows it alone.` : "No metric of this run has a curve.";
+    const rows = curvesOf().map((c) => [columnTitle(c.c), ...[0, 0.25, 0.5, 0.75, 1].map((q) => c.points[Math.round(q * (c.points.length - 1))]).map(([x, v]) => `${v.toPrecision(3)} at ${x.toPrecision(3)}`)]);
+    plain($("curve-table"), ["explainer", "first point", "quarter", "half", "three quarters", "last point"], rows);
   };
   chart("curve-chart", () => {
     const found = curvesOf();
-    const data = found.map((c) => ({ x: c.points.map((q) => q[0]), y: c.points.map((q) => q[1]), mode: "lines", name: columnTitle(c.c), line: { dash: c.c === CHANCE ? "dot" : D.columns[c.c]?.control ? "dash" : "solid" } }));
-    return { data, layout: { xaxis: { title: { text: found[0]?.x ?? "" } }, yaxis: { title: { text: found[0]?.y ?? "" } }, showlegend: true, legend: { font: { size: 11 } } } };
+    const metric = D.metrics[chosen("curve-metric")];
+    const sign = metric?.better === "lower" ? -1 : 1;
+    const rank = (c) => sign * (cell(c.m, c.c, c.k)?.mean ?? -Infinity * sign);
+    const real = found.filter((c) => c.c >= 0 && !D.columns[c.c].control).sort((a, b) => rank(b) - rank(a));
+    const leading = new Set(real.slice(0, 8));
+    const data = found.map((c) => {
+      const control = c.c === CHANCE || D.columns[c.c].control;
+      // One point is a level: what a constant map comes to.
+      const flat = c.points.length === 1;
+      return { x: flat ? [0, 1] : c.points.map((q) => q[0]), y: flat ? [c.points[0][1], c.points[0][1]] : c.points.map((q) => q[1]), mode: "lines", name: label(columnTitle(c.c)), visible: real.length <= 8 || control || leading.has(c) ? true : "legendonly", line: { dash: c.c === CHANCE ? "dot" : control ? "dash" : "solid" } };
+    });
+    return { data, layout: { xaxis: { title: { text: found[0]?.x ?? "" }, ...(metric?.name === "froc" ? { range: [0, 8] } : {}) }, yaxis: { title: { text: found[0]?.y ?? "" } }, showlegend: true, legend: { font: { size: 11 } } } };
   });
   on(["curve-model", "curve-metric"], () => (curveText(), draw("curve-chart")));
   curveText();
@@ -327,29 +405,31 @@
   if (imageMetrics.includes(D.primary)) $("size-metric").value = D.primary;
   fill($("size-explainer"), D.columns.map((c, i) => [i, c.title]));
   const strataRows = () => {
-    const m = Number($("size-model").value), k = Number($("size-metric").value);
+    const m = chosen("size-model"), k = chosen("size-metric");
     return D.strata.filter((s) => s.m === m && s.k === k);
   };
   const sizeText = () => {
-    const metric = D.metrics[Number($("size-metric").value)];
+    const metric = D.metrics[chosen("size-metric")];
     const rows = strataRows();
     const names = [...new Set(rows.map((s) => s.name))];
     const columns = [...new Set(rows.map((s) => s.c))];
     const of = (c, name) => rows.find((s) => s.c === c && s.name === name);
     plain($("strata-table"), ["explainer", ...names], columns.map((c) => [columnTitle(c), ...names.map((n) => (of(c, n) ? `${shown(of(c, n).mean, metric)} (${of(c, n).images})` : ""))]));
-    const one = metric && Number($("size-metric").value) === D.primary;
-    $("size-caption").textContent = metric ? (one ? `${metric.short} of each image against the finding's share of the image, the mean over folds and trainings.` : `Mean ${metric.short} by tercile of the finding's size. The points of single images are kept for ${D.metrics[D.primary]?.short ?? "no metric"}.`) : "";
+    const one = metric && chosen("size-metric") === D.primary;
+    const where = metric ? `${D.models[chosen("size-model")]}, ${columnTitle(chosen("size-explainer") ?? CHANCE)}: ` : "";
+    $("size-caption").textContent = metric ? where + (one ? `${metric.short} of each image against the finding's share of the image, the mean over folds and trainings.` : `Mean ${metric.short} by tercile of the finding's size. The points of single images are kept for ${D.metrics[D.primary]?.short ?? "no metric"}.`) : "No metric of images of maps.";
   };
   chart("size-chart", () => {
-    const m = Number($("size-model").value), k = Number($("size-metric").value), c = Number($("size-explainer").value);
+    const m = chosen("size-model"), k = chosen("size-metric"), c = chosen("size-explainer");
     const metric = D.metrics[k];
+    if (!metric) return { data: [], layout: {} };
     if (k === D.primary) {
       const values = D.values[m]?.[c] ?? [];
-      const points = values.map((v, i) => [D.images[i].mask * 100, v, D.images[i].id]).filter((q) => q[1] !== null && q[0] > 0);
-      return { data: [{ x: points.map((q) => q[0]), y: points.map((q) => q[1]), text: points.map((q) => q[2]), mode: "markers", marker: { size: 6, opacity: 0.7, color: css("--accent") }, hovertemplate: "%{text}<br>%{x:.2f} % of the image: %{y:.3f}<extra></extra>" }], layout: { xaxis: { type: "log", title: { text: "finding, % of the image" } }, yaxis: { title: { text: metric.short } } } };
+      const points = values.map((v, i) => [D.images[i].mask * 100, scaled(v, metric), label(D.images[i].id)]).filter((q) => q[1] !== null && q[0] > 0);
+      return { data: [{ x: points.map((q) => q[0]), y: points.map((q) => q[1]), text: points.map((q) => q[2]), mode: "markers", marker: { size: 6, opacity: 0.7, color: css("--accent") }, hovertemplate: "%{text}<br>%{x:.2f} % of the image: %{y:.3f}<extra></extra>" }], layout: { xaxis: { type: "log", title: { text: "finding, % of the image" } }, yaxis: { title: { text: axisTitle(metric) } } } };
     }
     const rows = strataRows().filter((s) => s.c === c && s.by === "size");
-    return { data: [{ type: "bar", x: rows.map((s) => s.name.split(",")[0]), y: rows.map((s) => s.mean), marker: { color: css("--accent") } }], layout: { yaxis: { title: { text: metric?.short ?? "" } } } };
+    return { data: [{ type: "bar", x: rows.map((s) => s.name.split(",")[0]), y: rows.map((s) => scaled(s.mean, metric)), marker: { color: css("--accent") } }], layout: { yaxis: { title: { text: axisTitle(metric) } } } };
   });
   on(["size-model", "size-metric", "size-explainer"], () => (sizeText(), draw("size-chart")));
   sizeText();
@@ -357,7 +437,7 @@
   // Agreement.
   fill($("agree-model"), modelOptions);
   const agreement = () => {
-    const m = Number($("agree-model").value), kind = $("agree-kind").value;
+    const m = chosen("agree-model"), kind = $("agree-kind").value;
     if (kind === "metrics") {
       const found = D.metric_agreement.find((a) => a.m === m);
       return found && { names: found.metrics, matrix: found.correlation, low: -1, what: "Spearman's correlation, over explainers, of their means by two metrics, each turned so that more is better" };
@@ -367,7 +447,7 @@
   };
   const agreeText = () => {
     const found = agreement();
-    $("agree-caption").textContent = found ? found.what + "." : "Nothing to compare.";
+    $("agree-caption").textContent = found ? `${D.models[chosen("agree-model")]}. ${found.what}.` : "Nothing to compare.";
     plain($("agree-table"), found ? ["", ...found.names] : [""], found ? found.matrix.map((row, i) => [found.names[i], ...row.map((v) => (v === null ? "" : v.toFixed(2)))]) : []);
   };
   chart("agree-chart", () => {
@@ -375,7 +455,7 @@
     if (!found) return { data: [], layout: {} };
     const n = found.names.length;
     $("agree-chart").style.height = `${Math.max(320, Math.min(1100, 140 + 17 * n))}px`;
-    const data = [{ type: "heatmap", z: found.matrix, x: found.names, y: found.names, zmin: found.low, zmax: 1, colorscale: found.low < 0 ? "RdBu" : "Viridis", reversescale: found.low < 0, hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", xgap: 1, ygap: 1 }];
+    const data = [{ type: "heatmap", z: found.matrix, x: found.names.map(label), y: found.names.map(label), zmin: found.low, zmax: 1, colorscale: found.low < 0 ? [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]] : "Viridis", hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>", xgap: 1, ygap: 1 }];
     return { data, layout: { xaxis: { tickangle: -60, type: "category", showgrid: false, tickfont: { size: 10 } }, yaxis: { autorange: "reversed", type: "category", showgrid: false, tickfont: { size: 10 } } } };
   });
   on(["agree-model", "agree-kind"], () => (agreeText(), draw("agree-chart")));
@@ -386,18 +466,19 @@
   fill($("time-metric"), metricOptions(mapMetrics));
   if (D.primary !== null) $("time-metric").value = D.primary;
   const timeRows = () => {
-    const m = Number($("time-model").value), k = Number($("time-metric").value);
+    const m = chosen("time-model"), k = chosen("time-metric");
+    if (k === null) return [];
     return D.columns.map((column, c) => ({ c, seconds: D.seconds[m]?.[c] ?? null, mean: cell(m, c, k)?.mean ?? null })).filter((r) => r.seconds !== null && r.mean !== null);
   };
   const timeText = () => {
-    const metric = D.metrics[Number($("time-metric").value)];
-    $("time-caption").textContent = metric ? `${metric.short} (${metric.better} is better) against seconds an image of the explainer's own code and its runs of the model, beyond the run that all share; as measured in this run.` : "";
-    plain($("time-table"), ["explainer", "seconds an image", metric?.short ?? ""], timeRows().map((r) => [columnTitle(r.c), r.seconds.toPrecision(3), shown(r.mean, metric)]));
+    const metric = D.metrics[chosen("time-metric")];
+    $("time-caption").textContent = metric ? `${D.models[chosen("time-model")]}: ${metric.short} (${metric.better} is better) against seconds an image of the explainer's own code and its runs of the model, beyond the run that all share; as measured in this run, fold and training by fold and training.` : "No metric of maps.";
+    plain($("time-table"), ["explainer", "seconds an image", axisTitle(metric)], timeRows().map((r) => [columnTitle(r.c), r.seconds.toPrecision(3), shown(r.mean, metric)]));
   };
   chart("time-chart", () => {
-    const rows = timeRows(), metric = D.metrics[Number($("time-metric").value)];
-    const data = [{ x: rows.map((r) => Math.max(r.seconds, 1e-5)), y: rows.map((r) => r.mean), text: rows.map((r) => columnTitle(r.c)), mode: rows.length > 30 ? "markers" : "markers+text", textposition: "top center", textfont: { size: 10 }, marker: { size: 9, color: rows.map((r) => (D.columns[r.c].control ? css("--soft") : css("--accent"))) }, hovertemplate: "%{text}<br>%{x:.3g} s: %{y:.3f}<extra></extra>" }];
-    return { data, layout: { xaxis: { type: "log", title: { text: "seconds an image" } }, yaxis: { title: { text: metric?.short ?? "" } } } };
+    const rows = timeRows(), metric = D.metrics[chosen("time-metric")];
+    const data = [{ x: rows.map((r) => Math.max(r.seconds, 1e-5)), y: rows.map((r) => scaled(r.mean, metric)), text: rows.map((r) => label(columnTitle(r.c))), mode: rows.length > 30 ? "markers" : "markers+text", textposition: "top center", textfont: { size: 10 }, marker: { size: 9, color: rows.map((r) => (D.columns[r.c].control ? css("--soft") : css("--accent"))) }, hovertemplate: "%{text}<br>%{x:.3g} s: %{y:.3f}<extra></extra>" }];
+    return { data, layout: { xaxis: { type: "log", title: { text: "seconds an image" } }, yaxis: { title: { text: axisTitle(metric) } } } };
   });
   on(["time-model", "time-metric"], () => (timeText(), draw("time-chart")));
   timeText();
@@ -417,6 +498,13 @@
     return loaded.get(uri);
   };
   const state = { at: 0, order: [] };
+  {
+    const part = G.images.length < G.explained ? `${G.images.length} of ${G.explained} explained images, spread evenly` : `${G.images.length} explained images`;
+    const folds = D.folds > 1 || D.seeds > 1 ? " The map is that of fold 0 and its first training; a value is the mean over all." : "";
+    const size = D.served ? "at the model's size" : `in ${G.tile} x ${G.tile} pixels`;
+    const metric = D.primary === null ? "" : ` Orders go by ${D.metrics[D.primary].short}.`;
+    $("gallery-what").textContent = `${part}. A map is shown ${size}, by its own range; the finding is outlined.${folds}${metric}`;
+  }
   fill($("g-model"), modelOptions);
   const shownColumns = () => D.columns.map((_, c) => c).filter((c) => G.maps[Number($("g-model").value)]?.some((s) => s && s.has[c] === "1"));
   const fillColumns = () => {
@@ -435,10 +523,11 @@
       const a = valueOf(m, left, g), b = valueOf(m, right, g);
       if (how === "disagree") return a === null || b === null ? Infinity : -Math.abs(a - b);
       if (how === "name") return g;
-      if (a === null) return Infinity;
+      // What failed is the worst.
+      if (a === null) return how === "best" ? Infinity : -Infinity;
       return how === "best" ? -a * better : a * better;
     };
-    state.order = G.images.map((_, g) => g).sort((a, b) => key(a) - key(b) || a - b);
+    state.order = G.images.map((_, g) => [key(g), g]).sort(([a, i], [b, j]) => (a === b ? i - j : a - b)).map(([, g]) => g);
   };
   const strip = () => {
     $("g-strip").replaceChildren(...state.order.map((g, at) => {
@@ -532,7 +621,8 @@
     const metric = D.primary === null ? null : D.metrics[D.primary];
     const text = (c) => {
       const v = metric ? valueOf(m, c, g) : null;
-      return `${columnTitle(c)}${v === null ? "" : `: ${metric.short} ${shown(v, metric)}`}`;
+      const there = G.maps[m]?.[g]?.has[c] === "1";
+      return `${columnTitle(c)}${there ? (v === null ? "" : `: ${metric.short} ${shown(v, metric)}`) : ": no map, it failed or is not finite"}`;
     };
     const left = $("g-left").value === "" ? null : Number($("g-left").value), right = $("g-right").value === "" ? null : Number($("g-right").value);
     $("g-a-text").textContent = left === null ? "" : text(left);
@@ -542,7 +632,11 @@
       if (c !== null) $(id).setAttribute("aria-label", `${image.id} under ${text(c)}`);
       paint($(id), g, m, c, state.turn);
     }
-    [...$("g-strip").children].forEach((b, i) => b.setAttribute("aria-current", i === state.at ? "true" : "false"));
+    [...$("g-strip").children].forEach((b, i) => {
+      b.setAttribute("aria-current", i === state.at ? "true" : "false");
+      b.tabIndex = i === state.at ? 0 : -1;
+      if (i === state.at) $("g-strip").scrollLeft = b.offsetLeft - $("g-strip").clientWidth / 2;
+    });
   };
   const rearrange = () => {
     arrange();
@@ -580,10 +674,11 @@
     }
   });
   fillColumns();
+  let begun = false;
   const begin = () => {
-    arrange();
-    strip();
-    show(0);
+    if (begun) return;
+    begun = true;
+    rearrange();
   };
   const galleryWatcher = new IntersectionObserver((entries) => {
     if (entries.some((e) => e.isIntersecting)) {
@@ -597,8 +692,8 @@
   // How it was made.
   const M = D.made;
   $("made-facts").append(el("dl", {}, ...M.facts.flatMap(([k, v]) => [el("dt", { text: k }), el("dd", { text: v })])));
-  plain($("made-plugins"), ["what", "version", "file", "SHA-256"], M.plugins, true);
-  plain($("made-metrics"), ["metric", "family", "better", "range", "formula", "chance", "edge cases", "cost an image", "reference"], D.metrics.map((m) => [m.label, m.family, m.better, m.range.map((v) => v ?? "open").join(" to "), m.formula, m.chance, m.edge_cases, m.cost, m.reference]), true);
+  plain($("made-plugins"), ["what", "version", "file", "SHA-256, its first 16 digits"], M.plugins, true);
+  plain($("made-metrics"), ["metric", "parameters", "family", "better", "range", "formula", "chance", "edge cases", "cost an image", "reference"], D.metrics.map((m) => [m.label, Object.entries(m.chosen).map(([k, v]) => `${k} = ${v}`).join(", ") || "defaults", m.family, m.better, m.range.map((v) => v ?? "open").join(" to "), m.formula, m.chance, m.edge_cases, m.cost, m.reference]), true);
   plain($("made-explainers"), ["explainer", "method", "family", "formula", "cost", "parameters", "reference"], M.explainers.map((e) => [e.label, `${e.name} ${e.version}: ${e.title}`, e.family, e.formula, e.cost, JSON.stringify(e.parameters), `${e.citation} ${e.id}`]), true);
   $("made-spec").textContent = M.spec;
   $("made-environment").textContent = M.environment;

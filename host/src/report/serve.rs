@@ -55,6 +55,7 @@ impl Site {
         let Some(at) = parts[0].parse::<usize>().ok().filter(|i| *i < self.runs.len()) else { return Ok(None) };
         let number = |text: &str| text.trim_end_matches(".png").parse::<usize>().ok();
         match parts[1..] {
+            [] => Ok(Some(("redirect".into(), format!("/{at}/").into_bytes()))),
             [""] => {
                 if self.pages[at].is_none() {
                     self.pages[at] = Some(self.runs[at].1.html(true)?);
@@ -98,8 +99,18 @@ impl Site {
 /// Serves until interrupted. `ready` hears the address.
 pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Result<Exit> {
     let mut runs = Vec::new();
+    let mut last = None;
     for folder in folders {
-        runs.push((folder.display().to_string(), Run::open(folder)?));
+        match Run::open(folder) {
+            Ok(run) => runs.push((folder.display().to_string(), run)),
+            Err(e) => {
+                eprintln!("not served: {}", e.message);
+                last = Some(e);
+            }
+        }
+    }
+    if let (Some(e), true) = (last, runs.is_empty()) {
+        return Err(e);
     }
     let pages = vec![None; runs.len()];
     let mut site = Site { runs, pages };
@@ -118,17 +129,21 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
         });
         let found = if local { site.answer(request.url()) } else { Ok(None) };
         let (status, kind, body) = match found {
+            Ok(Some((kind, body))) if kind == "redirect" => (301, kind, body),
             Ok(Some((kind, body))) => (200, kind, body),
             Ok(None) => (404, "text/plain; charset=utf-8".into(), b"there is nothing of this name".to_vec()),
             Err(e) => (500, "text/plain; charset=utf-8".into(), e.message.into_bytes()),
         };
-        let header = tiny_http::Header::from_bytes("Content-Type", kind).ok();
+        let header = match status {
+            301 => tiny_http::Header::from_bytes("Location", body.clone()),
+            _ => tiny_http::Header::from_bytes("Content-Type", kind),
+        };
         let mut response = tiny_http::Response::from_data(body).with_status_code(status);
-        if let Some(header) = header {
+        if let Ok(header) = header {
             response.add_header(header);
         }
-        // A reader that has gone away is no failure.
-        let _ = request.respond(response);
+        // A reader that takes its time does not stop the others; one that has gone away is no failure.
+        std::thread::spawn(move || drop(request.respond(response)));
     }
     Ok(Exit::Ok)
 }

@@ -45,6 +45,7 @@ fn gather(
     folder: &Folder,
     images: &[ImageRow],
     samples: &[Sample],
+    controls: &[String],
     notes: Vec<String>,
 ) -> Result<(Summary, Comparisons, Vec<Curves>)> {
     let (spec, ids) = (plan.spec, plan.identities);
@@ -57,6 +58,7 @@ fn gather(
     let facts = |row: &ImageRow| ImageFacts {
         patient: row.patient.clone(),
         class: classes.get(row.image.as_str()).copied().unwrap_or(0),
+        classes: row.class.clone(),
         size: row.mask.filter(|m| *m > 0.0),
     };
     let facts = images.iter().map(|row| (row.image.clone(), facts(row))).collect();
@@ -70,6 +72,7 @@ fn gather(
         models: spec.models.iter().map(|m| (m.label().to_string(), m.is_shared())).collect(),
         explainers: spec.explainers.iter().map(|e| (e.label().to_string(), e.maps.clone())).collect(),
         metrics: columns,
+        controls: controls.to_vec(),
         images: facts,
         notes,
     };
@@ -232,7 +235,10 @@ fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) 
             index: i as i32,
             image: sample.id.clone(),
             patient: sample.patient.clone(),
-            class: spec.task.classes.get(sample.stratum()).cloned().unwrap_or_default(),
+            class: {
+                let name = |c: &usize| spec.task.classes.get(*c).map_or("", String::as_str);
+                sample.classes.iter().map(name).collect::<Vec<_>>().join("|")
+            },
             explained: store.as_ref().map(|s| is_explained(&spec.task, sample, s, i)).transpose()?.unwrap_or(false),
             mask: mask.as_ref().map(share),
             shortcut: planted.as_ref().map(share),
@@ -332,7 +338,7 @@ pub fn write(
     notes.extend(plan.spec.notes.clone());
     let images = images(plan, folder, source, split)?;
     results::write_images(&folder.0.join("images.parquet"), &images)?;
-    let (summary, comparisons, curves) = gather(plan, folder, &images, source.samples(), notes)?;
+    let (summary, comparisons, curves) = gather(plan, folder, &images, source.samples(), &about.controls(), notes)?;
     let json = serde_json::json!({ "schema": COMPARISONS, "columns": summary.columns, "comparisons": comparisons });
     write_json(&folder.0.join("comparisons.json"), &json)?;
     write_lines(&folder.0.join("curves.jsonl"), &curves)?;

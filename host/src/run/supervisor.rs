@@ -200,16 +200,16 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
             let plan = supervisor.plan(folds);
             let about = About::new(&spec, registry)?;
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
-            if let Err(e) = crate::report::write(&folder.0, None) {
-                let text = format!("no report was written: {}", e.message);
-                supervisor.say(None, Event::Note { text })?;
-            }
+            let report = match crate::report::write(&folder.0, None) {
+                Ok(path) => path.display().to_string(),
+                Err(e) => {
+                    // That of an earlier state would be taken for this one's.
+                    let _ = std::fs::remove_file(folder.0.join("report.html"));
+                    format!("none was written: {}", e.message)
+                }
+            };
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
-            format!(
-                "{text}\nPictures: {}\nReport: {}\n",
-                folder.0.join(sheet).display(),
-                folder.0.join("report.html").display()
-            )
+            format!("{text}\nPictures: {}\nReport: {report}\n", folder.0.join(sheet).display())
         }
     };
     let failed = supervisor.standing_failures(folds)?;
