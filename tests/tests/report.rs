@@ -295,7 +295,7 @@ fn four_hundred_images_and_sixty_explainers_fit_one_file() {
             spec += &format!("[[explainers]]\nname = \"{name}\"\nlabel = \"{name} {i}\"\n");
         }
     }
-    for name in ["auroc", "pixel-auprc", "hit", "gini", "entropy", "relevance-mass"] {
+    for name in ["auroc", "pixel-auprc", "pixel-auprc-pooled", "froc", "hit", "entropy", "relevance-mass"] {
         spec += &format!("[[metrics]]\nname = \"{name}\"\n");
     }
     let path = folder.path().join("large.toml");
