@@ -66,8 +66,15 @@
     tip.style.top = `${below ? box.bottom + 6 : Math.max(4, box.top - size.height - 6)}px`;
   };
   const tipped = (event) => event.target.closest?.("[data-tip]");
+  let pointer = "";
   for (const name of ["mouseover", "focusin", "click"]) {
     document.addEventListener(name, (event) => {
+      // What scrolls under a resting pointer is not pointed at.
+      if (name === "mouseover") {
+        const at = `${event.screenX} ${event.screenY}`;
+        if (at === pointer) return;
+        pointer = at;
+      }
       const target = tipped(event);
       if (target) place(target);
       else hide();
@@ -365,7 +372,7 @@
       marker: { size: 9, color: order.map((i) => (D.columns[found.columns[i]].control ? css("--soft") : css("--accent"))), symbol: order.map((i) => (D.columns[found.columns[i]].control ? "circle-open" : "circle")) },
       text: names, hovertemplate: "%{text}: mean rank %{x:.2f}<extra></extra>",
     };
-    return { data: [dots, ...cliques], layout: { xaxis: { title: { text: "mean rank (1 the best)" } }, yaxis: { tickvals: order.map((_, at) => at), ticktext: names, autorange: "reversed", showgrid: true } } };
+    return { data: [dots, ...cliques], layout: { xaxis: { title: { text: "mean rank (1 the best)" }, range: [Math.min(...found.mean_ranks) - step, last + step * (lanes.length + 1.5)] }, yaxis: { tickvals: order.map((_, at) => at), ticktext: names, autorange: "reversed", showgrid: true } } };
   });
   on(["cd-model", "cd-metric"], () => (cdText(), draw("cd-chart")));
   cdText();
