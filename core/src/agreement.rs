@@ -127,6 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn equal_pixels_share_what_is_left() {
+        // Half of the pixels are the highest, for 102 places: each has a fifth of one.
+        let map: Vec<f32> = (0..GRID * GRID).map(|i| (i % 2) as f32).collect();
+        let print = print(&map).unwrap();
+        let mut sums = Sums::new(1);
+        sums.add(&[Some(&print)]);
+        assert!((print.highest.iter().sum::<f64>() - 102.0).abs() < 1e-9);
+        assert!((sums.overlap[0] - 102.0 / 512.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn size_does_not_matter() {
         let small = Tensor::from_slice(&[1f32, 2.0, 3.0, 5.0]).reshape([1, 2, 2]);
         let large = maps::upsample(&small, (64, 64)).unwrap();

@@ -305,6 +305,11 @@ mod tests {
         assert_eq!((found.differences[0].beats_control, found.differences[2].beats_control), (Some(true), Some(true)));
         let found = check(&all, Better::Higher).unwrap();
         assert!(found.alpha.unwrap() > 0.5 && !found.hits);
+        // A failure is the last, however good the rest is.
+        let mut good = list(-5.0, 7);
+        good[3] = None;
+        let found = check(&[values(0, &list(1.0, 1)), values(1, &good)], Better::Lower).unwrap();
+        assert!((found.ranking.mean_ranks[1] - 61.0 / 60.0).abs() < 1e-9);
         assert_eq!(check(&all[..1], Better::Higher), None);
         let few = [values(0, &list(1.0, 1)[..4]), values(1, &list(1.0, 2))];
         assert_eq!(check(&few, Better::Higher), None);

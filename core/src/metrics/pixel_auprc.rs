@@ -105,9 +105,8 @@ pub(super) mod tests {
     use crate::metrics::NoBench;
     use crate::metrics::memo::Memo;
 
-    /// Scores [n, 1, w] maps against masks that are all known.
-    pub fn score(metric: &dyn Metric, maps: &[&[f32]], masks: &[&[u8]]) -> (Vec<Score>, Option<Score>) {
-        let mut evaluation = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+    /// Shows [n, 1, w] maps and masks that are all known to an evaluation.
+    pub fn see(metric: &dyn Metric, to: &mut dyn Evaluation, maps: &[&[f32]], masks: &[&[u8]]) -> Vec<Score> {
         let shape = [maps.len() as i64, 1, maps[0].len() as i64];
         let raw = Tensor::from_slice(&maps.concat()).reshape(shape);
         let faults = maps::faults(&raw).unwrap();
@@ -125,7 +124,13 @@ pub(super) mod tests {
             scene: &Memo::default(),
             cell: &Memo::default(),
         };
-        let scores = evaluation.update(&batch, &mut NoBench).unwrap();
+        to.update(&batch, &mut NoBench).unwrap()
+    }
+
+    /// Scores [n, 1, w] maps against masks that are all known.
+    pub fn score(metric: &dyn Metric, maps: &[&[f32]], masks: &[&[u8]]) -> (Vec<Score>, Option<Score>) {
+        let mut evaluation = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+        let scores = see(metric, evaluation.as_mut(), maps, masks);
         // What was saved and merged into a new evaluation is what was seen.
         let mut other = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
         other.merge(&evaluation.state().unwrap()).unwrap();

@@ -79,6 +79,15 @@ mod tests {
         let found = score(&PixelAurocPooled, &m, &g).1.unwrap().value.unwrap();
         let scaled: Vec<f64> = maps.iter().flat_map(|map| map.iter().map(|v| f64::from(*v) / 9.0)).collect();
         assert!((found - auroc(&scaled, &masks.concat()).unwrap()).abs() < 1e-12);
+        // What two units have counted adds up.
+        let mut parts = [0..2, 2..3].map(|part| {
+            let mut one = PixelAurocPooled.start(&BTreeMap::new(), 0).unwrap();
+            crate::metrics::pixel_auprc::tests::see(&PixelAurocPooled, one.as_mut(), &m[part.clone()], &g[part]);
+            one
+        });
+        let state = parts[0].state().unwrap();
+        parts[1].merge(&state).unwrap();
+        assert!((parts[1].finish().unwrap().unwrap().value.unwrap() - found).abs() < 1e-15);
         assert_eq!(score(&PixelAurocPooled, &[&[0.5; 4]], &[&[0, 0, 0, 1]]).1, Some(Score::ok(0.5)));
         let all = score(&PixelAurocPooled, &[&[0.5, 1.0]], &[&[1, 1]]).1.unwrap();
         assert_eq!(all.status, Status::NotApplicable);

@@ -194,6 +194,7 @@ pub mod tests {
         let (all, one) = (make(&images, &[4, 5, 6]), make(&images.narrow(0, 0, 1), &[6]));
         assert_eq!(all[1].narrow(0, 2, 1), one[1]);
         assert_ne!(one[0], one[1]);
+        assert_ne!(all[0].get(0), all[0].get(1));
         let most = all[0].abs().max().double_value(&[]);
         assert!(most <= 0.02 && most > 0.015, "{most}");
     }
