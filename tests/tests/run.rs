@@ -450,3 +450,31 @@ fn a_full_disk_is_said_and_the_run_continues_when_there_is_space() {
     assert!(remount.unwrap().success() && unmount.unwrap().success());
     assert_eq!(second.2, 0, "{}", second.1);
 }
+
+/// Metrics that are tuned on validation images, and an explainer, are added to a run that is there: the numbers are those of
+/// a run that had them from the beginning.
+#[test]
+fn a_tuned_metric_and_an_explainer_join_a_run() {
+    let (grown, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let metric = |names: &[&str]| {
+        let gradcam = "[[explainers]]\nname = \"gradcam\"\n".to_string();
+        names.iter().fold(gradcam, |all, n| all + &format!("[[metrics]]\nname = \"{n}\"\n"))
+    };
+    let centre = "[[explainers]]\nname = \"centre\"\n";
+    let first = text(&small_spec(grown.path(), &metric(&["pixel-auprc"])));
+    succeed(&["run", &first]);
+    small_spec(grown.path(), &metric(&["pixel-auprc", "dice", "froc"]));
+    succeed(&["run", &first]);
+    let all =
+        format!("{centre}{}", metric(&["pixel-auprc", "dice", "froc", "iou", "nodule-recall", "max-sensitivity"]));
+    small_spec(grown.path(), &all);
+    succeed(&["run", &first]);
+    succeed(&["run", &text(&small_spec(whole.path(), &all))]);
+    let out = |folder: &Path| text(&folder.join("out"));
+    let told: Value =
+        serde_json::from_str(&succeed(&["compare", &out(grown.path()), &out(whole.path()), "--json"])).unwrap();
+    let rows = told["rows"].as_array().unwrap();
+    assert!(rows.len() >= 12 && rows.iter().all(|r| r["verdict"] == "equal"), "{told}");
+    assert!(rows.iter().any(|r| r["metric"] == "iou" && r["explainer"] == "centre" && r["after"].as_f64() > Some(0.0)));
+    assert_eq!(told["only_before"].as_array().unwrap().len() + told["only_after"].as_array().unwrap().len(), 0);
+}

@@ -2,33 +2,20 @@
 //! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631, with the norms of
 //! `max-sensitivity`.
 
-use super::each::{Ask, Asking, Constant, Found, share};
-use super::vary::{change, parameters, score as vary};
-use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use super::each::{Ask, Asking, Constant, Found};
+use super::vary::{NEEDS, base, change, score as vary};
+use super::{Bench, MetricSpec};
 use crate::Result;
 
-pub static AVERAGE_SENSITIVITY: Asking = Asking {
-    spec,
-    needs: Needs { explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static AVERAGE_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "average sensitivity",
         title: "Average sensitivity: mean move of the map under small noise on the image",
         formula: "mean over copies x' of |a(x') - a(x)| / |a(x)|, Euclidean norms",
-        better: Better::Lower,
-        range: [0.0, f64::INFINITY],
-        unit: "",
-        chance: "0, of a map that does not look at the image",
-        cost: "copies explanations, shared with the other metrics of robustness",
-        edge_cases: "a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
-        parameters: parameters(),
-        ..share("average-sensitivity", "robustness")
+        ..base("average-sensitivity")
     }
 }
 

@@ -2,33 +2,21 @@
 //! Robustness of Interpretability Methods", 2018, arXiv:1806.08049, equation 2. It has the map's units: compare explainers
 //! whose maps have one scale, or read the sensitivities.
 
-use super::each::{Ask, Asking, Constant, Found, share};
-use super::vary::{Pair, distance, greatest, parameters, score as vary};
-use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use super::each::{Ask, Asking, Constant, Found};
+use super::vary::{NEEDS, Pair, base, distance, greatest, score as vary};
+use super::{Bench, MetricSpec};
 use crate::Result;
 
-pub static LOCAL_LIPSCHITZ: Asking = Asking {
-    spec,
-    needs: Needs { explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static LOCAL_LIPSCHITZ: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "Lipschitz",
         title: "Local Lipschitz estimate: greatest move of the map over that of the image",
         formula: "max over copies x' of |a(x') - a(x)| / |x' - x|, Euclidean norms",
-        better: Better::Lower,
-        range: [0.0, f64::INFINITY],
-        unit: "",
-        chance: "0, of a map that does not look at the image",
-        cost: "copies explanations, shared with the other metrics of robustness",
         edge_cases: "a map that is not finite, its own or a copy's, is a failure, and in no mean; with radius 0 no image moves, and every map fails",
         reference: "Alvarez-Melis, Jaakkola: On the Robustness of Interpretability Methods, 2018, arXiv:1806.08049",
-        parameters: parameters(),
-        ..share("local-lipschitz", "robustness")
+        ..base("local-lipschitz")
     }
 }
 

@@ -2,33 +2,20 @@
 //! Sensitivity of Explanations", NeurIPS 2019, arXiv:1901.09392, definition 3.1, over the map's own norm as in Captum
 //! `sensitivity_max`, which calls a map of zeros perfect; here it is a failure.
 
-use super::each::{Ask, Asking, Constant, Found, share};
-use super::vary::{change, greatest, parameters, score as vary};
-use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use super::each::{Ask, Asking, Constant, Found};
+use super::vary::{NEEDS, base, change, greatest, score as vary};
+use super::{Bench, MetricSpec};
 use crate::Result;
 
-pub static MAX_SENSITIVITY: Asking = Asking {
-    spec,
-    needs: Needs { explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static MAX_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "max-sensitivity",
         title: "Max-sensitivity: greatest move of the map under small noise on the image",
         formula: "max over copies x' of |a(x') - a(x)| / |a(x)|, Euclidean norms",
-        better: Better::Lower,
-        range: [0.0, f64::INFINITY],
-        unit: "",
-        chance: "0, of a map that does not look at the image",
-        cost: "copies explanations, shared with the other metrics of robustness",
-        edge_cases: "a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: "Yeh, Hsieh, Suggala, Inouye, Ravikumar: On the (In)fidelity and Sensitivity of Explanations, NeurIPS 2019, arXiv:1901.09392",
-        parameters: parameters(),
-        ..share("max-sensitivity", "robustness")
+        ..base("max-sensitivity")
     }
 }
 

@@ -3,33 +3,23 @@
 //! not count. Values below a thousandth of the largest count as that in a denominator: as the paper has it, one pixel near 0 decides
 //! the value (in Quantus 0.6 by factors of 10^3 to 10^5).
 
-use super::each::{Ask, Asking, Constant, Found, share};
-use super::vary::{Pair, greatest, parameters, relative, relative_change, score as vary};
-use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use super::each::{Ask, Asking, Constant, Found};
+use super::vary::{NEEDS, Pair, base, greatest, relative, relative_change, score as vary};
+use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
-pub static RELATIVE_INPUT_STABILITY: Asking = Asking {
-    spec,
-    needs: Needs { model: true, explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static RELATIVE_INPUT_STABILITY: Asking =
+    Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "RIS",
         title: "Relative input stability: greatest relative change of the map over that of the image",
         formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|(x' - x) / x|, 1e-6), Euclidean norms of ratios of values",
-        better: Better::Lower,
-        range: [0.0, f64::INFINITY],
-        unit: "",
-        chance: "0, of a map that does not look at the image",
         cost: "copies explanations and copies forward, shared with the other metrics of robustness",
         edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju: Rethinking Stability for Attribution-based Explanations, 2022, arXiv:2203.06877",
-        parameters: parameters(),
-        ..share("relative-input-stability", "robustness")
+        ..base("relative-input-stability")
     }
 }
 

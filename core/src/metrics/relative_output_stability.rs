@@ -2,33 +2,23 @@
 //! Stability for Attribution-based Explanations", 2022, arXiv:2203.06877, equation 5, with the floors of
 //! `relative-input-stability`.
 
-use super::each::{Ask, Asking, Constant, Found, share};
-use super::vary::{Pair, greatest, parameters, relative, score as vary};
-use super::{Bench, Better, Form, MetricSpec, Needs, Size};
+use super::each::{Ask, Asking, Constant, Found};
+use super::vary::{NEEDS, Pair, base, greatest, relative, score as vary};
+use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
-pub static RELATIVE_OUTPUT_STABILITY: Asking = Asking {
-    spec,
-    needs: Needs { model: true, explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static RELATIVE_OUTPUT_STABILITY: Asking =
+    Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "ROS",
         title: "Relative output stability: greatest relative change of the map over the change of the logits",
         formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|f(x') - f(x)|, 1e-6), f the logits, Euclidean norms",
-        better: Better::Lower,
-        range: [0.0, f64::INFINITY],
-        unit: "",
-        chance: "0, of a map that does not look at the image",
         cost: "copies explanations and copies forward, shared with the other metrics of robustness",
         edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju: Rethinking Stability for Attribution-based Explanations, 2022, arXiv:2203.06877",
-        parameters: parameters(),
-        ..share("relative-output-stability", "robustness")
+        ..base("relative-output-stability")
     }
 }
 

@@ -1,8 +1,8 @@
 //! Copies of images with a little noise, and an explainer's maps of them: what the metrics of robustness read. The copies are
 //! drawn from the run's seed and the image's id, and are the same for all explainers; the maps are made once an explainer.
 
-use super::each::{Ask, Found};
-use super::{Batch, Bench, Parameter, Score};
+use super::each::{Ask, Found, share};
+use super::{Batch, Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
 use crate::{Result, maps, seed};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// Parameters of metrics that vary images.
-pub fn parameters() -> Vec<Parameter> {
+fn parameters() -> Vec<Parameter> {
     vec![
         Parameter::number("copies", 8.0, 1.0, 10000.0, "of each image"),
         Parameter::number(
@@ -22,6 +22,23 @@ pub fn parameters() -> Vec<Parameter> {
         ),
     ]
 }
+
+/// What these metrics' specifications share.
+pub fn base(name: &'static str) -> MetricSpec {
+    MetricSpec {
+        better: Better::Lower,
+        range: [0.0, f64::INFINITY],
+        unit: "",
+        chance: "0, of a map that does not look at the image",
+        cost: "copies explanations, shared with the other metrics of robustness",
+        edge_cases: "a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
+        parameters: parameters(),
+        ..share(name, "robustness")
+    }
+}
+
+/// What metrics that ask the explainer alone need.
+pub const NEEDS: Needs = Needs { explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) };
 
 /// An image and one of its copies, with their maps, as lists of values.
 pub struct Pair<'a> {
