@@ -5,7 +5,7 @@ use lightbox_core::checkpoint::{self, State};
 use lightbox_core::data::image::{self, Pixels};
 use lightbox_core::data::resize::resize;
 use lightbox_core::metrics::auroc::auroc;
-use lightbox_core::metrics::average_precision::{self, Score, average_precision, pixel_average_precision};
+use lightbox_core::metrics::average_precision::{Score, average_precision, pixel_average_precision};
 use lightbox_sdk::spec::ModelOptions;
 use lightbox_sdk::{Array, Request};
 use lightbox_tests::{built, oracle, relative, run, succeed, unit, weights};
@@ -41,9 +41,9 @@ fn average_precision_and_auroc_equal_scikit_learn() {
     }
     let (map, mask) = (all(&maps), bytes(&masks));
     let positives = map.iter().zip(&mask).filter(|(_, m)| **m == 1).map(|(v, _)| *v);
-    let mut pooled = average_precision::Pixels::new(positives).unwrap();
+    let mut pooled = lightbox_core::metrics::pixels::Pixels::new(positives).unwrap();
     map.chunks(4096).for_each(|image| assert!(pooled.count(image)));
-    assert!((pooled.finish() - floats(&get(&golden, "pooled"))[0]).abs() < 1e-9);
+    assert!((pooled.average_precision() - floats(&get(&golden, "pooled"))[0]).abs() < 1e-9);
 }
 
 /// The metric of maps, not its kernel alone.

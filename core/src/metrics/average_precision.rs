@@ -3,10 +3,9 @@
 //! `AP = sum_n (R_n - R_(n-1)) P_n` over the distinct scores from high to low; a group of equal scores is taken as one
 //! step, so ties do not depend on any order. Oracle: scikit-learn `average_precision_score`.
 //!
-//! For pixels the sum runs over the positives alone: each distinct positive score `s` adds
-//! `(positives equal to s) / P * (positives >= s) / (pixels >= s)`. Only the positives are sorted; every pixel is counted
-//! into the interval between two of them by a branch-free binary search, 16 at a time where the CPU has AVX-512.
+//! For pixels the sum runs over the positives alone, and every pixel is counted between two of them (`pixels.rs`).
 
+use super::pixels::Pixels;
 use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score as Answer, over_classes};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -78,129 +77,16 @@ pub fn average_precision(scores: &[f64], labels: &[u8]) -> Option<f64> {
     Some(sum)
 }
 
-/// A float's order as an unsigned integer: -0 equals 0, and the order of finite floats is kept.
-#[inline(always)]
-fn key(value: f32) -> u32 {
-    let bits = (value + 0.0).to_bits();
-    bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000)
-}
-
-/// Average precision over the pixels of one image or many. The positives come first, then every pixel is counted,
-/// image by image; memory is that of the positives.
-pub struct Pixels {
-    /// Keys of the positives, ascending, filled up to a power of two with a key above all finite ones.
-    thresholds: Vec<u32>,
-    positives: usize,
-    /// How many pixels have exactly `i` thresholds at or below their key.
-    counts: Vec<u64>,
-}
-
-impl Pixels {
-    /// `positives` are the scores under the masks. `None` when there are none or one is not finite.
-    pub fn new(positives: impl IntoIterator<Item = f32>) -> Option<Self> {
-        let mut thresholds = Vec::new();
-        for score in positives {
-            if !score.is_finite() {
-                return None;
-            }
-            thresholds.push(key(score));
-        }
-        let positives = thresholds.len();
-        if positives == 0 {
-            return None;
-        }
-        thresholds.sort_unstable();
-        let slots = (positives + 1).next_power_of_two();
-        thresholds.resize(slots, u32::MAX);
-        Some(Pixels { thresholds, positives, counts: vec![0; slots + 1] })
-    }
-
-    /// Counts all pixels of an image, positives too. False, and nothing is counted, when a score is not finite.
-    pub fn count(&mut self, scores: &[f32]) -> bool {
-        // Any NaN or infinity makes the sum of `0 x` NaN; sixteen sums run side by side.
-        let mut sums = [0f32; 16];
-        let mut chunks = scores.chunks_exact(16);
-        for chunk in &mut chunks {
-            sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s * 0.0);
-        }
-        if sums.iter().any(|s| s.is_nan()) || chunks.remainder().iter().any(|s| !s.is_finite()) {
-            return false;
-        }
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-                // SAFETY: the features were just detected.
-                unsafe { count_avx512(&self.thresholds, scores, &mut self.counts) };
-                return true;
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: as above.
-                unsafe { count_avx2(&self.thresholds, scores, &mut self.counts) };
-                return true;
-            }
-        }
-        count(&self.thresholds, scores, &mut self.counts);
-        true
-    }
-
-    /// The average precision of what was counted.
-    pub fn finish(&self) -> f64 {
-        let (mut sum, mut above) = (0.0, self.counts[self.positives..].iter().sum::<u64>());
-        let mut end = self.positives;
-        while end > 0 {
-            let mut start = end - 1;
-            while start > 0 && self.thresholds[start - 1] == self.thresholds[end - 1] {
-                start -= 1;
-            }
-            // `above` pixels have all of thresholds[..end] at or below them: their score is at least this one.
-            sum += (end - start) as f64 * ((self.positives - start) as f64 / above as f64);
-            above += self.counts[start..end].iter().sum::<u64>();
-            end = start;
-        }
-        sum / self.positives as f64
-    }
-}
-
-const LANES: usize = 64;
-
-#[inline(always)]
-fn count(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
-    let steps = thresholds.len().trailing_zeros();
-    let mut chunks = scores.chunks_exact(LANES);
-    let mut keys = [0u32; LANES];
-    let mut at = [0u32; LANES];
-    for chunk in &mut chunks {
-        for lane in 0..LANES {
-            keys[lane] = key(chunk[lane]);
-            at[lane] = 0;
-        }
-        for step in (0..steps).rev() {
-            let half = 1u32 << step;
-            for lane in 0..LANES {
-                // SAFETY: at + half - 1 < 2^steps = thresholds.len(): at is a sum of distinct powers above `half`.
-                let threshold = unsafe { *thresholds.get_unchecked((at[lane] + half - 1) as usize) };
-                at[lane] += if threshold <= keys[lane] { half } else { 0 };
-            }
-        }
-        for place in at {
-            counts[place as usize] += 1;
+/// The pixels of a map that the mask marks.
+pub(super) fn under(map: &[f32], mask: &[u8]) -> Vec<f32> {
+    let mut positives = Vec::new();
+    // Masks are mostly empty: eight pixels at a time are passed over.
+    for (values, bits) in map.chunks(8).zip(mask.chunks(8)) {
+        if bits.iter().fold(0, |any, m| any | m) != 0 {
+            positives.extend(values.iter().zip(bits).filter(|(_, m)| **m != 0).map(|(v, _)| *v));
         }
     }
-    for &score in chunks.remainder() {
-        counts[thresholds.partition_point(|&t| t <= key(score))] += 1;
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-fn count_avx512(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
-    count(thresholds, scores, counts);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn count_avx2(thresholds: &[u32], scores: &[f32], counts: &mut [u64]) {
-    count(thresholds, scores, counts);
+    positives
 }
 
 /// What a map scores on an image.
@@ -222,17 +108,10 @@ pub enum Score {
 /// ```
 pub fn pixel_average_precision(map: &[f32], mask: &[u8]) -> Score {
     assert_eq!(map.len(), mask.len(), "map and mask have one shape");
-    let mut positives = Vec::new();
-    // Masks are mostly empty: eight pixels at a time are passed over.
-    for (values, bits) in map.chunks(8).zip(mask.chunks(8)) {
-        if bits.iter().fold(0, |any, m| any | m) != 0 {
-            positives.extend(values.iter().zip(bits).filter(|(_, m)| **m != 0).map(|(v, _)| *v));
-        }
-    }
-    if let Some(mut pixels) = Pixels::new(positives)
+    if let Some(mut pixels) = Pixels::new(under(map, mask))
         && pixels.count(map)
     {
-        return Score::Value(pixels.finish());
+        return Score::Value(pixels.average_precision());
     }
     if map.iter().all(|v| v.is_finite()) { Score::NotApplicable } else { Score::Failed }
 }
@@ -266,30 +145,6 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng};
 
-    fn check(map: &[f32], mask: &[u8]) {
-        let scores: Vec<f64> = map.iter().map(|&v| f64::from(v)).collect();
-        let slow = average_precision(&scores, mask).unwrap();
-        let Score::Value(fast) = pixel_average_precision(map, mask) else { panic!() };
-        assert!((fast - slow).abs() < 1e-12, "{fast} {slow}");
-    }
-
-    #[test]
-    fn counting_equals_sorting() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        for n in [1, 2, 63, 64, 65, 1000, 224 * 224] {
-            for share in [0.001, 0.3, 1.0] {
-                let mut mask: Vec<u8> = (0..n).map(|_| u8::from(rng.random::<f64>() < share)).collect();
-                mask[n / 2] = 1;
-                let smooth: Vec<f32> = (0..n).map(|_| rng.random::<f32>() - 0.5).collect();
-                check(&smooth, &mask);
-                let tied: Vec<f32> = smooth.iter().map(|v| (v * 5.0).round()).collect();
-                check(&tied, &mask);
-                check(&vec![0.25; n], &mask);
-                check(&smooth.iter().map(|v| v.max(0.0)).collect::<Vec<_>>(), &mask);
-            }
-        }
-    }
-
     #[test]
     fn edge_cases_are_as_documented() {
         assert_eq!(pixel_average_precision(&[0.1, 0.2], &[0, 0]), Score::NotApplicable);
@@ -297,19 +152,6 @@ mod tests {
         assert_eq!(pixel_average_precision(&[0.1, f32::INFINITY], &[0, 0]), Score::Failed);
         assert_eq!(pixel_average_precision(&[-0.0, 0.0, 0.0, 0.0], &[1, 0, 0, 0]), Score::Value(0.25));
         assert_eq!(average_precision(&[1.0], &[0]), None);
-    }
-
-    #[test]
-    fn pooling_equals_one_large_image() {
-        let a = [0.1, 0.9, 0.4, 0.4, -1.0];
-        let b = [0.4, 0.3, 0.9, 0.2, 0.1];
-        let (ma, mb) = ([0, 1, 1, 0, 0], [0, 1, 0, 0, 1]);
-        let under = |v: [f32; 5], m: [u8; 5]| v.into_iter().zip(m).filter(|p| p.1 == 1).map(|p| p.0);
-        let mut pooled = Pixels::new(under(a, ma).chain(under(b, mb))).unwrap();
-        assert!(pooled.count(&a) && pooled.count(&b));
-        let all: Vec<f64> = a.iter().chain(&b).map(|&v| f64::from(v)).collect();
-        let masks: Vec<u8> = ma.iter().chain(&mb).copied().collect();
-        assert!((pooled.finish() - average_precision(&all, &masks).unwrap()).abs() < 1e-12);
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub mod pixel_auprc;
 pub mod pixel_auprc_pooled;
 pub mod pixel_auroc;
 pub mod pixel_auroc_pooled;
+pub mod pixels;
 mod pooled;
 pub mod random_logit;
 pub mod relative_input_stability;

@@ -2,7 +2,9 @@
 //! ROC analysis", Pattern Recognition Letters 2006. Oracle: scikit-learn `roc_auc_score`. Small findings make it high for any
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
+use super::average_precision::under;
 use super::each::{Image, OfOneMap, share};
+use super::pixels::Pixels;
 use super::{Masks, MetricSpec, Score};
 
 pub static PIXEL_AUROC: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -21,8 +23,8 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let scores: Vec<f64> = image.map.iter().map(|v| f64::from(*v)).collect();
-    match super::auroc::auroc(&scores, image.mask) {
+    let mut pixels = Pixels::new(under(image.map, image.mask));
+    match pixels.as_mut().filter(|p| p.count(image.map)).and_then(|p| p.auroc()) {
         Some(value) => Score::ok(value),
         None => Score::not_applicable("the mask is the whole image"),
     }
