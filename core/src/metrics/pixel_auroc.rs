@@ -23,11 +23,11 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let mut pixels = Pixels::new(under(image.map, image.mask));
-    match pixels.as_mut().filter(|p| p.count(image.map)).and_then(|p| p.auroc()) {
-        Some(value) => Score::ok(value),
-        None => Score::not_applicable("the mask is the whole image"),
-    }
+    let value = Pixels::new(under(image.map, image.mask)).and_then(|mut pixels| {
+        pixels.count(image.map);
+        pixels.auroc()
+    });
+    value.map_or(Score::not_applicable("the mask is the whole image"), Score::ok)
 }
 
 #[cfg(test)]
