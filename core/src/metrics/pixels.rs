@@ -10,15 +10,15 @@
 /// Counters side by side, so that equal pixels in a row do not wait for each other.
 const LANES: usize = 4;
 /// Pixels whose buckets are found at a time.
-const CHUNK: usize = 256;
-/// In `Bucket::place`: several positives, a search says which.
+const CHUNK: usize = 64;
+/// In `Bucket::place`: several positives, among which a search says where.
 const CROWDED: u32 = 1 << 31;
 
 #[derive(Clone, Copy)]
 struct Bucket {
     /// Twice the number of distinct positives in lower buckets.
     place: u32,
-    /// The one positive of this bucket; infinity where there is none.
+    /// The least positive of this bucket; infinity where there is none.
     knee: f32,
 }
 
@@ -32,6 +32,7 @@ pub struct Pixels {
     positives: usize,
     low: f32,
     scale: f32,
+    /// And one more, which says where the last ends.
     buckets: Vec<Bucket>,
     /// Pixels between the scores (even places) and equal to one (odd), ascending.
     counts: Vec<u64>,
@@ -56,64 +57,85 @@ impl Pixels {
                 }
             }
         }
-        let number = (8 * scores.len()).next_power_of_two().clamp(1 << 11, 1 << 16);
+        let number = (4 * scores.len()).next_power_of_two().clamp(1 << 10, 1 << 16);
         let (low, high) = (scores[0], scores[scores.len() - 1]);
         let scale = number as f32 / (high - low);
         // One score, or a range that floats cannot divide: all in one bucket.
         let scale = if scale.is_finite() { scale } else { 0.0 };
-        let mut buckets = vec![Bucket { place: 0, knee: f32::INFINITY }; number];
-        let mut below = 0;
-        let mut next = 0;
-        for (b, bucket) in buckets.iter_mut().enumerate() {
-            bucket.place = 2 * below;
-            while next < scores.len() && bucket_of(scores[next], low, scale, number as f32 - 1.0) as usize == b {
-                if 2 * below == bucket.place {
-                    bucket.knee = scores[next];
-                } else {
-                    bucket.place |= CROWDED;
+        let last = number as f32 - 1.0;
+        let empty = |below: usize| Bucket { place: 2 * below as u32, knee: f32::INFINITY };
+        let mut buckets = Vec::with_capacity(number + 1);
+        for (i, &score) in scores.iter().enumerate() {
+            let at = bucket_of(score, low, scale, last) as usize;
+            match buckets.len() {
+                made if made <= at => {
+                    buckets.resize(at, empty(i));
+                    buckets.push(Bucket { knee: score, ..empty(i) });
                 }
-                below += 1;
-                next += 1;
+                _ => buckets[at].place |= CROWDED,
             }
         }
+        buckets.resize(number + 1, empty(scores.len()));
         let counts = vec![0; 2 * scores.len() + 1];
         Some(Pixels { scores, weights, positives: all.len(), low, scale, buckets, counts })
     }
 
     /// Counts all pixels of an image, positives too. False, and nothing is counted, when a score is not finite.
     pub fn count(&mut self, scores: &[f32]) -> bool {
-        // Any NaN or infinity makes the sum of `0 x` NaN; sixteen sums run side by side.
-        let mut sums = [0f32; 16];
-        let mut chunks = scores.chunks_exact(16);
-        for chunk in &mut chunks {
-            sums.iter_mut().zip(chunk).for_each(|(sum, s)| *sum += s * 0.0);
-        }
-        if sums.iter().any(|s| s.is_nan()) || chunks.remainder().iter().any(|s| !s.is_finite()) {
-            return false;
-        }
-        let find = finder();
-        let last = self.buckets.len() as f32 - 1.0;
         let mut lanes = vec![[0u32; LANES]; self.counts.len()];
-        let mut at = [0u32; CHUNK];
-        for chunk in scores.chunks(CHUNK) {
-            find(chunk, self.low, self.scale, last, &mut at);
-            for (group, at) in chunk.chunks(LANES).zip(at.chunks_exact(LANES)) {
-                for (lane, (&score, &at)) in group.iter().zip(at).enumerate() {
-                    // SAFETY: `bucket_of` is at most `last`, the last bucket.
-                    let bucket = unsafe { *self.buckets.get_unchecked(at as usize) };
-                    let mut place = bucket.place + u32::from(score >= bucket.knee) + u32::from(score > bucket.knee);
-                    if bucket.place & CROWDED != 0 {
-                        place = search(&self.scores, score);
-                    }
-                    // SAFETY: a place is at most twice the number of distinct scores, and there is one more counter.
-                    unsafe { lanes.get_unchecked_mut(place as usize)[lane] += 1 };
-                }
-            }
+        // SAFETY: `widest` has just looked at what this CPU has.
+        if !unsafe { widest()(self, scores, &mut lanes) } {
+            return false;
         }
         for (count, lanes) in self.counts.iter_mut().zip(lanes) {
             *count += lanes.iter().map(|n| u64::from(*n)).sum::<u64>();
         }
         true
+    }
+
+    #[inline(always)]
+    fn count_into(&self, scores: &[f32], lanes: &mut [[u32; LANES]]) -> bool {
+        let last = self.buckets.len() as f32 - 2.0;
+        let mut at = [0u32; CHUNK];
+        // Any NaN or infinity makes the sum of `0 x` NaN; sixteen sums run side by side.
+        let mut sums = [0f32; 16];
+        let mut chunks = scores.chunks_exact(CHUNK);
+        for chunk in &mut chunks {
+            for (part, at) in chunk.chunks_exact(16).zip(at.chunks_exact_mut(16)) {
+                for lane in 0..16 {
+                    sums[lane] += part[lane] * 0.0;
+                    at[lane] = bucket_of(part[lane], self.low, self.scale, last);
+                }
+            }
+            for (group, at) in chunk.chunks_exact(LANES).zip(at.chunks_exact(LANES)) {
+                for lane in 0..LANES {
+                    let place = self.place(group[lane], at[lane]);
+                    // SAFETY: a place is at most twice the number of distinct scores, and there is one more counter.
+                    unsafe { lanes.get_unchecked_mut(place as usize)[lane] += 1 };
+                }
+            }
+        }
+        let rest = chunks.remainder();
+        for &score in rest {
+            lanes[self.place(score, bucket_of(score, self.low, self.scale, last)) as usize][0] += 1;
+        }
+        sums.iter().all(|s| !s.is_nan()) && rest.iter().all(|s| s.is_finite())
+    }
+
+    /// Twice the distinct scores below this one, which is in bucket `at`; one more where it equals the next.
+    #[inline(always)]
+    fn place(&self, score: f32, at: u32) -> u32 {
+        // SAFETY: `bucket_of` is at most `last`, and one more bucket follows.
+        let bucket = unsafe { *self.buckets.get_unchecked(at as usize) };
+        if bucket.place & CROWDED == 0 {
+            return bucket.place + u32::from(score >= bucket.knee) + u32::from(score > bucket.knee);
+        }
+        let start = (bucket.place & !CROWDED) as usize / 2;
+        // SAFETY: as above.
+        let end = (unsafe { self.buckets.get_unchecked(at as usize + 1) }.place & !CROWDED) as usize / 2;
+        let within = &self.scores[start..end];
+        let below = within.partition_point(|s| *s < score);
+        2 * (start + below) as u32 + u32::from(within.get(below).is_some_and(|s| *s == score))
     }
 
     /// `sum over distinct positive scores s of (positives equal to s) / P * (positives >= s) / (pixels >= s)`: the average
@@ -145,14 +167,6 @@ impl Pixels {
     }
 }
 
-/// The place of a score among all: twice the positives below it, one more where it equals one.
-#[cold]
-#[inline(never)]
-fn search(scores: &[f32], score: f32) -> u32 {
-    let below = scores.partition_point(|s| *s < score);
-    2 * below as u32 + u32::from(scores.get(below).is_some_and(|s| *s == score))
-}
-
 /// Not below another score's where the score is not. What is not a number is in the first.
 #[inline(always)]
 fn bucket_of(score: f32, low: f32, scale: f32, last: f32) -> u32 {
@@ -163,41 +177,32 @@ fn bucket_of(score: f32, low: f32, scale: f32, last: f32) -> u32 {
     unsafe { at.to_int_unchecked::<i32>() as u32 }
 }
 
-type Find = unsafe fn(&[f32], f32, f32, f32, &mut [u32; CHUNK]);
-
-#[inline(always)]
-fn find_all(scores: &[f32], low: f32, scale: f32, last: f32, at: &mut [u32; CHUNK]) {
-    for (at, score) in at.iter_mut().zip(scores) {
-        *at = bucket_of(*score, low, scale, last);
-    }
-}
+type Count = unsafe fn(&Pixels, &[f32], &mut [[u32; LANES]]) -> bool;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn find_avx512(scores: &[f32], low: f32, scale: f32, last: f32, at: &mut [u32; CHUNK]) {
-    find_all(scores, low, scale, last, at);
+fn count_avx512(pixels: &Pixels, scores: &[f32], lanes: &mut [[u32; LANES]]) -> bool {
+    pixels.count_into(scores, lanes)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn find_avx2(scores: &[f32], low: f32, scale: f32, last: f32, at: &mut [u32; CHUNK]) {
-    find_all(scores, low, scale, last, at);
+fn count_avx2(pixels: &Pixels, scores: &[f32], lanes: &mut [[u32; LANES]]) -> bool {
+    pixels.count_into(scores, lanes)
 }
 
-/// The widest of this CPU. On others the compiler's own vectors (NEON, SSE2) serve.
-fn finder() -> impl Fn(&[f32], f32, f32, f32, &mut [u32; CHUNK]) {
+/// With the widest vectors of this CPU. On others than these the compiler's own (NEON, SSE2) serve.
+fn widest() -> Count {
     #[cfg(target_arch = "x86_64")]
-    let chosen: Find = if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-        find_avx512
-    } else if is_x86_feature_detected!("avx2") {
-        find_avx2
-    } else {
-        find_all
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let chosen: Find = find_all;
-    // SAFETY: the features were just detected.
-    move |scores, low, scale, last, at| unsafe { chosen(scores, low, scale, last, at) }
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+            return count_avx512;
+        }
+        if is_x86_feature_detected!("avx2") {
+            return count_avx2;
+        }
+    }
+    Pixels::count_into
 }
 
 #[cfg(test)]

@@ -259,19 +259,18 @@ impl Deit {
     }
 
     /// One block. The heads read the prefix tokens alone: where nobody looks at the others, the last block's queries and
-    /// all that follows them are computed for those.
+    /// all that follows them are computed for those; where somebody looks at its attention alone, what follows that.
     fn block(&self, mut x: Tensor, i: usize, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
         let (dim, heads) = (self.config.dim, self.config.heads);
         let (b, mut n) = (x.size()[0], x.size()[1]);
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
         let y = site(tape, &name("norm1"), self.norm(tape, &x, &name("norm1"))?)?;
         let y = rules::attention_input(tape, &y)?;
-        let after = ["attn.q", "attn.logits", "attn", "attn.proj"].map(name);
-        let after = after.into_iter().chain([format!("blocks.{i}"), "norm".to_string()]);
-        let read = tape.is_none() || after.into_iter().any(|site| wants(tape, &site));
-        if i + 1 == self.config.depth && !read {
-            n = self.config.prefix().len() as i64;
-            x = x.f_narrow(1, 0, n)?;
+        let any = |sites: &[String]| tape.is_none() || sites.iter().any(|site| wants(tape, site));
+        let short = i + 1 == self.config.depth && !any(&[name("attn.proj"), format!("blocks.{i}"), "norm".into()]);
+        let prefix = self.config.prefix().len() as i64;
+        if short && !any(&["attn.q", "attn.logits", "attn"].map(name)) {
+            n = prefix;
         }
         let all = y.size()[1];
         let split = |t: Tensor, parts: i64| -> Result<Tensor> {
@@ -304,13 +303,20 @@ impl Deit {
             let logits = rules::matmul(tape, &q.f_mul_scalar(scale)?, &k.f_transpose(-2, -1)?)?;
             let logits = site(tape, &name("attn.logits"), logits)?;
             let weights = rules::softmax(tape, &logits)?;
-            let weights = site(tape, &name("attn"), weights)?;
+            let mut weights = site(tape, &name("attn"), weights)?;
+            if short {
+                n = prefix;
+                weights = weights.f_narrow(2, 0, n)?;
+            }
             rules::matmul(tape, &weights, &v)?
         } else {
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None::<f64>, false)?
         };
         let y = self.linear(tape, &y.f_transpose(1, 2)?.f_reshape([b, n, dim])?, &name("attn.proj"))?;
         let y = site(tape, &name("attn.proj"), y)?;
+        if n < x.size()[1] {
+            x = x.f_narrow(1, 0, n)?;
+        }
         x = x.f_add(&y)?;
         let y = self.linear(tape, &self.norm(tape, &x, &name("norm2"))?, &name("mlp.fc1"))?;
         Ok(x.f_add(&self.linear(tape, &rules::gelu(tape, &y)?, &name("mlp.fc2"))?)?)
@@ -422,9 +428,12 @@ mod tests {
                 let grad = response.grads[0][&norm1].to_tensor().unwrap();
                 (response.logits.to_tensor().unwrap(), grad)
             };
-            let (short, whole) = (run(vec![]), run(vec!["norm".into()]));
+            let whole = run(vec!["norm".into()]);
             let relative = |a: &Tensor, b: &Tensor| ((a - b).abs().max() / b.abs().max()).double_value(&[]);
-            assert!(relative(&short.0, &whole.0) < 1e-5 && relative(&short.1, &whole.1) < 1e-5);
+            for values in [vec![], vec![format!("blocks.{}.attn", config.depth - 1)]] {
+                let short = run(values);
+                assert!(relative(&short.0, &whole.0) < 1e-5 && relative(&short.1, &whole.1) < 1e-5);
+            }
         }
     }
 

@@ -75,7 +75,16 @@ impl Config {
 }
 
 fn parameters() -> Vec<ParamSpec> {
-    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+    vec![
+        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
+        ParamSpec::choice(
+            "trunk",
+            "folded",
+            &["folded", "plain"],
+            "how a CPU computes what comes before features.norm5 where nobody looks inside: with norms folded into \
+             convolutions, or layer by layer; the same up to rounding",
+        ),
+    ]
 }
 
 /// The input size that the options ask for.
@@ -160,7 +169,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(NetModel(DenseNet::new(config, Base { spec, params }))))
+    let folded = Params::resolve(&parameters(), &options.params)?.text("trunk")? == "folded";
+    Ok(Box::new(NetModel(DenseNet::new(config, Base { spec, params }, folded))))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -219,6 +229,8 @@ fn modern_key(key: &str) -> String {
 struct DenseNet {
     config: &'static Config,
     base: Base,
+    /// Whether the fast trunk is used where it can be.
+    folded: bool,
     /// Made of the parameters when it is first used.
     trunk: OnceCell<fast::Trunk>,
 }
@@ -227,15 +239,15 @@ struct DenseNet {
 const TAIL: [&str; 4] = ["features.norm5", "features.relu5", "embedding", "logits"];
 
 impl DenseNet {
-    fn new(config: &'static Config, base: Base) -> Self {
-        DenseNet { config, base, trunk: OnceCell::new() }
+    fn new(config: &'static Config, base: Base, folded: bool) -> Self {
+        DenseNet { config, base, folded, trunk: OnceCell::new() }
     }
 
     fn trunk(&self) -> Result<&fast::Trunk> {
         if let Some(trunk) = self.trunk.get() {
             return Ok(trunk);
         }
-        let trunk = fast::Trunk::new(self.config, &self.base.params)?;
+        let trunk = fast::Trunk::new(self.config, &self.base.params, fast::Product::best())?;
         Ok(self.trunk.get_or_init(|| trunk))
     }
 
@@ -297,7 +309,7 @@ impl Network for DenseNet {
     }
 
     fn with(&self, base: Base) -> Self {
-        DenseNet::new(self.config, base)
+        DenseNet::new(self.config, base, self.folded)
     }
 
     fn forward(&self, images: Tensor, train: bool, mut tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
@@ -337,7 +349,8 @@ impl Network for DenseNet {
 
     fn infer(&self, images: Tensor, tape: &mut Tape<'_>) -> Result<Tensor> {
         let inside = self.base.spec.sites.iter().any(|s| tape.wants(&s.name) && !TAIL.contains(&s.name.as_str()));
-        if inside || tape.has_rules() || tape.start().is_some() || self.base.params.device() != Device::Cpu {
+        let cpu = self.base.params.device() == Device::Cpu;
+        if !self.folded || !cpu || inside || tape.has_rules() || tape.start().is_some() {
             return self.forward(images, false, Some(tape));
         }
         let norm5 = {
@@ -408,13 +421,28 @@ mod tests {
                 _ => {}
             }
         }
-        let model = DenseNet::new(&SMALL, Base { spec: made, params });
+        let model = DenseNet::new(&SMALL, Base { spec: made, params }, true);
         let images = noise(&[2, 3, 70, 70]);
         let plain = model.forward(images.shallow_clone(), false, None).unwrap();
-        let norm5 = model.trunk().unwrap().run(&images).unwrap();
-        let fast = model.tail(norm5, &mut None).unwrap();
-        let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
-        assert!(error < 1e-5, "{error}");
+        for by in [fast::Product::Matrix, fast::Product::Convolution] {
+            let trunk = fast::Trunk::new(&SMALL, &model.base.params, by).unwrap();
+            let fast = model.tail(trunk.run(&images).unwrap(), &mut None).unwrap();
+            let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
+            assert!(error < 1e-5 && fast != plain, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_parameter_chooses_the_trunk() {
+        let run = |trunk: &str| {
+            let mut options = ModelOptions::default();
+            options.params.insert("trunk".into(), trunk.into());
+            let images = Array::from_tensor(&noise(&[1, 3, 128, 128])).unwrap();
+            let response = make(&SMALL, &options).unwrap().run(&Request::forward(images)).unwrap();
+            response.logits.share_tensor().unwrap()
+        };
+        let (folded, plain) = (run("folded"), run("plain"));
+        assert!(folded != plain && (folded - &plain).abs().max().double_value(&[]) < 1e-4);
     }
 
     #[test]

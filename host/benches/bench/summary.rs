@@ -1,6 +1,8 @@
 //! The summary of a large run: 400 images, 40 metrics, 3 models, 5 folds and 8 to 64 explainers (14.4 million rows at 60),
 //! from the tables of its units to all cells with their intervals. Time must be linear in the explainers.
 
+use crate::table::Table;
+use crate::{Bench, Result};
 use lightbox_core::metrics::{self, Score, Status};
 use lightbox_core::results::{self, Names, Row};
 use lightbox_core::summary::{Gather, MetricColumn, Plan};
@@ -19,7 +21,8 @@ fn peak() -> usize {
     line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0) >> 10
 }
 
-fn measure(explainers: usize) -> Result<(), Box<dyn std::error::Error>> {
+/// One number of explainers, in this process; its line.
+pub fn part(explainers: usize) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("lightbox-summary-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let mut files = Vec::new();
@@ -80,29 +83,27 @@ fn measure(explainers: usize) -> Result<(), Box<dyn std::error::Error>> {
     let all = started.elapsed().as_secs_f64();
     let rows = IMAGES * explainers * METRICS * MODELS * FOLDS;
     let cells = summary.cells.len();
-    println!(
-        "{explainers:3} explainers  {:5.1} million rows  {cells:5} cells  read {read:5.2} s  all {all:5.2} s  peak {} MiB",
-        rows as f64 / 1e6,
-        peak()
-    );
+    println!("{:.1} {cells} {read:.2} {all:.2} {}", rows as f64 / 1e6, peak());
     std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // Cargo passes --bench.
-    let only: Option<usize> = std::env::args().skip(1).find_map(|a| a.parse().ok());
-    match only {
-        Some(n) => measure(n),
-        // A process each, so that the peak is its own.
-        None => {
-            for n in [8, 16, 32, 60, 64] {
-                let status = std::process::Command::new(std::env::current_exe()?).arg(n.to_string()).status()?;
-                if !status.success() {
-                    return Err(format!("{n} explainers: {status}").into());
-                }
-            }
-            Ok(())
+/// A process each, so that the peak is its own.
+pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
+    let mut text = format!(
+        "The summary of {IMAGES} images, {METRICS} metrics, {MODELS} models, {FOLDS} folds, from the units' tables.\n\n\
+         | explainers | million rows | cells | seconds to read | seconds in all | MiB at most |\n|---:|---:|---:|---:|---:|---:|\n"
+    );
+    let counts: &[usize] = if bench.quick { &[8] } else { &[8, 16, 32, 60] };
+    for n in counts {
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        let output = command.args(["--part", &n.to_string()]).stderr(std::process::Stdio::inherit()).output()?;
+        if !output.status.success() {
+            return Err(format!("{n} explainers: {}", output.status).into());
         }
+        let found = String::from_utf8_lossy(&output.stdout).trim().replace(' ', " | ");
+        text += &format!("| {n} | {found} |\n");
     }
+    table.text(text);
+    Ok(())
 }

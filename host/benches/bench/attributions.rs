@@ -1,0 +1,122 @@
+//! Methods that run DenseNet121 many times: integrated gradients, ScoreCAM, AblationCAM, RISE.
+
+use crate::table::{Comparison, Table};
+use crate::{Bench, Result, highest, images, map_difference, timed};
+use lightbox_core::maps;
+use serde_json::json;
+use tch::Device;
+
+struct Case<'a> {
+    work: String,
+    explainer: String,
+    side: i64,
+    images: i64,
+    job: serde_json::Value,
+    peer: &'a str,
+    /// How much the maps may differ; nothing is compared where both draw.
+    allowed: Option<f64>,
+}
+
+/// Images that go through the model at a time, on either side.
+const AT_ONCE: usize = 16;
+
+fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
+    let (mut engine, mut state) = bench.engine("densenet121", case.side, &[&case.explainer])?;
+    engine.set_at_once(AT_ONCE);
+    let x = images(case.images, case.side)?;
+    state.push(("images".into(), x.shallow_clone()));
+    let classes = highest(&engine, &x)?;
+    let ids: Vec<u64> = (0..case.images as u64).collect();
+    let mut job = case.job.clone();
+    (job["device"], job["targets"], job["at_once"]) = (json!(bench.name()), json!(classes), json!(AT_ONCE));
+    let mut peer = bench.peer("attributions", job, &state)?;
+    let x = x.to_device(bench.device);
+    let (mut ours, mut theirs, mut map) = (vec![], vec![], None);
+    for round in 0..bench.rounds(5) + 1 {
+        let (mut result, time) = timed(bench.device, || Ok(engine.run(&x, &classes, &ids, &[0], &mut |_| {})?))?;
+        map = Some(result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?);
+        let peers = peer.as_mut().map(|p| p.ask(case.peer)).transpose()?;
+        if round > 0 {
+            ours.push(time);
+            theirs.extend(peers);
+        }
+    }
+    let mut difference = None;
+    if let (Some(peer), Some(map), Some(allowed)) = (&mut peer, map, case.allowed) {
+        let outputs = peer.outputs()?;
+        let found = outputs.get(case.peer).ok_or("no maps")?;
+        let side = case.side as usize;
+        difference = Some((map_difference(&maps::upsample(&map, (side, side))?, found)?, allowed));
+    }
+    let version = Table::version(&peer, case.peer).to_string();
+    let peer = (!theirs.is_empty()).then_some((case.peer, version.as_str(), &theirs[..]));
+    table.add(Comparison { work: case.work.clone(), ours: &ours, peer, difference, target: None });
+    Ok(())
+}
+
+pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
+    let steps = if bench.quick { 4 } else { 16 };
+    case(
+        bench,
+        table,
+        &Case {
+            work: format!("integrated gradients, {steps} steps, densenet121, 2 images"),
+            explainer: format!("gradient/integratedgradients:steps={steps}"),
+            side: 224,
+            images: 2,
+            job: json!({ "method": "ig", "steps": steps }),
+            peer: "captum",
+            allowed: Some(1e-2),
+        },
+    )
+}
+
+pub fn scorecam(bench: &Bench, table: &mut Table) -> Result<()> {
+    case(
+        bench,
+        table,
+        &Case {
+            work: "ScoreCAM, densenet121, one image of 64 x 64".into(),
+            explainer: "cam/scorecam:mask=aligned".into(),
+            side: 64,
+            images: 1,
+            job: json!({ "method": "scorecam" }),
+            peer: "pytorch-grad-cam",
+            allowed: Some(1e-2),
+        },
+    )
+}
+
+pub fn ablationcam(bench: &Bench, table: &mut Table) -> Result<()> {
+    case(
+        bench,
+        table,
+        &Case {
+            work: "AblationCAM, densenet121, one image of 64 x 64".into(),
+            explainer: "cam/ablationcam".into(),
+            side: 64,
+            images: 1,
+            job: json!({ "method": "ablationcam" }),
+            peer: "pytorch-grad-cam",
+            allowed: Some(1e-2),
+        },
+    )
+}
+
+pub fn rise(bench: &Bench, table: &mut Table) -> Result<()> {
+    let masks = if bench.quick { 32 } else { 256 };
+    case(
+        bench,
+        table,
+        &Case {
+            work: format!("RISE, {masks} masks, densenet121, one image of 224 x 224"),
+            explainer: format!("perturbation/rise:masks={masks}"),
+            side: 224,
+            images: 1,
+            job: json!({ "method": "rise", "masks": masks }),
+            peer: "plain PyTorch",
+            // Each side draws its own masks.
+            allowed: None,
+        },
+    )
+}

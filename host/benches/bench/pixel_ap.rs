@@ -1,0 +1,80 @@
+//! Pixel-wise average precision of maps of 224 x 224 against scikit-learn, on the same maps and one thread.
+
+use crate::table::{Comparison, Table};
+use crate::{Bench, Result};
+use lightbox_core::checkpoint::State;
+use lightbox_core::data::resize::upsample;
+use lightbox_core::metrics::average_precision::{Score, pixel_average_precision};
+use serde_json::json;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+const SIDE: usize = 224;
+const MAPS: usize = 64;
+/// So that a round of ours is as long as a tenth of the peer's.
+const REPEATS: usize = 8;
+
+pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
+    tch::manual_seed(0);
+    let float = (Kind::Float, Device::Cpu);
+    let count = MAPS as i64;
+    let all = |t: &Tensor| Vec::<f32>::try_from(t.flatten(0, -1));
+    let small = all(&Tensor::randn([count, 7, 7], float).relu())?;
+    let cases = [
+        ("uniform noise", all(&Tensor::rand([count, 224, 224], float))?),
+        ("7 x 7 upsampled, after ReLU", upsample(&small, MAPS, (7, 7), (SIDE, SIDE))),
+        ("16 tied levels", all(&(Tensor::rand([count, 224, 224], float) * 16.0).floor())?),
+    ];
+    let mut masks = vec![0u8; MAPS * SIDE * SIDE];
+    for (i, mask) in masks.chunks_exact_mut(SIDE * SIDE).enumerate() {
+        let (cx, cy) = (40 + i * 2, 180 - i * 2);
+        for (p, v) in mask.iter_mut().enumerate() {
+            let (dx, dy) = ((p % SIDE).abs_diff(cx), (p / SIDE).abs_diff(cy));
+            *v = u8::from(dx * dx + dy * dy <= 64);
+        }
+    }
+    for (name, maps) in cases {
+        let shape = [count, SIDE as i64, SIDE as i64];
+        let state: State = vec![
+            ("maps".to_string(), Tensor::from_slice(&maps).reshape(shape)),
+            ("masks".to_string(), Tensor::from_slice(&masks).reshape(shape)),
+        ];
+        let mut peer = bench.peer("pixel-ap", json!({}), &state)?;
+        let (mut ours, mut theirs, mut scores) = (vec![], vec![], vec![]);
+        for round in 0..bench.rounds(9) + 1 {
+            let start = Instant::now();
+            for _ in 0..REPEATS {
+                scores = maps
+                    .chunks_exact(SIDE * SIDE)
+                    .zip(masks.chunks_exact(SIDE * SIDE))
+                    .map(|(map, mask)| pixel_average_precision(map, mask))
+                    .collect();
+            }
+            let time = start.elapsed().as_secs_f64() / (REPEATS * MAPS) as f64;
+            let answer = peer.as_mut().map(|p| p.ask("scikit-learn")).transpose()?;
+            if round > 0 {
+                ours.push(time);
+                theirs.extend(answer.map(|seconds| seconds / MAPS as f64));
+            }
+        }
+        let mut difference = None;
+        if let Some(peer) = &mut peer {
+            let wanted = Vec::<f64>::try_from(peer.outputs()?.remove("scikit-learn").ok_or("no values")?)?;
+            let mut worst = 0f64;
+            for (score, wanted) in scores.iter().zip(wanted) {
+                let Score::Value(value) = score else { return Err("a map failed".into()) };
+                worst = worst.max((value - wanted).abs());
+            }
+            difference = Some((worst, 1e-12));
+        }
+        let version = Table::version(&peer, "scikit-learn").to_string();
+        table.add(Comparison {
+            work: format!("pixel AP, a map, one thread, {name}"),
+            ours: &ours,
+            peer: (!theirs.is_empty()).then_some(("scikit-learn", &version, &theirs)),
+            difference,
+            target: Some(50.0),
+        });
+    }
+    Ok(())
+}
