@@ -10,11 +10,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::FromRawFd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// What a child says.
@@ -29,8 +30,63 @@ pub enum Said<T> {
 
 /// A child process, parent's side.
 pub struct Child {
-    process: std::process::Child,
+    process: Process,
     stdin: Option<ChildStdin>,
+    reader: Option<JoinHandle<()>>,
+}
+
+enum Process {
+    Spawned(std::process::Child),
+    /// Of the same program, without its start; and how it ended.
+    Forked(libc::pid_t, Option<ExitStatus>),
+}
+
+impl Process {
+    fn id(&self) -> i32 {
+        match self {
+            Process::Spawned(child) => child.id() as i32,
+            Process::Forked(id, _) => *id,
+        }
+    }
+
+    fn wait(&mut self, options: i32) -> Option<ExitStatus> {
+        match self {
+            Process::Spawned(child) if options == 0 => child.wait().ok(),
+            Process::Spawned(child) => child.try_wait().ok().flatten(),
+            Process::Forked(id, status) => {
+                let mut raw = 0;
+                // SAFETY: our own child, which has not been waited for.
+                if status.is_none() && unsafe { libc::waitpid(*id, &mut raw, options) } == *id {
+                    *status = Some(ExitStatus::from_raw(raw));
+                }
+                *status
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        if self.wait(libc::WNOHANG).is_none() {
+            // SAFETY: a signal to a process that is ours and has not been waited for.
+            unsafe { libc::kill(self.id(), libc::SIGKILL) };
+            self.wait(0);
+        }
+    }
+}
+
+/// Reads a child's lines on a thread of its own.
+fn read<T: DeserializeOwned + Send + 'static>(
+    output: impl Read + Send + 'static,
+    mut sink: impl FnMut(Said<T>) + Send + 'static,
+) -> Option<JoinHandle<()>> {
+    Some(std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+            sink(match serde_json::from_str(&line) {
+                Ok(line) => Said::Line(line),
+                Err(e) => Said::Malformed(format!("`{line}`: {e}")),
+            });
+        }
+        sink(Said::Ended);
+    }))
 }
 
 impl Child {
@@ -39,7 +95,7 @@ impl Child {
         arguments: &[OsString],
         variables: &[(&str, &str)],
         stderr: Stdio,
-        mut sink: impl FnMut(Said<T>) + Send + 'static,
+        sink: impl FnMut(Said<T>) + Send + 'static,
     ) -> Result<Self> {
         let binary = std::env::current_exe()?;
         let mut command = Command::new(binary);
@@ -48,16 +104,36 @@ impl Child {
             command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdin = process.stdin.take();
         let output = process.stdout.take().ok_or_else(|| Error::new(Exit::Other, "a child has no stdout"))?;
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
-                sink(match serde_json::from_str(&line) {
-                    Ok(line) => Said::Line(line),
-                    Err(e) => Said::Malformed(format!("`{line}`: {e}")),
-                });
+        Ok(Child { process: Process::Spawned(process), stdin, reader: read(output, sink) })
+    }
+
+    /// A child that does `work` and ends, without a start of this program, most of which is libtorch's. Only while this
+    /// process has a single thread, since what another holds would never be let go in the child; `None` otherwise.
+    pub fn fork<T: DeserializeOwned + Send + 'static>(
+        work: impl FnOnce(),
+        sink: impl FnMut(Said<T>) + Send + 'static,
+    ) -> Result<Option<Self>> {
+        if std::fs::read_dir("/proc/self/task").map_or(2, Iterator::count) != 1 {
+            return Ok(None);
+        }
+        let (ours, theirs) = std::io::pipe()?;
+        let nothing = File::open("/dev/null")?;
+        // SAFETY: there is no other thread, so memory is as whole in the child as here.
+        match unsafe { libc::fork() } {
+            -1 => Err(std::io::Error::last_os_error().into()),
+            0 => {
+                // SAFETY: plain calls on descriptors that are open; `work` does not unwind out of here, and the process ends
+                // without the parent's exit handlers.
+                unsafe {
+                    libc::dup2(nothing.as_raw_fd(), 0);
+                    libc::dup2(theirs.as_raw_fd(), 1);
+                    drop((ours, theirs, nothing));
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+                    libc::_exit(if done.is_ok() { 0 } else { 101 })
+                }
             }
-            sink(Said::Ended);
-        });
-        Ok(Child { process, stdin })
+            id => Ok(Some(Child { process: Process::Forked(id, None), stdin: None, reader: read(ours, sink) })),
+        }
     }
 
     /// Says a line to the child. One that has gone is noticed when its channel closes.
@@ -70,26 +146,28 @@ impl Child {
     /// Asks the child to stop what it is doing: its plugins see that they are cancelled.
     pub fn interrupt(&self) {
         // SAFETY: a signal to a process that is ours and has not been waited for.
-        unsafe { libc::kill(self.process.id() as i32, libc::SIGUSR1) };
+        unsafe { libc::kill(self.process.id(), libc::SIGUSR1) };
     }
 
     pub fn kill(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.process.kill();
     }
 
     /// Ends the process and says how it ended. One that is still alive is given a moment, then none.
     pub fn end(mut self) -> String {
         self.stdin = None;
-        for _ in 0..40 {
-            if let Ok(Some(status)) = self.process.try_wait() {
+        for round in 0..80 {
+            if let Some(status) = self.process.wait(libc::WNOHANG) {
+                // Its channel is closed, so this is a moment: the thread is gone when another child is made.
+                let _ = self.reader.take().map(JoinHandle::join);
                 return match (status.signal(), status.code()) {
                     (Some(signal), _) => format!("it crashed ({})", signal_name(signal)),
                     (_, Some(code)) => format!("it ended the process (exit code {code})"),
                     _ => "it ended".into(),
                 };
             }
-            std::thread::sleep(Duration::from_millis(25));
+            // One whose channel is closed is about to end.
+            std::thread::sleep(Duration::from_millis(if round < 40 { 1 } else { 25 }));
         }
         self.kill();
         "it was killed".into()
@@ -99,9 +177,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.stdin = None;
-        if let Ok(None) = self.process.try_wait() {
-            self.kill();
-        }
+        self.process.kill();
     }
 }
 

@@ -7,7 +7,6 @@ use crate::run::supervisor::{self, Options};
 use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 const EXAMPLES: &str = "Examples:
   lightbox list                                    what there is
@@ -183,7 +182,7 @@ struct RunArgs {
 }
 
 /// Parses, runs, prints the error.
-pub fn main() -> ExitCode {
+pub fn main() -> u8 {
     let cli = Cli::parse();
     if !matches!(
         cli.command,
@@ -193,10 +192,10 @@ pub fn main() -> ExitCode {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     match dispatch(cli) {
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(exit) => exit as u8,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(error.exit as u8)
+            error.exit as u8
         }
     }
 }

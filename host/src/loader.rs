@@ -71,8 +71,8 @@ const MACHINE: u16 = 62;
 #[cfg(target_arch = "aarch64")]
 const MACHINE: u16 = 183;
 
-/// Checks the ELF headers against the file's length.
-fn check_elf(bytes: &[u8]) -> Result<(), LoadError> {
+/// Checks the ELF headers against the file's length. Where what is loaded of the file ends.
+fn check_elf(bytes: &[u8]) -> Result<usize, LoadError> {
     let number = |at: usize, n: usize| -> Result<u64, LoadError> {
         let end = LoadError::Truncated { have: bytes.len() as u64, need: (at + n) as u64 };
         Ok(bytes.get(at..at + n).ok_or(end)?.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b)))
@@ -93,22 +93,27 @@ fn check_elf(bytes: &[u8]) -> Result<(), LoadError> {
     let (headers, each, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
     let mut need = headers.saturating_add(each * count);
     need = need.max(number(40, 8)?.saturating_add(number(58, 2)? * number(60, 2)?));
+    let mut loaded = 0;
     for i in 0..count {
         let at = usize::try_from(headers.saturating_add(i * each)).unwrap_or(usize::MAX / 2);
-        need = need.max(number(at + 8, 8)?.saturating_add(number(at + 32, 8)?));
+        loaded = loaded.max(number(at + 8, 8)?.saturating_add(number(at + 32, 8)?));
     }
+    need = need.max(loaded);
     match need > bytes.len() as u64 {
         true => Err(LoadError::Truncated { have: bytes.len() as u64, need }),
-        false => Ok(()),
+        false => Ok(loaded as usize),
     }
 }
 
 /// Reads the record of a file. No code of the file runs.
 pub fn preflight(path: &Path) -> Result<Preflight, LoadError> {
-    let bytes = std::fs::read(path).map_err(|e| LoadError::Unreadable(e.to_string()))?;
-    check_elf(&bytes)?;
+    let file = std::fs::File::open(path).map_err(|e| LoadError::Unreadable(e.to_string()))?;
+    // SAFETY: a file that another process shortens meanwhile would end this one, as in `dlopen`, which maps it too.
+    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| LoadError::Unreadable(e.to_string()))?;
+    // What is loaded stands before what is for debuggers only, which is much larger.
+    let bytes = &bytes[..check_elf(&bytes)?];
     // The magic also stands in the constants of whoever searches for it; the text tells.
-    let record = memchr::memmem::find_iter(&bytes, &PREFLIGHT_MAGIC)
+    let record = memchr::memmem::find_iter(bytes, &PREFLIGHT_MAGIC)
         .filter_map(|at| bytes.get(at + PREFLIGHT_MAGIC.len()..at + PREFLIGHT_MAGIC.len() + PREFLIGHT_TEXT))
         .find(|text| text.starts_with(b"plugin="));
     let text = record.ok_or(LoadError::NotAPlugin)?;

@@ -279,16 +279,14 @@ pub fn describe(files: &[PathBuf], questions: Option<&str>, plans: Option<&str>)
 
 /// Has files described by a child. Fewer answers than files mean that the next one ended the child; then the reason.
 fn ask(files: &[PathBuf]) -> Result<(Vec<Answer>, Option<String>)> {
-    let mut arguments: Vec<OsString> = vec!["describe".into(), "--".into()];
-    arguments.extend(files.iter().map(|f| f.clone().into_os_string()));
-    answers(&arguments, files.len())
+    answers(&Order { files, ..Order::default() }, files.len())
 }
 
 /// What models say of themselves under other options than their own; of each a specification or an error's text. Asked in a
 /// child too: what a parameter makes of a plugin is not known before.
 pub fn model_specs(questions: &[Question]) -> Result<Vec<std::result::Result<ModelSpec, String>>> {
     let text = serde_json::to_string(questions).map_err(|e| Error::input(e.to_string()))?;
-    let (mut specs, crash) = answers(&["describe".into(), "--models".into(), text.into()], questions.len())?;
+    let (mut specs, crash) = answers(&Order { models: Some(&text), ..Order::default() }, questions.len())?;
     // It did not answer, and who comes after it is not asked any more.
     specs.extend(crash.map(Err));
     Ok(specs)
@@ -308,8 +306,7 @@ impl Registry {
         while found.len() < all.len() {
             let question = PlanQuestion { explainers: all[found.len()..].to_vec(), models: models.clone() };
             let text = serde_json::to_string(&question).map_err(|e| Error::input(e.to_string()))?;
-            let arguments = ["describe".into(), "--plans".into(), text.into()];
-            let (some, crash) = answers(&arguments, question.explainers.len())?;
+            let (some, crash) = answers(&Order { plans: Some(&text), ..Order::default() }, question.explainers.len())?;
             found.extend(some);
             if let Some(reason) = crash.filter(|_| found.len() < all.len()) {
                 let reason = reason.replace("opened", "asked");
@@ -320,13 +317,39 @@ impl Registry {
     }
 }
 
+/// What a child is asked; see [`describe`].
+#[derive(Default)]
+struct Order<'a> {
+    files: &'a [PathBuf],
+    models: Option<&'a str>,
+    plans: Option<&'a str>,
+}
+
+impl Order<'_> {
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["describe".into()];
+        for (name, text) in [("--models", self.models), ("--plans", self.plans)] {
+            arguments.extend(text.iter().flat_map(|text| [name.into(), (*text).into()]));
+        }
+        arguments.push("--".into());
+        arguments.extend(self.files.iter().map(|f| f.clone().into_os_string()));
+        arguments
+    }
+}
+
 /// What a child says, `wanted` lines of it; where there are fewer, how it ended.
-fn answers<T: DeserializeOwned + Send + 'static>(
-    arguments: &[OsString],
-    wanted: usize,
-) -> Result<(Vec<T>, Option<String>)> {
+fn answers<T: DeserializeOwned + Send + 'static>(order: &Order<'_>, wanted: usize) -> Result<(Vec<T>, Option<String>)> {
     let (send, said) = channel();
-    let mut child = Child::start::<T>(arguments, &[], Stdio::inherit(), move |s| drop(send.send(s)))?;
+    let sink = move |s| drop(send.send(s));
+    let work = || {
+        if let Err(e) = describe(order.files, order.models, order.plans) {
+            eprintln!("error: {e}");
+        }
+    };
+    let mut child = match Child::fork::<T>(work, sink.clone())? {
+        Some(child) => child,
+        None => Child::start::<T>(&order.arguments(), &[], Stdio::inherit(), sink)?,
+    };
     let mut answers = Vec::new();
     loop {
         match said.recv_timeout(SCAN_LIMIT) {
