@@ -144,6 +144,8 @@ pub struct Batch {
     pub maps: Vec<(usize, std::result::Result<Outputs, lightbox_sdk::Error>)>,
     /// Seconds in each explainer's own code.
     pub seconds: Vec<(usize, f64)>,
+    /// Seconds of the model's shared runs.
+    pub model_seconds: f64,
     /// The explainer that wrote to what it was given. What others gave in this batch is worth nothing then.
     pub tampered: Option<usize>,
 }
@@ -426,12 +428,14 @@ impl Engine {
             merge(&mut group.gradients, &needs.gradients);
             merge(&mut group.others, &needs.others);
         }
-        let mut responses = BTreeMap::new();
+        let (mut responses, mut model_seconds) = (BTreeMap::new(), 0.0);
         for (rules, needs) in groups {
             let needs = Needs { rules: rules.clone(), ..needs };
             self.watch.alive();
             let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+            let asked = std::time::Instant::now();
             let response = model.run(&shared(&images, &wanted, &needs)?);
+            model_seconds += asked.elapsed().as_secs_f64();
             // Without rules it is the model's own run; what goes wrong under rules is the matter of those who asked for them.
             let response = if rules.is_empty() { Ok(response?) } else { response };
             responses.insert(rules, (response, needs.others));
@@ -449,7 +453,7 @@ impl Engine {
         let first = Vec::<i64>::try_from(logits.f_argmax(1, false)?)?;
         let targets: Vec<i64> = targets.iter().zip(first).map(|(&w, f)| if w < 0 { f } else { w }).collect();
 
-        let mut batch = Batch { logits, targets, maps: vec![], seconds: vec![], tampered: None };
+        let mut batch = Batch { logits, targets, maps: vec![], seconds: vec![], model_seconds, tampered: None };
         let mut given = Given::default();
         for &index in active {
             let explainer = &self.explainers[index];

@@ -133,8 +133,20 @@ fn oldest() -> Result<(), String> {
         .args(packages(&TORCH)))
 }
 
-/// The benchmarks, with optimisation.
-pub fn bench() -> Result<(), String> {
+/// The benchmarks, with optimisation. Without a network they have no peers, and say so.
+pub fn bench(args: &[String]) -> Result<(), String> {
     build(true)?;
-    run(cargo().args(["bench", "-p", "lightbox"]))
+    let mut command = cargo();
+    if std::env::var_os("LIGHTBOX_PEER_PYTHON").is_none()
+        && let Some(python) = crate::setup::environment("bench", "bench-requirements.txt", "the peers (5 GB)")
+    {
+        command.env("LIGHTBOX_PEER_PYTHON", python);
+    }
+    // The folder of a relative --output is the caller's.
+    let here = std::env::current_dir().map_err(|e| e.to_string())?;
+    let args = args.iter().enumerate().map(|(i, arg)| match i > 0 && args[i - 1] == "--output" {
+        true => here.join(arg).to_string_lossy().into_owned(),
+        false => arg.clone(),
+    });
+    run(command.args(["bench", "-p", "lightbox", "--bench", "bench", "--"]).args(args))
 }

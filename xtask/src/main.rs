@@ -40,8 +40,15 @@ enum Task {
     },
     /// Format check, clippy and rustdoc with warnings denied, licences and sources, the oldest Rust
     Lint,
-    /// Build with optimisation and run the benchmarks
-    Bench,
+    /// Build with optimisation and measure against the peers, which are installed for it (5 GB)
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench --only pixel-ap\n  cargo xtask bench --quick\n  cargo xtask bench --output docs/benchmarks/mine"
+    )]
+    Bench {
+        /// --device NAME, --only ROW, --quick, --output FILE; --help lists the rows
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Make docs/explainers.md and its pictures anew, by a run of every explainer
     Docs,
 }
@@ -88,7 +95,7 @@ fn main() -> ExitCode {
         }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
         Task::Docs => setup::setup(false).and_then(|()| docs::docs()),
-        Task::Bench => setup::setup(false).and_then(|()| build::bench()),
+        Task::Bench { args } => setup::setup(false).and_then(|()| build::bench(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

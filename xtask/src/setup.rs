@@ -199,30 +199,40 @@ fn install(machine: &Machine, home: &Path, cuda: bool) -> Result<PathBuf, String
     }
 }
 
-/// NumPy and scikit-learn for the test that recomputes a run, in an environment of their own. Without a network the test says
-/// that it is skipped.
+/// NumPy and scikit-learn for the test that recomputes a run. Without a network the test says that it is skipped.
 pub fn recompute() {
+    environment("recompute", "recompute-requirements.txt", "NumPy and scikit-learn for the tests (0.4 GB)");
+}
+
+/// The Python of an environment under `.lightbox/` with what `tests/oracle/REQUIREMENTS` lists. `None`, and said, where pip
+/// cannot install it.
+pub fn environment(name: &str, requirements: &str, what: &str) -> Option<PathBuf> {
     let home = root().join(".lightbox");
-    let wanted = root().join("tests/oracle/recompute-requirements.txt");
-    let (environment, done) = (home.join("recompute"), home.join("recompute/requirements.txt"));
+    let wanted = root().join("tests/oracle").join(requirements);
+    let (environment, done) = (home.join(name), home.join(name).join("requirements.txt"));
+    let own = environment.join("bin/python");
     if std::fs::read(&wanted).ok() == std::fs::read(&done).ok() && done.is_file() {
-        return;
+        return Some(own);
     }
     let python = Machine::here(&home).python;
     let _ = std::fs::remove_dir_all(&environment);
     let made = Command::new(&python).args(["-m", "venv"]).arg(&environment).status();
     let pip = |arguments: &[&str]| {
-        let mut command = Command::new(environment.join("bin/python"));
+        let mut command = Command::new(&own);
         command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(arguments).status()
     };
-    eprintln!("installing NumPy and scikit-learn for the tests (0.4 GB) ...");
+    eprintln!("installing {what} ...");
     let installed = made.is_ok_and(|s| s.success())
         && pip(&["--only-binary", ":all:", "-r", &wanted.to_string_lossy()]).is_ok_and(|s| s.success());
     match installed {
-        true => drop(std::fs::copy(&wanted, &done)),
+        true => {
+            drop(std::fs::copy(&wanted, &done));
+            Some(own)
+        }
         false => {
-            eprintln!("note: pip could not install them, so a run will not be recomputed");
+            eprintln!("note: pip could not install them; what needs them is left out");
             let _ = std::fs::remove_dir_all(&environment);
+            None
         }
     }
 }

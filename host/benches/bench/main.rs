@@ -38,7 +38,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 14] = [
+const ROWS: [Row; 15] = [
     ("cost", cost::measure),
     ("explainers", explainers::measure),
     ("cams", cams::measure),
@@ -52,6 +52,7 @@ const ROWS: [Row; 14] = [
     ("training", training::measure),
     ("run", run::measure),
     ("scaling", scaling::measure),
+    ("shares", scaling::shares),
     ("summary", summary::measure),
 ];
 

@@ -3,6 +3,7 @@
 //! Pillow, pytorch-grad-cam and scikit-learn. Ours makes the tables, the statistics and the report as well.
 
 use crate::decode::files;
+use crate::peer::ALLOCATOR;
 use crate::table::{Comparison, Table};
 use crate::{Bench, Result, built};
 use lightbox_core::checkpoint;
@@ -93,7 +94,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         if let Some(python) = &bench.python {
             let mut command = Command::new(python);
             command.arg(&script).arg(folder.path());
-            command.env("OMP_NUM_THREADS", tch::get_num_threads().to_string());
+            command.env("OMP_NUM_THREADS", tch::get_num_threads().to_string()).envs(ALLOCATOR);
             let start = Instant::now();
             let output = command.stderr(Stdio::inherit()).output()?;
             peer = Some(start.elapsed().as_secs_f64());

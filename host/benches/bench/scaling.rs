@@ -3,7 +3,9 @@
 
 use crate::table::Table;
 use crate::{Bench, Result, built};
+use lightbox::run::spent::Spent;
 use lightbox_core::checkpoint;
+use lightbox_core::metrics::{self, Masks};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -88,5 +90,60 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     }
     let rule = "---:|".repeat(counts.len());
     table.text(format!("The same with {images} images.\n\n| explainers |{head}\n|---|{rule}\n| seconds |{seconds}\n"));
+    Ok(())
+}
+
+/// Every explainer and every metric of maps that asks the model nothing, on 4,000 phantoms and two models of fixed weights:
+/// which share of the time is whose.
+pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let program = built()?.join("lightbox");
+    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 400) };
+    let text = Command::new(&program).args(["info", "all-explainers"]).output()?;
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    let (start, end) = (text.find("[[models]]"), text.find("[[explainers]]"));
+    let (start, end) = start.zip(end).ok_or("all-explainers has no models or explainers")?;
+    let mut models = String::new();
+    for model in ["densenet-small", "deit-mini"] {
+        let (_, state) = bench.engine(model, 0, &[])?;
+        let state: Vec<_> = state.into_iter().map(|(n, t)| (n.trim_start_matches("weights.").to_string(), t)).collect();
+        let file = folder.path().join(format!("{model}.safetensors"));
+        checkpoint::write(&file, &state)?;
+        models += &format!("[[models]]\nname = \"{model}\"\nweights = {:?}\n", file.display().to_string());
+    }
+    let metrics = metrics::all().iter().filter(|m| {
+        let needs = m.needs();
+        needs.maps.is_some() && !needs.model && !needs.explainer && !needs.fork && needs.masks != Masks::Shortcut
+    });
+    let names: Vec<&str> = metrics.map(|m| m.spec().name).collect();
+    let list: String = names.iter().map(|n| format!("[[metrics]]\nname = \"{n}\"\n")).collect();
+    let spec = format!("{}{models}{}\n{list}", &text[..start], &text[end..]);
+    std::fs::write(folder.path().join("spec.toml"), spec)?;
+    let mut command = Command::new(program);
+    command.arg("run").arg(folder.path().join("spec.toml")).args(["--device", &bench.name(), "--output"]);
+    command.arg(folder.path().join("run"));
+    for set in [format!("data.count={count}"), format!("split.test={tested}"), "block=200".into()] {
+        command.arg("--set").arg(set);
+    }
+    let began = Instant::now();
+    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+    let wall = began.elapsed().as_secs_f64();
+    // 5: some methods fail on weights that were not trained, and the table says so.
+    if ![Some(0), Some(5)].contains(&output.status.code()) {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let spent: Spent = serde_json::from_slice(&std::fs::read(folder.path().join("run/spent.json"))?)?;
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("run/summary.json"))?)?;
+    let columns = summary["summary"]["columns"].as_array().map_or(0, Vec::len);
+    let total = spent.total();
+    let mut text = format!(
+        "{count} phantoms, of which {tested} are tested and those with nodules explained; two models of fixed weights, \
+         {columns} maps an image, {} metrics of maps: {wall:.0} s from start to report.\n\n| part | seconds | share |\n|---|---:|---:|\n",
+        names.len()
+    );
+    for (name, seconds) in spent.parts() {
+        let _ = writeln!(text, "| {name} | {seconds:.1} | {:.1} % |", seconds / total * 100.0);
+    }
+    table.text(text);
     Ok(())
 }

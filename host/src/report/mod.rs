@@ -16,6 +16,7 @@ pub mod serve;
 use crate::error::{Error, Result};
 use crate::run::about::About;
 use crate::run::folder::{Environment, Folder, read_json, read_lines};
+use crate::run::spent::Spent;
 use crate::run::summary::{Curves, Stored};
 use lightbox_core::compare::Comparisons;
 use lightbox_core::files;
@@ -376,6 +377,10 @@ impl Run {
             let value = serde_json::to_value(machine).map_err(|e| Error::input(e.to_string()))?;
             let parts = value.as_object().into_iter().flatten().map(|(k, v)| format!("{k} {v}").replace('"', ""));
             facts.push(["Computed on".into(), parts.collect::<Vec<_>>().join(", ")]);
+        }
+        // A run of an earlier version has none.
+        if let Ok(spent) = read_json::<Spent>(&self.folder.0.join("spent.json")) {
+            facts.push(["Time of all workers".into(), spent.shown()]);
         }
         Ok(json!({
             "facts": facts, "plugins": plugins, "explainers": self.about.explainers, "spec": text(self.folder.spec())?,

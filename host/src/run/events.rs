@@ -1,5 +1,6 @@
 //! What a worker and a run say, one JSON object a line.
 
+use super::spent::Spent;
 use super::unit::Unit;
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,8 @@ pub enum Event {
         unit: String,
         seconds: f64,
         images: usize,
+        #[serde(default)]
+        spent: Spent,
     },
     /// The unit, not an explainer of it, failed. `fatal` is the code that the run ends with then.
     UnitFailed {

@@ -5,6 +5,7 @@ use super::events::{Event, FailureKind};
 use super::folder::CellRecord;
 use super::plan;
 use super::scoring::{Cell, CellBench, Rows, Scene, block_of, failed, is_explained, keep_states, score, target};
+use super::spent::Spent;
 use super::unit::Unit;
 use super::worker::Worker;
 use crate::engine;
@@ -15,6 +16,7 @@ use lightbox_core::results::{self, Names, Prediction};
 use lightbox_core::summary::CHANCE;
 use lightbox_sdk::spec::Plan;
 use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// What a unit of this module made, for its record.
@@ -24,6 +26,15 @@ pub struct Made {
     pub predictions: Option<String>,
     pub reduced: Option<String>,
     pub cells: BTreeMap<String, CellRecord>,
+    pub spent: Spent,
+}
+
+/// Adds the seconds of a call to a part.
+fn timed<T>(part: &mut f64, call: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = call();
+    *part += started.elapsed().as_secs_f64();
+    value
 }
 
 impl Worker {
@@ -91,7 +102,9 @@ impl Worker {
             };
         let batches = |of: &[usize]| of.chunks(spec.batch_size).map(<[usize]>::to_vec).collect::<Vec<_>>();
         let key = unit.key();
-        for batch in store.batches(batches(&shown)) {
+        let mut spent = Spent::default();
+        let mut fetched = store.batches(batches(&shown));
+        while let Some(batch) = timed(&mut spent.data, || fetched.next()) {
             let (indices, mut images) = batch?;
             let ids: Vec<u64> = indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
             let mut targets = Vec::new();
@@ -107,6 +120,8 @@ impl Worker {
                     voice.say(Event::CellStarted { unit, model, explainer });
                 })?;
                 voice.say(Event::CellLeft { unit: key.clone() });
+                spent.model += result.model_seconds;
+                spent.explainers += result.seconds.iter().map(|(_, s)| s).sum::<f64>();
                 ran.iter_mut().enumerate().for_each(|(i, n)| *n += engine.runs(i) - before[i]);
                 let Some(culprit) = result.tampered else { break result };
                 broken.insert(culprit);
@@ -117,11 +132,13 @@ impl Worker {
             if predict {
                 predicted(&indices, &result.logits, &mut predictions)?;
             }
-            let scene = Scene::new(&store, samples, &images, &indices, &result.targets, &ids, side, self.device)?;
+            let scene = timed(&mut spent.metrics, || {
+                Scene::new(&store, samples, &images, &indices, &result.targets, &ids, side, self.device)
+            })?;
             if with_chance {
                 let flat =
                     Tensor::f_zeros([indices.len() as i64, side as i64, side as i64], (Kind::Float, self.device))?;
-                score(&mut chance_cell, &flat, &scene, &mut metrics::NoBench, &mut rows)?;
+                timed(&mut spent.metrics, || score(&mut chance_cell, &flat, &scene, &mut metrics::NoBench, &mut rows))?;
             }
             for (index, outcome) in result.maps {
                 let name = engine.explainers[index].label.clone();
@@ -143,7 +160,7 @@ impl Worker {
                         let explainer = Some((index, k));
                         let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
                         let map = outputs.output(k)?;
-                        score(&mut mine[k], &map, &scene, &mut bench, &mut rows)?;
+                        timed(&mut spent.metrics, || score(&mut mine[k], &map, &scene, &mut bench, &mut rows))?;
                     }
                     let copy = outputs.maps.f_to_device(Device::Cpu)?;
                     let side = |t: &Tensor| t.size()[2..].to_vec();
@@ -173,9 +190,11 @@ impl Worker {
             done += indices.len();
             voice.say(Event::Progress { unit: key.clone(), done, of });
         }
-        for batch in store.batches(batches(if predict { &rest } else { &[] })) {
+        let mut fetched = store.batches(batches(if predict { &rest } else { &[] }));
+        while let Some(batch) = timed(&mut spent.data, || fetched.next()) {
             let (indices, images) = batch?;
-            predicted(&indices, &engine.classify(&images)?, &mut predictions)?;
+            let logits = timed(&mut spent.model, || engine.classify(&images))?;
+            predicted(&indices, &logits, &mut predictions)?;
             done += indices.len();
             voice.say(Event::Progress { unit: key.clone(), done, of });
         }
@@ -225,6 +244,7 @@ impl Worker {
             made.cells.insert(CHANCE.into(), CellRecord { id, scores, ..CellRecord::default() });
         }
         let folder = &self.folder;
+        let writing = Instant::now();
         if predict {
             made.predictions = Some(identities.predictions(label, fold, seed, block)?);
             let (mut names, mut list) = (Names::default(), Vec::new());
@@ -250,6 +270,8 @@ impl Worker {
             checkpoint::write(&folder.unit(stem, "states.safetensors"), &states)?;
         }
         results::write_scores(&folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
+        spent.files += writing.elapsed().as_secs_f64();
+        made.spent = spent;
         Ok(made)
     }
 }

@@ -29,6 +29,7 @@ mod score;
 mod scoring;
 pub mod settle;
 pub mod spec;
+pub mod spent;
 pub mod summary;
 pub mod supervisor;
 mod train;

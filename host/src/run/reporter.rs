@@ -97,7 +97,7 @@ impl Reporter {
             }
             Event::UnitStarted { .. } => {}
             Event::UnitFinished { unit, .. } if unit.ends_with("-survey") => {}
-            Event::UnitFinished { unit, seconds, images } => match self {
+            Event::UnitFinished { unit, seconds, images, .. } => match self {
                 Reporter::Bar(bar) => bar.inc(1),
                 _ => self.line(&format!("{unit} done: {images} images in {seconds:.1} s")),
             },

@@ -3,12 +3,13 @@
 use super::about::About;
 use super::events::{Event, Failure, FailureKind, Order, Stamped, now};
 use super::executor::{Executor, Local, Signal};
-use super::folder::{Cells, Folder, Survey};
+use super::folder::{Cells, Folder, Survey, write_json};
 use super::plan::{Identities, Index, Plan, Verdict};
 use super::reporter::Reporter;
 use super::scheduler::Scheduler;
 use super::settle::{absolute_parameters, check_models, check_plugins, lock, notes, settle};
 use super::spec::{ModelChoice, RunSpec};
+use super::spent::Spent;
 use super::summary;
 use super::unit::Unit;
 use crate::error::{Error, Exit, Result};
@@ -44,7 +45,7 @@ pub struct Outcome {
 }
 
 /// What this program puts into a run's folder.
-const OWN: [&str; 23] = [
+const OWN: [&str; 24] = [
     "environment.json",
     "spec.toml",
     "splits",
@@ -65,6 +66,7 @@ const OWN: [&str; 23] = [
     "curves.jsonl",
     "maps.json",
     "timings.json",
+    "spent.json",
     "report.html",
     "sheet.png",
     "sheets",
@@ -199,7 +201,10 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         false => {
             let plan = supervisor.plan(folds);
             let about = About::new(&spec, registry)?;
+            let after = Instant::now();
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
+            let spent = Spent { summary: after.elapsed().as_secs_f64(), ..Spent::of(&folder)? };
+            write_json(&folder.0.join("spent.json"), &spent)?;
             let report = match crate::report::write(&folder.0, None) {
                 Ok(path) => path.display().to_string(),
                 Err(e) => {
@@ -208,6 +213,9 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
                     format!("none was written: {}", e.message)
                 }
             };
+            let spent = Spent { summary: after.elapsed().as_secs_f64(), ..spent };
+            write_json(&folder.0.join("spent.json"), &spent)?;
+            supervisor.say(None, Event::Note { text: format!("time of all workers: {}", spent.shown()) })?;
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
             format!("{text}\nPictures: {}\nReport: {report}\n", folder.0.join(sheet).display())
         }

@@ -7,6 +7,7 @@ use super::explain::Made;
 use super::folder::{Environment, FileState, Folder, Machine, Record, hash, read_json, write_json};
 use super::plan::{Identities, classes};
 use super::spec::{ModelChoice, RunSpec};
+use super::spent::Spent;
 use super::train::Training;
 use super::unit::Unit;
 use crate::child::Mouth;
@@ -108,7 +109,10 @@ pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Resul
         voice.say(Event::UnitStarted { unit: unit.clone() });
         let started = Instant::now();
         match worker.execute(&order.unit) {
-            Ok(images) => voice.say(Event::UnitFinished { unit, seconds: started.elapsed().as_secs_f64(), images }),
+            Ok((images, spent)) => {
+                let seconds = started.elapsed().as_secs_f64();
+                voice.say(Event::UnitFinished { unit, seconds, images, spent: spent.rest_of(seconds) });
+            }
             Err(e) => {
                 let diverged = e.exit == Exit::Diverged;
                 let prepare = matches!(order.unit, Unit::Prepare { .. } | Unit::Reduce { .. });
@@ -243,33 +247,44 @@ impl Worker {
         self.open.as_ref().map(|o| &o.engine).ok_or_else(|| Error::new(Exit::Other, "no model is open"))
     }
 
-    /// Executes one unit; the number of images it went through.
-    fn execute(&mut self, unit: &Unit) -> Result<usize> {
+    /// Executes one unit; the number of images it went through, and where its time went.
+    fn execute(&mut self, unit: &Unit) -> Result<(usize, Spent)> {
         let started = Instant::now();
         // Two units of one key do different parts of a block, and so do two builds: each has files of its own.
         let text = serde_json::to_string(unit).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
         let stem = format!("{}-{}", unit.key(), &hash([text, self.number.to_string(), now().to_string()])[..8]);
         let made = match unit {
-            Unit::Survey { model, explainers } => return self.survey(unit, model, explainers),
-            Unit::Prepare { side } => return self.prepare(*side, unit),
-            Unit::Train { model, fold, seed, .. } => return self.train(model, *fold, *seed, unit),
+            Unit::Survey { model, explainers } => return Ok((self.survey(unit, model, explainers)?, Spent::default())),
+            Unit::Prepare { side } => {
+                let images = self.prepare(*side, unit)?;
+                return Ok((images, Spent { data: started.elapsed().as_secs_f64(), ..Spent::default() }));
+            }
+            Unit::Train { model, fold, seed, .. } => {
+                let images = self.train(model, *fold, *seed, unit)?;
+                return Ok((images, Spent { training: started.elapsed().as_secs_f64(), ..Spent::default() }));
+            }
             Unit::Fit { .. } => {
                 let fitted = self.fit(unit);
                 // What is open has no fit, and is not what explains.
                 self.open = None;
-                return fitted;
+                return Ok((fitted?, Spent { explainers: started.elapsed().as_secs_f64(), ..Spent::default() }));
             }
             Unit::Explain { .. } => self.explain(unit, &stem)?,
             Unit::Score { .. } => self.score(unit, &stem)?,
             Unit::Reduce { .. } => self.reduce(unit, &stem)?,
         };
-        let Made { images, predictions, reduced, cells } = made;
+        let Made { images, predictions, reduced, cells, mut spent } = made;
+        if !matches!(unit, Unit::Explain { .. }) {
+            spent.metrics = started.elapsed().as_secs_f64();
+        }
         let machine = Machine::here(&device::name(self.device), tch::get_num_threads() as usize);
         let (time, seconds) = (now(), started.elapsed().as_secs_f64());
         let (unit, worker) = (unit.clone(), self.number);
         let record = Record { unit, time, seconds, worker, machine, predictions, reduced, cells };
+        let writing = Instant::now();
         write_json(&self.folder.unit(&stem, "json"), &record)?;
-        Ok(images)
+        spent.files += writing.elapsed().as_secs_f64();
+        Ok((images, spent))
     }
 
     fn prepare(&mut self, side: usize, unit: &Unit) -> Result<usize> {
