@@ -1,8 +1,7 @@
 //! Image files as a model takes them.
 
 use crate::error::Result;
-use lightbox_core::data::image;
-use lightbox_core::data::resize::resize;
+use lightbox_core::data::image::{self, Intensity};
 use lightbox_sdk::spec::InputSpec;
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -20,14 +19,9 @@ pub fn read_images(paths: &[PathBuf], input: &InputSpec, colour: bool) -> Result
     let (h, w) = (input.height, input.width);
     let read = |path: &PathBuf| -> Result<Vec<f32>> {
         let image = image::read(path, colour)?;
-        let unit = image.unit().map_err(|e| e.with_path(path))?;
         let levels = if image.is_8_bit() { 255.0 } else { 65535.0 };
-        let mut pixels = Vec::with_capacity(input.channels * h * w);
-        for c in 0..image.channels {
-            let channel: Vec<f32> = unit.iter().skip(c).step_by(image.channels).copied().collect();
-            let resized = resize(&channel, (image.width, image.height), (w, h));
-            pixels.extend(resized.into_iter().map(|v| (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels));
-        }
+        let mut pixels = image.resized((w, h), Intensity::Auto).map_err(|e| e.with_path(path))?;
+        pixels.iter_mut().for_each(|v| *v = (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels);
         // A grey image, in a colour set too, has three equal channels.
         while pixels.len() < input.channels * h * w {
             pixels.extend_from_within(..h * w);

@@ -1,5 +1,6 @@
 //! Images of any depth, and the files they come from.
 
+use super::resize::resize;
 use super::{dicom, mha};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,22 @@ impl Image {
     /// Values in [0, 1], as [`Intensity::Auto`] says.
     pub fn unit(&self) -> Result<Vec<f32>> {
         self.unit_by(Intensity::Auto)
+    }
+
+    /// The image at another size, channels first, values in [0, 1] as [`Image::unit_by`] says.
+    pub fn resized(&self, (width, height): (usize, usize), intensity: Intensity) -> Result<Vec<f32>> {
+        let (from, to) = ((self.width, self.height), (width, height));
+        if let (Pixels::U8(bytes), Intensity::Auto, 1) = (&self.pixels, intensity, self.channels) {
+            // Most radiographs: their bytes are read once.
+            return Ok(resize(bytes, from, to).into_iter().map(|v| v / 255.0).collect());
+        }
+        let unit = self.unit_by(intensity)?;
+        let mut all = Vec::with_capacity(self.channels * width * height);
+        for c in 0..self.channels {
+            let channel: Vec<f32> = unit.iter().skip(c).step_by(self.channels).copied().collect();
+            all.extend(resize(&channel, from, to));
+        }
+        Ok(all)
     }
 
     /// Values in [0, 1]. A constant image becomes 0; a value that is not finite is an error.

@@ -20,23 +20,27 @@ fn taps(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
         .collect()
 }
 
-/// Resizes a row-major image. Sizes must not be 0.
-pub fn resize(image: &[f32], (width, height): (usize, usize), (to_width, to_height): (usize, usize)) -> Vec<f32> {
+/// Resizes a row-major image of bytes or floats. Sizes must not be 0.
+pub fn resize<T: Copy + Into<f32>>(
+    image: &[T],
+    (width, height): (usize, usize),
+    (to_width, to_height): (usize, usize),
+) -> Vec<f32> {
     if (width, height) == (to_width, to_height) {
-        return image.to_vec();
+        return image.iter().map(|v| (*v).into()).collect();
     }
+    // Rows first: whole rows are added at a time, and few are left for the columns, whose sums are short.
     let columns = taps(width, to_width);
-    let mut narrow = vec![0f32; to_width * height];
-    for (row, out) in image.chunks_exact(width).zip(narrow.chunks_exact_mut(to_width)) {
-        for (value, (first, weights)) in out.iter_mut().zip(&columns) {
-            *value = weights.iter().zip(&row[*first..]).map(|(w, v)| w * v).sum();
+    let mut sum = vec![0f32; width];
+    let mut result = Vec::with_capacity(to_width * to_height);
+    for (first, weights) in taps(height, to_height) {
+        sum.fill(0.0);
+        for (weight, row) in weights.iter().zip(image.chunks_exact(width).skip(first)) {
+            sum.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into());
         }
-    }
-    let mut result = vec![0f32; to_width * to_height];
-    for (out, (first, weights)) in result.chunks_exact_mut(to_width).zip(taps(height, to_height)) {
-        for (weight, row) in weights.iter().zip(narrow.chunks_exact(to_width).skip(first)) {
-            out.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
-        }
+        let column =
+            |(first, weights): &(usize, Vec<f32>)| weights.iter().zip(&sum[*first..]).map(|(w, v)| w * v).sum::<f32>();
+        result.extend(columns.iter().map(column));
     }
     result
 }

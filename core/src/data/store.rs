@@ -98,12 +98,7 @@ fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, 
         None => Error { what: format!("image {}: {}", sample.id, e.what), ..e },
     };
     let image: Image = source.image(i).map_err(name)?;
-    let unit = image.unit_by(source.intensity()).map_err(name)?;
-    let mut pixels = Vec::with_capacity(image.channels * size * size);
-    for c in 0..image.channels {
-        let channel: Vec<f32> = unit.iter().skip(c).step_by(image.channels).copied().collect();
-        pixels.extend(resize(&channel, (image.width, image.height), (size, size)));
-    }
+    let pixels = image.resized((size, size), source.intensity()).map_err(name)?;
     if sample.classes.len() > 8 {
         return Err(Error::new(format!("image {}: {} classes; masks are kept for 8", sample.id, sample.classes.len())));
     }

@@ -2,9 +2,9 @@
 
 use crate::table::{Comparison, Table};
 use crate::{Bench, Result};
+use lightbox_core::data::image::{self, Intensity};
 use lightbox_core::data::phantom::Phantom;
-use lightbox_core::data::resize::resize;
-use lightbox_core::data::{self, DataSpec, image};
+use lightbox_core::data::{self, DataSpec};
 use lightbox_core::task::Task;
 use serde_json::json;
 use std::path::PathBuf;
@@ -45,8 +45,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
                 let mut all = Vec::with_capacity(count * 224 * 224);
                 for path in &paths {
                     let image = image::read(path, false)?;
-                    let unit = image.unit()?;
-                    let small = resize(&unit, (image.width, image.height), (224, 224));
+                    let small = image.resized((224, 224), Intensity::Auto)?;
                     all.extend(small.iter().map(|v| ((v * 255.0).round() / 255.0 - 0.5) / 0.25));
                 }
                 Ok(all)

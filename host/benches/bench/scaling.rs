@@ -98,7 +98,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
 pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let program = built()?.join("lightbox");
-    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 400) };
+    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 200) };
     let text = Command::new(&program).args(["info", "all-explainers"]).output()?;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     let (start, end) = (text.find("[[models]]"), text.find("[[explainers]]"));
