@@ -5,19 +5,17 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 cargo xtask build --release
 bench() {
-  cargo bench -p lightbox --bench "$1" --no-run --message-format=json 2>/dev/null |
-    NAME=$1 python3 -c 'import json,os,sys
+  cargo bench -p lightbox --bench bench --no-run --message-format=json 2>/dev/null |
+    python3 -c 'import json,sys
 for l in sys.stdin:
     m = json.loads(l)
-    if m.get("executable") and m["target"]["name"] == os.environ["NAME"]: print(m["executable"])' | tail -n 1
+    if m.get("executable") and m["target"]["name"] == "bench": print(m["executable"])' | tail -n 1
 }
 out=.lightbox/gpu
 rm -rf "$out" && mkdir -p "$out/plugins" "$out/bin"
 cp target/release/lightbox "$out/"
 cp target/release/plugins/*.so "$out/plugins/"
-for name in gradcam family; do
-  cp "$(bench $name)" "$out/bin/$name"
-done
+cp "$(bench)" "$out/bin/bench"
 strip "$out/lightbox" "$out"/plugins/*.so "$out"/bin/*
 cp tests/gpu/{run.sh,compare.py,study.sh,report.py} tests/oracle/peer.py tests/oracle/golden/{checkpoint.safetensors,plain.pth,deit-facebook.pth,patchconvnet.pth} "$out/"
 du -sh "$out"

@@ -54,5 +54,5 @@ if [ "$device" != cpu ]; then
   quick mixed --set 'models.*.train.precision=mixed'
 fi
 ./lightbox run demo --device "$device" --output demo --restart
-LIGHTBOX_BENCH_DEVICE=$device ./bin/gradcam
-LIGHTBOX_BENCH_DEVICE=$device ./bin/family
+# With LIGHTBOX_PEER_PYTHON naming a Python that has tests/oracle/bench-requirements.txt, beside its peers.
+./bin/bench --device "$device" --output "bench-${device%:*}"

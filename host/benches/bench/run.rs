@@ -3,7 +3,7 @@
 //! Pillow, pytorch-grad-cam and scikit-learn. Ours makes the tables, the statistics and the report as well.
 
 use crate::decode::files;
-use crate::peer::ALLOCATOR;
+use crate::peer::{ALLOCATOR, script};
 use crate::table::{Comparison, Table};
 use crate::{Bench, Result, built};
 use lightbox_core::checkpoint;
@@ -75,7 +75,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let job = json!({ "row": "script", "table": images.join("table.csv"), "weights": weights, "batch": 8,
                       "device": bench.name(), "split": images.join("test.csv") });
     std::fs::write(at("job.json"), job.to_string())?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/oracle/peer.py");
+    let script = script()?;
     let (mut ours, mut theirs, mut found) = (vec![], vec![], Value::Null);
     for round in 0..bench.rounds(3) + 1 {
         let mut command = Command::new(built()?.join("lightbox"));

@@ -133,6 +133,8 @@ pub enum Event {
         folder: String,
         failed_cells: usize,
         seconds: f64,
+        #[serde(default)]
+        spent: Spent,
     },
 }
 

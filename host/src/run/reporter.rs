@@ -104,7 +104,7 @@ impl Reporter {
             Event::UnitFailed { unit, reason, .. } => self.line(&format!("{unit} failed: {reason}")),
             Event::WorkerLost { reason } => self.line(&format!("the worker was lost: {reason}")),
             Event::Note { text } => self.line(&format!("note: {text}")),
-            Event::RunFinished { folder, failed_cells, seconds } => {
+            Event::RunFinished { folder, failed_cells, seconds, spent } => {
                 if let Reporter::Bar(bar) = self {
                     bar.finish_and_clear();
                 }
@@ -112,6 +112,9 @@ impl Reporter {
                     0 => String::new(),
                     n => format!(", {n} failed cells"),
                 };
+                if spent.total() > 0.0 {
+                    self.line(&format!("workers and summary: {}", spent.shown()));
+                }
                 self.line(&format!("finished in {seconds:.0} s{failed}; results in {folder}"));
             }
             Event::Ready

@@ -20,7 +20,7 @@ pub struct Spent {
     pub files: f64,
     /// The rest of units: opening models, checks of what explainers were given, counting.
     pub rest: f64,
-    /// Tables, statistics, pictures and report after the units.
+    /// Tables, statistics and pictures after the units; the report, which shows this, comes later.
     pub summary: f64,
 }
 

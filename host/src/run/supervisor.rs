@@ -196,6 +196,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         supervisor.work(&mut executor, todo)?;
     }
 
+    let mut spent = Spent::of(&folder)?;
     let text = match options.train_only {
         true => summary::training(&spec, &folder, folds)?,
         false => {
@@ -203,7 +204,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
             let about = About::new(&spec, registry)?;
             let after = Instant::now();
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
-            let spent = Spent { summary: after.elapsed().as_secs_f64(), ..Spent::of(&folder)? };
+            spent = Spent { summary: after.elapsed().as_secs_f64(), ..spent };
             write_json(&folder.0.join("spent.json"), &spent)?;
             let report = match crate::report::write(&folder.0, None) {
                 Ok(path) => path.display().to_string(),
@@ -213,16 +214,13 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
                     format!("none was written: {}", e.message)
                 }
             };
-            let spent = Spent { summary: after.elapsed().as_secs_f64(), ..spent };
-            write_json(&folder.0.join("spent.json"), &spent)?;
-            supervisor.say(None, Event::Note { text: format!("time of all workers: {}", spent.shown()) })?;
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
             format!("{text}\nPictures: {}\nReport: {report}\n", folder.0.join(sheet).display())
         }
     };
     let failed = supervisor.standing_failures(folds)?;
     let (failed_cells, seconds) = (failed.len(), started.elapsed().as_secs_f64());
-    supervisor.say(None, Event::RunFinished { folder: shown, failed_cells, seconds })?;
+    supervisor.say(None, Event::RunFinished { folder: shown, failed_cells, seconds, spent })?;
     let diverged = failed.iter().any(|f| f.kind == FailureKind::Diverged);
     let exit = match (failed_cells, diverged) {
         (0, _) => Exit::Ok,
