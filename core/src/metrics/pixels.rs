@@ -249,6 +249,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_is_found_anywhere_and_counts_nothing() {
+        let good: Vec<f32> = (0..200).map(|i| (i % 17) as f32).collect();
+        let mut pixels = Pixels::new([3.0, 5.0]).unwrap();
+        for at in [0, 10, 63, 64, 130, 199] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut map = good.clone();
+                map[at] = bad;
+                assert!(!pixels.count(&map), "{bad} at {at}");
+            }
+        }
+        assert!(pixels.count(&good) && pixels.counts.iter().sum::<u64>() == 200);
+        assert!(Pixels::new([1.0, f32::NAN]).is_none() && Pixels::new([]).is_none());
+    }
+
+    #[test]
     fn a_bucket_keeps_the_order() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         let mut all: Vec<f32> = (0..20000).map(|_| f32::from_bits(rng.random())).filter(|v| v.is_finite()).collect();
