@@ -39,10 +39,10 @@ fn model(bench: &Bench, table: &mut Table, name: &str, explainers: &[&str], targ
         let (value, first) = timed(bench.device, || Ok(engine.classify(&x)?))?;
         logits = Some(value);
         let mut times = vec![first];
-        for i in 0..explainers.len() {
+        for (i, found) in found.iter_mut().enumerate().take(explainers.len()) {
             let run = || Ok(engine.run(&x, &classes, &ids, &[i], &mut |_| {})?);
             let (mut result, time) = timed(bench.device, run)?;
-            found[i] = Some(result.maps.remove(0).1?.output(0)?);
+            *found = Some(result.maps.remove(0).1?.output(0)?);
             times.push(time);
         }
         if round > 0 {

@@ -39,6 +39,8 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
 const ROWS: [Row; 15] = [
+    // First: a process's greatest memory counts from that of its parent.
+    ("scaling", scaling::measure),
     ("cost", cost::measure),
     ("explainers", explainers::measure),
     ("cams", cams::measure),
@@ -51,7 +53,6 @@ const ROWS: [Row; 15] = [
     ("decode", decode::measure),
     ("training", training::measure),
     ("run", run::measure),
-    ("scaling", scaling::measure),
     ("shares", scaling::shares),
     ("summary", summary::measure),
 ];

@@ -49,7 +49,7 @@ fn dataset(folder: &Path, count: usize, rest: usize) -> Result<()> {
 }
 
 pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
-    let count = if bench.quick { 16 } else { 128 };
+    let count = if bench.quick { 16 } else { 64 };
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     std::fs::create_dir(at("images"))?;

@@ -98,7 +98,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
 pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let program = built()?.join("lightbox");
-    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 200) };
+    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 40) };
     let text = Command::new(&program).args(["info", "all-explainers"]).output()?;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     let (start, end) = (text.find("[[models]]"), text.find("[[explainers]]"));
@@ -122,7 +122,7 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let mut command = Command::new(program);
     command.arg("run").arg(folder.path().join("spec.toml")).args(["--device", &bench.name(), "--output"]);
     command.arg(folder.path().join("run"));
-    for set in [format!("data.count={count}"), format!("split.test={tested}"), "block=200".into()] {
+    for set in [format!("data.count={count}"), format!("split.test={tested}"), "block=40".into()] {
         command.arg("--set").arg(set);
     }
     let began = Instant::now();
