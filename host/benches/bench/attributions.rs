@@ -1,6 +1,7 @@
 //! Methods that run DenseNet121 many times: integrated gradients, ScoreCAM, AblationCAM, RISE.
 
-use crate::table::{Comparison, Table};
+use crate::rounds::alternate;
+use crate::table::Table;
 use crate::{Bench, Result, highest, images, map_difference, timed};
 use lightbox_core::maps;
 use serde_json::json;
@@ -31,27 +32,14 @@ fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
     (job["device"], job["targets"], job["at_once"]) = (json!(bench.name()), json!(classes), json!(AT_ONCE));
     let mut peer = bench.peer("attributions", job, &state)?;
     let x = x.to_device(bench.device);
-    let (mut ours, mut theirs, mut map) = (vec![], vec![], None);
-    for round in 0..bench.rounds(5) + 1 {
+    let rounds = alternate(bench.rounds(5), &mut peer, case.peer, || {
         let (mut result, time) = timed(bench.device, || Ok(engine.run(&x, &classes, &ids, &[0], &mut |_| {})?))?;
-        map = Some(result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?);
-        let peers = peer.as_mut().map(|p| p.ask(case.peer)).transpose()?;
-        if round > 0 {
-            ours.push(time);
-            theirs.extend(peers);
-        }
-    }
-    let mut difference = None;
-    if let (Some(peer), Some(map), Some(allowed)) = (&mut peer, map, case.allowed) {
-        let outputs = peer.outputs()?;
-        let found = outputs.get(case.peer).ok_or("no maps")?;
-        let side = case.side as usize;
-        difference = Some((map_difference(&maps::upsample(&map, (side, side))?, found)?, allowed));
-    }
-    let version = Table::version(&peer, case.peer).to_string();
-    let peer = (!theirs.is_empty()).then_some((case.peer, version.as_str(), &theirs[..]));
-    table.add(Comparison { work: case.work.clone(), ours: &ours, peer, difference, target: None });
-    Ok(())
+        Ok((result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?, time))
+    })?;
+    let side = case.side as usize;
+    rounds.add(table, case.work.clone(), None, case.allowed, |map, theirs| {
+        map_difference(&maps::upsample(map, (side, side))?, theirs)
+    })
 }
 
 pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
@@ -66,7 +54,7 @@ pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 2,
             job: json!({ "method": "ig", "steps": steps }),
             peer: "captum",
-            allowed: Some(1e-2),
+            allowed: Some(1e-3),
         },
     )
 }
@@ -82,7 +70,7 @@ pub fn scorecam(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 1,
             job: json!({ "method": "scorecam" }),
             peer: "pytorch-grad-cam",
-            allowed: Some(1e-2),
+            allowed: Some(1e-3),
         },
     )
 }
@@ -98,7 +86,7 @@ pub fn ablationcam(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 1,
             job: json!({ "method": "ablationcam" }),
             peer: "pytorch-grad-cam",
-            allowed: Some(1e-2),
+            allowed: Some(1e-3),
         },
     )
 }

@@ -16,8 +16,10 @@ mod explainers;
 mod peer;
 mod pixel_ap;
 mod removal;
+mod rounds;
 mod run;
 mod scaling;
+mod startup;
 mod summary;
 mod table;
 mod training;
@@ -25,7 +27,7 @@ mod training;
 use clap::Parser;
 use lightbox::engine::{Engine, ExplainerChoice};
 use lightbox::registry;
-use lightbox_core::checkpoint::State;
+use lightbox_core::checkpoint::{self, State};
 use lightbox_sdk::spec::ModelOptions;
 use peer::Peer;
 use std::path::{Path, PathBuf};
@@ -38,9 +40,10 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 16] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
+    ("start-up", startup::measure),
     ("cost", cost::measure),
     ("explainers", explainers::measure),
     ("cams", cams::measure),
@@ -120,6 +123,13 @@ impl Bench {
             weights.push((format!("weights.{name}"), array.share_tensor()?.f_to_device(Device::Cpu)?.f_contiguous()?));
         }
         Ok((engine, weights))
+    }
+
+    /// Writes such a model's weights as a checkpoint.
+    pub fn write_weights(&self, model: &str, classes: usize, file: &Path) -> Result<()> {
+        let (_, state) = self.engine_of(model, 0, classes, &[])?;
+        let bare = |(name, tensor): (String, Tensor)| (name.trim_start_matches("weights.").to_string(), tensor);
+        Ok(checkpoint::write(file, &state.into_iter().map(bare).collect::<Vec<_>>())?)
     }
 
     pub fn peer(&self, row: &str, job: serde_json::Value, state: &State) -> Result<Option<Peer>> {

@@ -1,6 +1,7 @@
 //! Pixel-wise average precision of maps of 224 x 224 against scikit-learn, on the same maps and one thread.
 
-use crate::table::{Comparison, Table};
+use crate::rounds::alternate;
+use crate::table::Table;
 use crate::{Bench, Result};
 use lightbox_core::checkpoint::State;
 use lightbox_core::data::resize::upsample;
@@ -40,41 +41,27 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
             ("masks".to_string(), Tensor::from_slice(&masks).reshape(shape)),
         ];
         let mut peer = bench.peer("pixel-ap", json!({}), &state)?;
-        let (mut ours, mut theirs, mut scores) = (vec![], vec![], vec![]);
-        for round in 0..bench.rounds(9) + 1 {
+        let rounds = alternate(bench.rounds(9), &mut peer, "scikit-learn", || {
             let start = Instant::now();
+            let mut scores = Vec::new();
             for _ in 0..REPEATS {
                 scores = maps
                     .chunks_exact(SIDE * SIDE)
                     .zip(masks.chunks_exact(SIDE * SIDE))
                     .map(|(map, mask)| pixel_average_precision(map, mask))
-                    .collect();
+                    .collect::<Vec<_>>();
             }
-            let time = start.elapsed().as_secs_f64() / (REPEATS * MAPS) as f64;
-            let answer = peer.as_mut().map(|p| p.ask("scikit-learn")).transpose()?;
-            if round > 0 {
-                ours.push(time);
-                theirs.extend(answer.map(|seconds| seconds / MAPS as f64));
-            }
-        }
-        let mut difference = None;
-        if let Some(peer) = &mut peer {
-            let wanted = Vec::<f64>::try_from(peer.outputs()?.remove("scikit-learn").ok_or("no values")?)?;
+            Ok((scores, start.elapsed().as_secs_f64() / REPEATS as f64))
+        })?;
+        let work = format!("pixel AP, a map, one thread, {name}");
+        rounds.each(MAPS).add(table, work, Some(50.0), Some(1e-12), |scores, theirs| {
             let mut worst = 0f64;
-            for (score, wanted) in scores.iter().zip(wanted) {
+            for (score, wanted) in scores.iter().zip(Vec::<f64>::try_from(theirs)?) {
                 let Score::Value(value) = score else { return Err("a map failed".into()) };
                 worst = worst.max((value - wanted).abs());
             }
-            difference = Some((worst, 1e-12));
-        }
-        let version = Table::version(&peer, "scikit-learn").to_string();
-        table.add(Comparison {
-            work: format!("pixel AP, a map, one thread, {name}"),
-            ours: &ours,
-            peer: (!theirs.is_empty()).then_some(("scikit-learn", &version, &theirs)),
-            difference,
-            target: Some(50.0),
-        });
+            Ok(worst)
+        })?;
     }
     Ok(())
 }

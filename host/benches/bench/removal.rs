@@ -1,7 +1,8 @@
 //! Deletion and insertion curves of DenseNet121 against Quantus, which removes pixels highest first and lowest first: inserting
 //! the highest k of a map leaves what removing the lowest others does.
 
-use crate::table::{Comparison, Table};
+use crate::rounds::alternate;
+use crate::table::Table;
 use crate::{Bench, Result, highest, images, timed};
 use lightbox::engine::Engine;
 use lightbox_core::maps;
@@ -62,7 +63,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         ("baseline".to_string(), Setting::Choice("zero".into())),
     ]
     .into();
-    let ours_now = || -> Result<Vec<Vec<f64>>> {
+    let curves = || -> Result<Vec<Vec<f64>>> {
         let (scene, cell) = (Memo::default(), Memo::default());
         let mut all = Vec::new();
         for name in ["deletion", "insertion"] {
@@ -85,41 +86,20 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         }
         Ok(all)
     };
-    let (mut ours, mut theirs, mut values) = (vec![], vec![], vec![]);
-    for round in 0..bench.rounds(3) + 1 {
-        let (found, time) = timed(bench.device, ours_now)?;
-        values = found;
-        let peers = peer.as_mut().map(|p| p.ask("quantus")).transpose()?;
-        if round > 0 {
-            ours.push(time);
-            theirs.extend(peers);
-        }
-    }
-    let mut difference = None;
-    if let Some(peer) = &mut peer {
+    let rounds = alternate(bench.rounds(3), &mut peer, "quantus", || timed(bench.device, curves))?;
+    let work = format!("deletion and insertion, {STEPS} steps, densenet121, {n} images of {SIDE} x {SIDE}");
+    rounds.add(table, work, Some(2.0), Some(1e-3), |values, theirs| {
         // [2, n, steps]: the scores after each step; the image's own come first.
-        let found = peer.outputs()?.remove("quantus").ok_or("no curves")?;
         let own = engine.classify(&x)?.f_to_kind(Kind::Double)?.f_softmax(1, Kind::Double)?;
         let mut worst = 0f64;
         for (order, values) in values.iter().enumerate() {
             for (i, value) in values.iter().enumerate() {
-                let curve = Vec::<f64>::try_from(found.f_get(order as i64)?.f_get(i as i64)?)?;
-                let first = own.f_double_value(&[i as i64, classes[i]])?;
-                let mut points = vec![first];
-                points.extend(curve);
+                let mut points = vec![own.f_double_value(&[i as i64, classes[i]])?];
+                points.extend(Vec::<f64>::try_from(theirs.f_get(order as i64)?.f_get(i as i64)?)?);
                 let area: f64 = points.windows(2).map(|p| (p[0] + p[1]) / 2.0).sum::<f64>() / STEPS as f64;
                 worst = worst.max((area - value).abs() / area);
             }
         }
-        difference = Some((worst, 1e-3));
-    }
-    let version = Table::version(&peer, "quantus").to_string();
-    table.add(Comparison {
-        work: format!("deletion and insertion, {STEPS} steps, densenet121, {n} images of {SIDE} x {SIDE}"),
-        ours: &ours,
-        peer: (!theirs.is_empty()).then_some(("quantus", &version, &theirs)),
-        difference,
-        target: Some(2.0),
-    });
-    Ok(())
+        Ok(worst)
+    })
 }

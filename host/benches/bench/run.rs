@@ -6,7 +6,6 @@ use crate::decode::files;
 use crate::peer::{ALLOCATOR, script};
 use crate::table::{Comparison, Table};
 use crate::{Bench, Result, built};
-use lightbox_core::checkpoint;
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::{self, DataSpec, Truth};
 use lightbox_core::task::Task;
@@ -57,10 +56,8 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let mut weights = serde_json::Map::new();
     let mut models = String::new();
     for model in MODELS {
-        let (_, state) = bench.engine_of(model, 0, 2, &[])?;
-        let state: Vec<_> = state.into_iter().map(|(n, t)| (n.trim_start_matches("weights.").to_string(), t)).collect();
         let file = at(&format!("{model}.safetensors"));
-        checkpoint::write(&file, &state)?;
+        bench.write_weights(model, 2, &file)?;
         weights.insert(model.into(), json!(file));
         models += &format!("[[models]]\nname = {model:?}\nweights = {:?}\n", file.display().to_string());
     }

@@ -4,7 +4,6 @@
 use crate::table::Table;
 use crate::{Bench, Result, built};
 use lightbox::run::spent::Spent;
-use lightbox_core::checkpoint;
 use lightbox_core::metrics::{self, Masks};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,12 +15,10 @@ fn run(bench: &Bench, folder: &Path, images: usize, explainers: &[&str]) -> Resu
     let model = "densenet-small";
     let weights = folder.join("weights.safetensors");
     if !weights.is_file() {
-        let (_, state) = bench.engine(model, 0, &[])?;
-        let state: Vec<_> = state.into_iter().map(|(n, t)| (n.trim_start_matches("weights.").to_string(), t)).collect();
-        checkpoint::write(&weights, &state)?;
+        bench.write_weights(model, 0, &weights)?;
     }
     let mut spec = format!(
-        "name = \"scaling\"\npictures = 0\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
+        "name = \"scaling\"\npictures = 0\nstore_mib = 4\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
          [[models]]\nname = \"{model}\"\nweights = {:?}\n",
         images + 64,
         weights.display().to_string()
@@ -58,7 +55,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     }
     let rule = "---:|".repeat(sizes.len());
     table.text(format!(
-        "A run of densenet-small on phantoms of 128 x 128 with {} explainers, process and report included.\n\n\
+        "A run of densenet-small on phantoms of 128 x 128 with {} explainers and 4 MiB for images (a larger set streams), process and report included.\n\n\
          | test images |{head}\n|---|{rule}\n| seconds |{seconds}\n| MiB at most |{memory}\n",
         few.len()
     ));
@@ -105,10 +102,8 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let (start, end) = start.zip(end).ok_or("all-explainers has no models or explainers")?;
     let mut models = String::new();
     for model in ["densenet-small", "deit-mini"] {
-        let (_, state) = bench.engine(model, 0, &[])?;
-        let state: Vec<_> = state.into_iter().map(|(n, t)| (n.trim_start_matches("weights.").to_string(), t)).collect();
         let file = folder.path().join(format!("{model}.safetensors"));
-        checkpoint::write(&file, &state)?;
+        bench.write_weights(model, 0, &file)?;
         models += &format!("[[models]]\nname = \"{model}\"\nweights = {:?}\n", file.display().to_string());
     }
     let metrics = metrics::all().iter().filter(|m| {

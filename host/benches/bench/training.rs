@@ -1,12 +1,13 @@
 //! One epoch of training DenseNet121 and DeiT-S against PyTorch, from the same weights, with the same optimiser and order.
 
-use crate::table::{Comparison, Table};
+use crate::rounds::alternate;
+use crate::table::Table;
 use crate::{Bench, Result, images, plugin, relative_difference, timed};
 use lightbox::registry;
 use lightbox_sdk::Array;
 use lightbox_sdk::spec::{ModelOptions, TrainerOptions};
 use serde_json::json;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     for (family, model) in [("densenet", "densenet121"), ("deit", "deit_small_patch16_224")] {
@@ -33,38 +34,20 @@ fn one(bench: &Bench, table: &mut Table, family: &str, model: &str) -> Result<()
         precision: "float32".into(),
     };
     let (x, y) = (x.to_device(bench.device), Tensor::from_slice(&classes).to_device(bench.device));
-    let (mut ours, mut theirs, mut losses) = (vec![], vec![], vec![]);
-    for round in 0..bench.rounds(3) + 1 {
+    let rounds = alternate(bench.rounds(3), &mut peer, "pytorch", || {
         let made = registry::open(&plugin(family)?)?.make_model(model, &options)?;
         let mut trainer = made.trainer(&training)?;
-        let (found, time) = timed(bench.device, || {
+        timed(bench.device, || {
             let mut losses = Vec::new();
             for start in (0..n).step_by(batch as usize) {
                 let part = |t: &Tensor| Array::from_tensor(&t.narrow(0, start, batch.min(n - start)));
                 losses.push(trainer.step(&part(&x)?, &part(&y)?)?);
             }
             Ok(losses)
-        })?;
-        losses = found;
-        let answer = peer.as_mut().map(|p| p.ask("pytorch")).transpose()?;
-        if round > 0 {
-            ours.push(time);
-            theirs.extend(answer);
-        }
-    }
-    let mut difference = None;
-    if let Some(peer) = &mut peer {
-        let wanted = peer.outputs()?.remove("pytorch").ok_or("no losses")?;
-        let losses = Tensor::from_slice(&losses).f_to_kind(Kind::Double)?;
-        difference = Some((relative_difference(&losses, &wanted)?, 1e-2));
-    }
-    let version = Table::version(&peer, "pytorch").to_string();
-    table.add(Comparison {
-        work: format!("an epoch of {n} images, batches of {batch}, {model} (difference of losses)"),
-        ours: &ours,
-        peer: (!theirs.is_empty()).then_some(("PyTorch", &version, &theirs)),
-        difference,
-        target: None,
-    });
-    Ok(())
+        })
+    })?;
+    let work = format!("an epoch of {n} images, batches of {batch}, {model} (difference of losses)");
+    rounds.add(table, work, None, Some(1e-3), |losses, theirs| {
+        relative_difference(&Tensor::f_from_slice(losses)?, theirs)
+    })
 }
