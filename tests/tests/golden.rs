@@ -21,12 +21,18 @@ fn the_generator_gives_the_check_values() {
 
 /// Explains the goldens' input with the goldens' weights; compares each explainer's map with the golden's tensor.
 fn check(model: &str, golden: &str, pairs: &[(&str, &str)]) {
+    check_with(model, &[], golden, pairs);
+}
+
+/// The same with parameters of the model.
+fn check_with(model: &str, parameters: &[&str], golden: &str, pairs: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let (w, batch, raw) = (at("w.safetensors"), at("batch.safetensors"), at("raw.safetensors"));
     checkpoint::write(w.as_ref(), &weights(&oracle(&format!("{golden}.keys.json")))).unwrap();
     checkpoint::write(batch.as_ref(), &[("images".into(), input())]).unwrap();
     let mut arguments = vec!["explain", &batch, "--model", model, "--weights", &w, "--raw", &raw, "--device", "cpu"];
+    parameters.iter().for_each(|p| arguments.extend(["--model-param", p]));
     pairs.iter().for_each(|(explainer, _)| arguments.extend(["--explainer", explainer]));
     succeed(&arguments);
     let found = checkpoint::read(raw.as_ref()).unwrap();
@@ -46,6 +52,7 @@ fn check(model: &str, golden: &str, pairs: &[(&str, &str)]) {
 fn densenet121_equals_torchvision_and_pytorch_grad_cam() {
     let pairs = [("gradcam", "gradcam.raw.relu"), ("gradcam:layer=features.norm5", "gradcam.raw.norm5")];
     check("densenet121", "densenet121", &pairs);
+    check_with("densenet121", &["trunk=plain"], "densenet121", &pairs);
 }
 
 /// pytorch-grad-cam's eight methods at the same layer, its own final maps in [0, 1]: means over 16 x 16 pixels of the goldens'.

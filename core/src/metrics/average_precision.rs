@@ -77,18 +77,6 @@ pub fn average_precision(scores: &[f64], labels: &[u8]) -> Option<f64> {
     Some(sum)
 }
 
-/// The pixels of a map that the mask marks.
-pub(super) fn under(map: &[f32], mask: &[u8]) -> Vec<f32> {
-    let mut positives = Vec::new();
-    // Masks are mostly empty: eight pixels at a time are passed over.
-    for (values, bits) in map.chunks(8).zip(mask.chunks(8)) {
-        if bits.iter().fold(0, |any, m| any | m) != 0 {
-            positives.extend(values.iter().zip(bits).filter(|(_, m)| **m != 0).map(|(v, _)| *v));
-        }
-    }
-    positives
-}
-
 /// What a map scores on an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Score {
@@ -108,12 +96,11 @@ pub enum Score {
 /// ```
 pub fn pixel_average_precision(map: &[f32], mask: &[u8]) -> Score {
     assert_eq!(map.len(), mask.len(), "map and mask have one shape");
-    if let Some(mut pixels) = Pixels::new(under(map, mask))
-        && pixels.count(map)
-    {
-        return Score::Value(pixels.average_precision());
+    match Pixels::of(map, mask) {
+        Some(pixels) => Score::Value(pixels.average_precision()),
+        None if map.iter().all(|v| v.is_finite()) => Score::NotApplicable,
+        None => Score::Failed,
     }
-    if map.iter().all(|v| v.is_finite()) { Score::NotApplicable } else { Score::Failed }
 }
 
 /// [`pixel_average_precision`] of maps [n, h, w] against masks [n, h, w] (uint8) in libtorch's operations, on any device: the

@@ -2,7 +2,6 @@
 //! ROC analysis", Pattern Recognition Letters 2006. Oracle: scikit-learn `roc_auc_score`. Small findings make it high for any
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
-use super::average_precision::under;
 use super::each::{Image, OfOneMap, share};
 use super::pixels::Pixels;
 use super::{Masks, MetricSpec, Score};
@@ -23,10 +22,7 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let value = Pixels::new(under(image.map, image.mask)).and_then(|mut pixels| {
-        pixels.count(image.map);
-        pixels.auroc()
-    });
+    let value = Pixels::of(image.map, image.mask).and_then(|pixels| pixels.auroc());
     value.map_or(Score::not_applicable("the mask is the whole image"), Score::ok)
 }
 

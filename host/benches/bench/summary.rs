@@ -3,9 +3,10 @@
 
 use crate::table::Table;
 use crate::{Bench, Result};
+use lightbox_core::gather::Gather;
 use lightbox_core::metrics::{self, Score, Status};
 use lightbox_core::results::{self, Names, Row};
-use lightbox_core::summary::{Gather, MetricColumn, Plan};
+use lightbox_core::summary::{MetricColumn, Plan};
 use lightbox_core::task::Task;
 use std::time::Instant;
 

@@ -379,8 +379,9 @@ impl Run {
             facts.push(["Computed on".into(), parts.collect::<Vec<_>>().join(", ")]);
         }
         // A run of an earlier version has none.
-        if let Ok(spent) = read_json::<Spent>(&self.folder.0.join("spent.json")) {
-            facts.push(["Time of all workers".into(), spent.shown()]);
+        let spent = self.folder.0.join("spent.json");
+        if spent.is_file() {
+            facts.push(["Time of all workers".into(), read_json::<Spent>(&spent)?.shown()]);
         }
         Ok(json!({
             "facts": facts, "plugins": plugins, "explainers": self.about.explainers, "spec": text(self.folder.spec())?,

@@ -4,7 +4,8 @@ use super::folder::Folder;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
-/// Seconds of all workers together, each of one of them: threads do not count.
+/// Seconds of all workers together, each of one of them: threads do not count. On CUDA what is still running when a call
+/// returns counts where its result is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
     /// Decoding, resizing and fetching images.

@@ -1,0 +1,64 @@
+//! The predictions of one fold and training as a table, from which metrics of the classification are computed and drawn anew.
+
+use crate::metrics::Predictions;
+use crate::results::{Names, Prediction};
+use crate::task::Task;
+use std::collections::HashMap;
+
+/// Predictions of one fold and training, by class and image.
+pub struct Table {
+    /// Numbers of the images, in the names' order.
+    pub images: Vec<u32>,
+    scores: Vec<Vec<f64>>,
+    labels: Vec<Vec<u8>>,
+    /// By class: the images by rising score, so that a draw of them is sorted already.
+    order: Vec<Vec<usize>>,
+}
+
+impl Table {
+    pub fn new(predictions: &[Prediction], task: &Task, names: &Names) -> Self {
+        let mut images: Vec<u32> = predictions.iter().map(|p| p.image).collect();
+        images.sort_unstable();
+        images.dedup();
+        images.sort_by_key(|i| names.name(*i));
+        let at: HashMap<u32, usize> = images.iter().enumerate().map(|(i, image)| (*image, i)).collect();
+        let classes: HashMap<u32, usize> =
+            task.classes.iter().enumerate().filter_map(|(i, c)| names.find(c).map(|n| (n, i))).collect();
+        let n = task.classes.len();
+        let (mut scores, mut labels) = (vec![vec![f64::NAN; images.len()]; n], vec![vec![0; images.len()]; n]);
+        for p in predictions {
+            if let (Some(&i), Some(&c)) = (at.get(&p.image), classes.get(&p.class)) {
+                scores[c][i] = p.score;
+                labels[c][i] = u8::from(p.label);
+            }
+        }
+        let by_score = |scores: &Vec<f64>| {
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+            order
+        };
+        let order = scores.iter().map(by_score).collect();
+        Table { images, scores, labels, order }
+    }
+
+    pub fn view<'a>(&'a self, task: &'a Task) -> Predictions<'a> {
+        Predictions { task, scores: &self.scores, labels: &self.labels }
+    }
+
+    pub(crate) fn drawn(&self, counts: &[u8], task: &Task) -> Table {
+        fn draw<T: Copy>(values: &[T], counts: &[u8], order: &[usize]) -> Vec<T> {
+            order.iter().flat_map(|&i| std::iter::repeat_n(values[i], usize::from(counts[i]))).collect()
+        }
+        let scored = task.scored();
+        fn part<T: Copy>(all: &[Vec<T>], counts: &[u8], order: &[Vec<usize>], scored: &[usize]) -> Vec<Vec<T>> {
+            let one = |c: usize| if scored.contains(&c) { draw(&all[c], counts, &order[c]) } else { vec![] };
+            (0..all.len()).map(one).collect()
+        }
+        Table {
+            images: vec![],
+            scores: part(&self.scores, counts, &self.order, &scored),
+            labels: part(&self.labels, counts, &self.order, &scored),
+            order: vec![],
+        }
+    }
+}
