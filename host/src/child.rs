@@ -153,13 +153,24 @@ impl Child {
         self.process.kill();
     }
 
+    /// The reader's thread is gone in a moment, so that another child can be forked; not where something that a plugin has
+    /// started holds the channel open.
+    fn let_reader_end(&mut self) {
+        for _ in 0..10 {
+            if self.reader.as_ref().is_none_or(JoinHandle::is_finished) {
+                let _ = self.reader.take().map(JoinHandle::join);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Ends the process and says how it ended. One that is still alive is given a moment, then none.
     pub fn end(mut self) -> String {
         self.stdin = None;
         for round in 0..80 {
             if let Some(status) = self.process.wait(libc::WNOHANG) {
-                // Its channel is closed, so this is a moment: the thread is gone when another child is made.
-                let _ = self.reader.take().map(JoinHandle::join);
+                self.let_reader_end();
                 return match (status.signal(), status.code()) {
                     (Some(signal), _) => format!("it crashed ({})", signal_name(signal)),
                     (_, Some(code)) => format!("it ended the process (exit code {code})"),

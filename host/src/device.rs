@@ -25,8 +25,8 @@ unsafe extern "C" {
     fn lightbox_cpu_capability(text: *mut std::ffi::c_char, length: usize);
 }
 
-/// What decides which CPU kernels run: the instruction set that ATen chose, the extensions that oneDNN looks for, and the
-/// variables that limit them.
+/// What decides which CPU kernels run: the instruction set that ATen chose, the CPU's maker (MKL looks at it, and DenseNet's
+/// folded trunk), the extensions that oneDNN looks for, and the variables that limit them.
 pub fn kernels() -> String {
     let mut text = [0 as std::ffi::c_char; 64];
     // SAFETY: the shim writes at most one byte less than the buffer, which began as zeros.
@@ -35,12 +35,14 @@ pub fn kernels() -> String {
         std::ffi::CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
     };
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let maker =
+        info.lines().find_map(|l| l.strip_prefix("vendor_id")?.split_once(": ").map(|p| p.1)).unwrap_or_default();
     let flags = info.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     let known = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile"];
     let flags: Vec<&str> = flags.split_whitespace().filter(|f| known.contains(f)).collect();
     let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"];
     let limits = limits.iter().filter_map(|name| std::env::var(name).ok().map(|v| format!(", {name}={v}")));
-    format!("ATen {aten}; {}{}", flags.join(" "), limits.collect::<String>())
+    format!("ATen {aten}; {maker} {}{}", flags.join(" "), limits.collect::<String>())
 }
 
 /// The models of the NVIDIA cards that the driver knows, each once, separated by commas; empty without a driver.
