@@ -86,7 +86,7 @@ pub enum State {
         fold_std: Option<f64>,
         /// Mean over folds of the sample deviation over trainings; none for one training.
         seed_std: Option<f64>,
-        /// 95 % over images, by patient within classes ([`Bootstrap`]), of the mean over folds and trainings. None for pooled metrics.
+        /// 95 % over images, by patient within classes (`stats::bootstrap`), of the mean over folds and trainings. None for pooled metrics.
         interval: Option<[f64; 2]>,
         folds: Vec<FoldValue>,
         /// Images that count, a fold and training.
