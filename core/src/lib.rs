@@ -20,3 +20,9 @@ pub mod task;
 pub mod tensors;
 
 pub use error::{Error, Result};
+
+/// Whether the variable `LIGHTBOX_PLAIN` asks for the plain way wherever there is a faster one: no vectors chosen at run time,
+/// no image resized from its bytes. It is for tests, which hold the two together; models look at it as well.
+pub fn is_plain() -> bool {
+    std::env::var_os("LIGHTBOX_PLAIN").is_some_and(|v| !v.is_empty() && v != "0")
+}

@@ -14,6 +14,15 @@ extern "C" bool lightbox_repeatable() {
   return context.deterministicCuDNN() && context.deterministicAlgorithms();
 }
 
+// Whether CUDA may compute products of matrices and convolutions of float32 values in TF32, which has 10 bits of fraction.
+// libtorch's own default is no for the first and yes for the second. False if it did not take.
+extern "C" bool lightbox_tf32(bool on) {
+  auto &context = at::globalContext();
+  context.setAllowTF32CuBLAS(on);
+  context.setAllowTF32CuDNN(on);
+  return context.allowTF32CuBLAS() == on && context.allowTF32CuDNN() == on;
+}
+
 // The instruction set that ATen's kernels were chosen for: DEFAULT, AVX2, AVX512, ...
 extern "C" void lightbox_cpu_capability(char *text, size_t length) {
   std::strncpy(text, at::get_cpu_capability().c_str(), length - 1);

@@ -22,6 +22,7 @@ static TROUBLE: OnceLock<String> = OnceLock::new();
 
 unsafe extern "C" {
     fn lightbox_repeatable() -> bool;
+    fn lightbox_tf32(on: bool) -> bool;
     fn lightbox_cpu_capability(text: *mut std::ffi::c_char, length: usize);
 }
 
@@ -40,7 +41,7 @@ pub fn kernels() -> String {
     let flags = info.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     let known = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile"];
     let flags: Vec<&str> = flags.split_whitespace().filter(|f| known.contains(f)).collect();
-    let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"];
+    let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "LIGHTBOX_PLAIN"];
     let limits = limits.iter().filter_map(|name| std::env::var(name).ok().map(|v| format!(", {name}={v}")));
     format!("ATen {aten}; {maker} {}{}", flags.join(" "), limits.collect::<String>())
 }
@@ -69,6 +70,16 @@ fn repeatable() -> Result<()> {
     match unsafe { lightbox_repeatable() } {
         true => Ok(()),
         false => Err(Error::input("libtorch did not switch to repeatable operations")),
+    }
+}
+
+/// Whether CUDA computes products of matrices and convolutions of float32 values in TF32. [`choose`] says no, so that a GPU's
+/// numbers are a CPU's up to rounding.
+pub fn tf32(on: bool) -> Result<()> {
+    // SAFETY: sets switches of libtorch and reads them back.
+    match unsafe { lightbox_tf32(on) } {
+        true => Ok(()),
+        false => Err(Error::input("libtorch did not switch between float32 and TF32")),
     }
 }
 
@@ -107,7 +118,7 @@ pub fn choose(name: &str) -> Result<Device> {
     let cuda = |n: usize| {
         let count = tch::Cuda::device_count();
         match (n as i64) < count {
-            true => repeatable().map(|()| Device::Cuda(n)),
+            true => repeatable().and_then(|()| tf32(false)).map(|()| Device::Cuda(n)),
             false => Err(Error::input(format!(
                 "device cuda:{n} was asked for, {count} CUDA devices are there (hint: --device auto, or `cargo xtask \
                  setup --cuda` if libtorch was installed without CUDA)"
@@ -158,7 +169,9 @@ mod tests {
     }
 
     #[test]
-    fn libtorch_takes_the_switches_for_repeatable_operations() {
+    fn libtorch_takes_its_switches() {
         repeatable().unwrap();
+        tf32(true).unwrap();
+        tf32(false).unwrap();
     }
 }

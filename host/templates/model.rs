@@ -43,7 +43,7 @@ fn make(options: &ModelOptions) -> Result<Box<dyn Model>> {
     }
     params.add(HEAD[0], &[spec.classes as i64, CHANNELS], Init::Normal(0.1))?;
     params.add(HEAD[1], &[spec.classes as i64], Init::Constant(0.0))?;
-    Ok(Box::new(NetModel(TypeName(Base { spec, params }))))
+    Ok(Box::new(NetModel::new(TypeName(Base { spec, params }))))
 }
 
 struct TypeName(Base);

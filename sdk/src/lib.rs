@@ -73,6 +73,12 @@ pub const BUILT_WITH_TORCH: &str = env!("LIGHTBOX_TORCH");
 /// The compiler.
 pub const BUILT_WITH_RUSTC: &str = env!("LIGHTBOX_RUSTC");
 
+/// Whether the variable `LIGHTBOX_PLAIN` asks for the plain way wherever there is a faster one that changes rounding only, so
+/// that a suite can be run with both: norms stay layers, the last block is computed whole.
+pub fn is_plain() -> bool {
+    std::env::var_os("LIGHTBOX_PLAIN").is_some_and(|v| !v.is_empty() && v != "0")
+}
+
 /// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
 pub mod prelude {
     #[cfg(feature = "tch")]

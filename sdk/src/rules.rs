@@ -32,7 +32,7 @@
 use crate::tape::Tape;
 use crate::{Error, Result};
 use std::ffi::{CStr, c_char, c_void};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Rules of [`relu`].
 pub const RELU: [&str; 3] = ["relu:guided", "relu:deconv", "relu:rescale"];
@@ -203,7 +203,9 @@ pub fn max_pool2d(at: &At<'_, '_>, x: &Tensor, (kernel, stride, padding): (i64, 
 ///   exchanged and `b-`: what speaks for the output's sign counts more.
 /// - `zplus`: `u = x+ W+ + x- W- + b+`.
 pub fn linear(at: &At<'_, '_>, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    map(at, "linear", x, weight, bias, |x, w, b| Ok(x.f_linear(w, b)?))
+    // A float32 head on values in bfloat16.
+    let x = if x.f_kind()? == Kind::BFloat16 { x.f_to_kind(weight.f_kind()?)? } else { x.shallow_clone() };
+    map(at, "linear", &x, weight, bias, |x, w, b| Ok(x.f_linear(w, b)?))
 }
 
 /// A convolution of [B, C, H, W] with square stride and zero padding, under a rule `conv:...` if there is one, else that of

@@ -18,6 +18,8 @@ pub struct Tape<'a> {
     passed: BTreeSet<String>,
     /// False until the site is reached at which the request begins.
     begun: bool,
+    /// What the model computes in. What comes from the request is float32, and what is answered.
+    kind: Kind,
 }
 
 /// One step of a model that is a column of steps, whose result is the site `name`. A run that begins at a later site does
@@ -33,7 +35,7 @@ pub fn step(
     {
         let Some(start) = tape.request.start.as_ref().filter(|s| s.site == name) else { return Ok(x) };
         tape.begun = true;
-        let value = start.value.share_tensor()?;
+        let value = tape.taken(&start.value, tape.kind)?;
         return tape.site(name, value);
     }
     let value = f(x, tape)?;
@@ -59,9 +61,20 @@ impl<'a> Tape<'a> {
         request: &'a Request,
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
+        Tape::run_in(Kind::Float, request, forward)
+    }
+
+    /// The same for a model that computes in another type: images, patches and where the run begins come to it in that type,
+    /// and the answer is float32.
+    pub fn run_in(
+        kind: Kind,
+        request: &'a Request,
+        forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
+    ) -> Result<Response> {
         let begun = request.start.is_none();
-        let mut tape = Tape { request, values: BTreeMap::new(), kept: BTreeMap::new(), passed: BTreeSet::new(), begun };
-        let images = request.images.share_tensor()?;
+        let (values, kept, passed) = Default::default();
+        let mut tape = Tape { request, values, kept, passed, begun, kind };
+        let images = tape.taken(&request.images, kind)?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();
             let logits = forward(&mut tape, images)?;
@@ -72,6 +85,17 @@ impl<'a> Tape<'a> {
                 tape.finish(logits)
             })
         }
+    }
+
+    /// An array of the request in the type of a value of the model.
+    fn taken(&self, array: &Array, kind: Kind) -> Result<Tensor> {
+        let tensor = array.share_tensor()?;
+        Ok(if self.kind == Kind::Float { tensor } else { tensor.f_to_kind(kind)? })
+    }
+
+    /// A value of the model as it is answered.
+    fn given(&self, value: &Tensor) -> Result<Tensor> {
+        Ok(if self.kind == Kind::Float { value.shallow_clone() } else { value.f_to_kind(Kind::Float)? })
     }
 
     /// True when the request reads, patches, derives from or differentiates this site, so that it must exist.
@@ -116,10 +140,10 @@ impl<'a> Tape<'a> {
         self.passed.insert(name.into());
         for patch in self.request.patches.iter().filter(|p| p.site == name) {
             if let Some(scale) = &patch.scale {
-                value = value.f_mul(&scale.share_tensor()?)?;
+                value = value.f_mul(&self.taken(scale, value.f_kind()?)?)?;
             }
             if let Some(shift) = &patch.shift {
-                value = value.f_add(&shift.share_tensor()?)?;
+                value = value.f_add(&self.taken(shift, value.f_kind()?)?)?;
             }
             if value.size() != shape {
                 return Err(Error::invalid(format!(
@@ -137,7 +161,7 @@ impl<'a> Tape<'a> {
             self.kept.insert(name.into(), value.shallow_clone());
         }
         if self.request.values.iter().any(|s| s == name) {
-            self.values.insert(name.into(), Array::from_tensor(&value)?);
+            self.values.insert(name.into(), Array::from_tensor(&self.given(&value)?)?);
         }
         Ok(value)
     }
@@ -172,7 +196,7 @@ impl<'a> Tape<'a> {
                             value.size()
                         )));
                     }
-                    value.f_mul(&tensor)?.f_sum(Kind::Float)?
+                    self.given(value)?.f_mul(&tensor)?.f_sum(Kind::Float)?
                 }
             };
             sum = Some(match sum {
@@ -203,6 +227,7 @@ impl<'a> Tape<'a> {
             let leaf = self.kept.get(site);
             leaves.push(leaf.ok_or_else(|| Error::invalid(format!("the model did not pass site {site}")))?);
         }
+        let logits = self.given(&logits)?;
         let mut grads = Vec::new();
         for (i, set) in self.request.objectives.iter().enumerate() {
             let sum = self.sum_of(set, &logits)?;
@@ -222,7 +247,7 @@ impl<'a> Tape<'a> {
                     // A site behind the objective's own: nothing is lost on the way, there is none.
                     self.kept[site].f_zeros_like()?
                 };
-                set.insert(site.clone(), Array::from_tensor(&grad)?);
+                set.insert(site.clone(), Array::from_tensor(&self.given(&grad)?)?);
             }
             grads.push(set);
         }

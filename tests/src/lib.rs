@@ -19,7 +19,7 @@ pub fn built(name: &str) -> PathBuf {
 /// The program, with a clean environment.
 pub fn lightbox(arguments: &[&str]) -> Command {
     let mut command = Command::new(built("lightbox"));
-    command.args(arguments).env_remove("LIGHTBOX_PLUGIN_PATH").env("NO_COLOR", "1");
+    command.args(arguments).env_remove("LIGHTBOX_PLUGIN_PATH").env("LIGHTBOX_CACHE", "").env("NO_COLOR", "1");
     command
 }
 

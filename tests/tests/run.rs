@@ -479,3 +479,37 @@ fn a_tuned_metric_and_an_explainer_join_a_run() {
     assert!(rows.iter().any(|r| r["metric"] == "iou" && r["explainer"] == "centre" && r["after"].as_f64() > Some(0.0)));
     assert_eq!(told["only_before"].as_array().unwrap().len() + told["only_after"].as_array().unwrap().len(), 0);
 }
+
+#[test]
+fn prepared_images_are_found_by_the_next_run_of_the_same_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    succeed(&["data", "make", &text(&at("data")), "--count", "20", "--pixels", "64"]);
+    let spec = "name = \"x\"\nthreads = 1\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\n\
+                name = \"densenet-small\"\nparams = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
+    std::fs::write(at("x.toml"), spec).unwrap();
+    let start = |output: &str, cache: &str| {
+        let mut command = lightbox(&["run", "x.toml", "--output", output]);
+        let (_, err, code) =
+            texts(command.current_dir(folder.path()).env("LIGHTBOX_CACHE", at(cache)).output().unwrap());
+        assert_eq!(code, 0, "{err}");
+        err
+    };
+    let prepared = |run: &str| std::fs::read(at(run).join("prepared/images-64.safetensors")).unwrap();
+    let kept = || std::fs::read_dir(at("cache")).unwrap().count();
+    let taken = "as an earlier run prepared them";
+    assert!(!start("first", "cache").contains(taken) && kept() == 1);
+    assert!(start("second", "cache").contains(taken) && kept() == 1);
+    assert_eq!(prepared("first"), prepared("second"));
+    assert_eq!(values(&at("first")), values(&at("second")));
+    // Another image is another set, and the old one is still there.
+    lightbox_core::data::image::write_png(&at("data/phantom-0000003.png"), 64, 64, &[7; 4096]).unwrap();
+    assert!(!start("third", "cache").contains(taken) && kept() == 2);
+    assert!(prepared("third") != prepared("first"));
+    // Where nothing can be kept the run goes on and says so.
+    std::fs::write(at("file"), "").unwrap();
+    assert!(start("fourth", "file").contains("could not be kept for other runs"));
+    // What was kept may go.
+    std::fs::remove_dir_all(at("cache")).unwrap();
+    assert!(start("third", "cache").contains("done before"));
+}

@@ -78,7 +78,9 @@ impl Image {
     /// The image at another size, channels first, values in [0, 1] as [`Image::unit_by`] says.
     pub fn resized(&self, (width, height): (usize, usize), intensity: Intensity) -> Result<Vec<f32>> {
         let (from, to) = ((self.width, self.height), (width, height));
-        if let (Pixels::U8(bytes), Intensity::Auto, 1) = (&self.pixels, intensity, self.channels) {
+        if let (Pixels::U8(bytes), Intensity::Auto, 1, false) =
+            (&self.pixels, intensity, self.channels, crate::is_plain())
+        {
             // Most radiographs: their bytes are read once.
             return Ok(resize(bytes, from, to).into_iter().map(|v| v / 255.0).collect());
         }

@@ -38,6 +38,28 @@ struct Mapped {
 }
 
 impl Mapped {
+    /// Maps a prepared file; also its side. What is not whole is an error.
+    fn open(file: &Path) -> Result<(Self, usize)> {
+        let opened = File::open(file).map_err(|e| Error::io(file, &e))?;
+        // SAFETY: the file is ours and complete: it took its name after its last byte was written, and nobody changes it.
+        let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(|e| Error::io(file, &e))?;
+        let broken = |e: &dyn std::fmt::Display| {
+            Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
+        };
+        let (start, n, channels, size, depth) = {
+            let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
+            let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
+            let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
+            let [n, channels, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
+            let end = 8 + length + n * size * size * (channels * depth + 1) + n;
+            if map.len() < end {
+                return Err(broken(&"truncated"));
+            }
+            (8 + length, n, channels, size, depth)
+        };
+        Ok((Mapped { map: Arc::new(map), start, n, pixels: size * size, channels, depth }, size))
+    }
+
     fn image(&self, i: usize) -> &[u8] {
         let size = self.pixels * self.channels * self.depth;
         &self.map[self.start + i * size..][..size]
@@ -237,27 +259,16 @@ fn write(
     Ok(false)
 }
 
+/// How many images a prepared file holds. One that is not whole is an error.
+pub fn images(file: &Path) -> Result<usize> {
+    Ok(Mapped::open(file)?.0.n)
+}
+
 impl Store {
     /// Opens a prepared file. `mean` and `std` are the model's, a channel; `budget` is in bytes of device memory.
     pub fn open(file: &Path, mean: &[f64], std: &[f64], device: Device, budget: usize) -> Result<Self> {
-        let opened = File::open(file).map_err(|e| Error::io(file, &e))?;
-        // SAFETY: the file is ours and complete: it took its name after its last byte was written, and nobody changes it.
-        let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(|e| Error::io(file, &e))?;
-        let broken = |e: &dyn std::fmt::Display| {
-            Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
-        };
-        let (start, n, channels, size, depth) = {
-            let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
-            let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
-            let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
-            let [n, channels, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
-            let end = 8 + length + n * size * size * (channels * depth + 1) + n;
-            if map.len() < end {
-                return Err(broken(&"truncated"));
-            }
-            (8 + length, n, channels, size, depth)
-        };
-        let mapped = Mapped { map: Arc::new(map), start, n, pixels: size * size, channels, depth };
+        let (mapped, size) = Mapped::open(file)?;
+        let (n, channels, depth) = (mapped.n, mapped.channels, mapped.depth);
         // raw * unit_scale + unit_shift is in [0, 1].
         let (unit_scale, unit_shift) = if depth == 1 { (1.0 / 255.0, 0.0) } else { (1.0 / 65535.0, 32768.0 / 65535.0) };
         let channel = |f: &dyn Fn(f64, f64) -> f64| -> Result<Tensor> {

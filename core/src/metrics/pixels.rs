@@ -96,7 +96,8 @@ impl Pixels {
     /// Counts all pixels of an image, positives too. False, and nothing is counted, when a score is not finite.
     pub fn count(&mut self, scores: &[f32]) -> bool {
         // The widest vectors come last.
-        let count = ways().last().copied().unwrap_or(Pixels::count_into);
+        let widest = if crate::is_plain() { None } else { ways().last().copied() };
+        let count = widest.unwrap_or(Pixels::count_into);
         self.count_by(count, scores)
     }
 

@@ -15,6 +15,7 @@ mod decode;
 mod explainers;
 mod peer;
 mod pixel_ap;
+mod precision;
 mod removal;
 mod rounds;
 mod run;
@@ -30,6 +31,7 @@ use lightbox::registry;
 use lightbox_core::checkpoint::{self, State};
 use lightbox_sdk::spec::ModelOptions;
 use peer::Peer;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use table::Table;
@@ -40,7 +42,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
     ("start-up", startup::measure),
@@ -51,6 +53,7 @@ const ROWS: [Row; 16] = [
     ("scorecam", attributions::scorecam),
     ("ablationcam", attributions::ablationcam),
     ("rise", attributions::rise),
+    ("precision", precision::measure),
     ("pixel-ap", pixel_ap::measure),
     ("removal", removal::measure),
     ("decode", decode::measure),
@@ -107,22 +110,36 @@ impl Bench {
 
     /// The same, of another number of classes than the model's own (0).
     pub fn engine_of(&self, model: &str, size: i64, classes: usize, explainers: &[&str]) -> Result<(Engine, State)> {
-        let family = model.split(['_', '-']).next().unwrap_or_default().trim_end_matches(char::is_numeric);
-        let mut options = ModelOptions { device: self.name(), classes, seed: 1, ..ModelOptions::default() };
-        if size > 0 {
-            options.params.insert("size".into(), size.into());
+        let size = (size > 0).then(|| ("size".to_string(), size.into()));
+        let engine = self.made(model, size.into_iter().collect(), classes, explainers)?;
+        let mut weights = State::new();
+        for (name, array) in engine.parameters()? {
+            weights.push((format!("weights.{name}"), array.share_tensor()?.f_to_device(Device::Cpu)?.f_contiguous()?));
         }
+        Ok((engine, weights))
+    }
+
+    /// The same weights, computing in another precision.
+    pub fn engine_in(&self, model: &str, precision: &str, explainers: &[&str]) -> Result<Engine> {
+        self.made(model, BTreeMap::from([("precision".to_string(), precision.into())]), 0, explainers)
+    }
+
+    fn made(
+        &self,
+        model: &str,
+        params: BTreeMap<String, serde_json::Value>,
+        classes: usize,
+        explainers: &[&str],
+    ) -> Result<Engine> {
+        let family = model.split(['_', '-']).next().unwrap_or_default().trim_end_matches(char::is_numeric);
+        let options = ModelOptions { device: self.name(), classes, seed: 1, params };
         let made = registry::open(&plugin(family)?)?.make_model(model, &options)?;
         let mut engine = Engine::new(made, self.device, 0, lightbox::engine::terminal())?;
         for explainer in explainers {
             let (file, choice) = explainer.split_once('/').ok_or("plugin/name")?;
             engine.add(&plugin(file)?, &ExplainerChoice::parse(choice)?)?;
         }
-        let mut weights = State::new();
-        for (name, array) in engine.parameters()? {
-            weights.push((format!("weights.{name}"), array.share_tensor()?.f_to_device(Device::Cpu)?.f_contiguous()?));
-        }
-        Ok((engine, weights))
+        Ok(engine)
     }
 
     /// Writes such a model's weights as a checkpoint.
@@ -200,6 +217,9 @@ pub fn relative_difference(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
 }
 
 fn main() {
+    // Runs are measured with the preparing of their images.
+    // SAFETY: no other thread is there yet.
+    unsafe { std::env::set_var("LIGHTBOX_CACHE", "") };
     lightbox::device::open_cuda();
     lightbox::device::keep_memory();
     let cli = Cli::parse();

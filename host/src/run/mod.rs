@@ -17,6 +17,7 @@
 //! done. Whoever is killed, the same command continues.
 
 pub mod about;
+mod cache;
 pub mod events;
 pub mod executor;
 mod explain;

@@ -76,7 +76,8 @@ impl Identities {
         for (model, &side) in spec.models.iter().zip(sides) {
             let plugin = &environment.plugin("model", &model.name)?.sha256;
             let build = [&model.name, plugin, &by_content(&model.params)?, &classes(spec, model).to_string()];
-            let build = hash(build);
+            let tf32 = spec.tf32.then(|| "tf32".to_string());
+            let build = hash(build.into_iter().cloned().chain(tf32));
             let train = json(&model.train)?;
             let weights = (0..split.folds.len())
                 .map(|fold| hash([model.weights_file(fold).map(|f| file(&f)).unwrap_or_default(), train.clone()]))

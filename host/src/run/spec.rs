@@ -42,6 +42,9 @@ pub struct RunSpec {
     /// auto, cpu, cuda or cuda:N.
     #[serde(default = "auto")]
     pub device: String,
+    /// On CUDA, compute products of matrices and convolutions of float32 values in TF32.
+    #[serde(default)]
+    pub tf32: bool,
     /// Images a batch when explaining.
     #[serde(default = "thirty_two")]
     pub batch_size: usize,

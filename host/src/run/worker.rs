@@ -2,6 +2,7 @@
 //!
 //! Models and explainers run here, so that one that crashes or hangs ends this process alone.
 
+use super::cache::Cache;
 use super::events::{Event, Failure, FailureKind, Order, now};
 use super::explain::Made;
 use super::folder::{Environment, FileState, Folder, Machine, Record, hash, read_json, write_json};
@@ -20,6 +21,7 @@ use lightbox_core::checkpoint;
 use lightbox_core::data::split::{Split, SplitSpec};
 use lightbox_core::data::store::{self, Store};
 use lightbox_core::data::{self, Source};
+use lightbox_core::files;
 use lightbox_core::seed::derive;
 use lightbox_core::task::Explained;
 use lightbox_sdk::Array;
@@ -136,6 +138,9 @@ impl Worker {
         let spec = RunSpec::parse(&text, &folder.0)?;
         let environment = read_json(&folder.environment())?;
         let device = device::choose(device)?;
+        if spec.tf32 {
+            device::tf32(true)?;
+        }
         let (source, split, identities, stores, mean_masks, open) = Default::default();
         Ok(Worker {
             folder,
@@ -301,10 +306,50 @@ impl Worker {
             }
             write_json(&sources, &states)?;
         }
-        let voice = self.voice.clone();
+        let (voice, file, images) = (self.voice.clone(), self.folder.prepared(side), source.samples().len());
+        let note = |text: String| voice.say(Event::Note { text });
+        let cache = Cache::of_user().filter(|_| !file.is_file());
+        let name = cache.as_ref().map(|_| self.prepared_id(side)).transpose()?;
+        let cache = cache.zip(name);
+        if let Some((cache, name)) = &cache {
+            match cache.take(name, images, &file) {
+                Ok(true) => {
+                    note(format!(
+                        "images of {side} px: {} (as an earlier run prepared them)",
+                        cache.file(name).display()
+                    ));
+                    return Ok(images);
+                }
+                Ok(false) => {}
+                Err(e) => note(format!("prepared images could not be taken from the cache: {e}")),
+            }
+        }
         let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
-        store::prepare(source.as_ref(), side, &self.folder.prepared(side), &mut progress)?;
-        Ok(source.samples().len())
+        store::prepare(source.as_ref(), side, &file, &mut progress)?;
+        if let Some((cache, name)) = &cache
+            && let Err(e) = cache.keep(&file, name)
+        {
+            note(format!(
+                "the prepared images could not be kept for other runs: {e} (hint: LIGHTBOX_CACHE names the folder)"
+            ));
+        }
+        Ok(images)
+    }
+
+    /// What prepared images depend on, as a name: this program, the data's settings, what its tables say, and the contents
+    /// of its files.
+    fn prepared_id(&self, side: usize) -> Result<String> {
+        let json = |value: serde_json::Result<String>| value.map_err(|e| Error::input(e.to_string()));
+        let states: Vec<FileState> = read_json(&self.folder.sources())?;
+        let parts = [
+            files::sha256(&std::env::current_exe()?)?,
+            lightbox_core::is_plain().to_string(),
+            side.to_string(),
+            json(serde_json::to_string(&self.spec.data))?,
+            json(serde_json::to_string(&self.spec.task))?,
+            self.environment.data.clone(),
+        ];
+        Ok(hash(parts.into_iter().chain(states.into_iter().map(|s| s.sha256))))
     }
 
     fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {

@@ -89,7 +89,10 @@ impl Config {
 }
 
 fn parameters() -> Vec<ParamSpec> {
-    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+    vec![
+        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
+        nn::precision(),
+    ]
 }
 
 fn input_size(config: &Config, options: &ModelOptions) -> Result<i64> {
@@ -170,7 +173,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, &spec, options)?;
-    Ok(Box::new(NetModel(Deit { config, base: Base { spec, params } })))
+    let kind = nn::kind(&Params::resolve(&parameters(), &options.params)?)?;
+    Ok(Box::new(NetModel::new(Deit { config, base: Base { spec, params } }).computing_in(kind)))
 }
 
 /// Normal with deviation 0.02 for matrices and embeddings, zero biases, as the reference begins (there truncated at two
@@ -267,7 +271,8 @@ impl Deit {
         let y = site(tape, &name("norm1"), self.norm(tape, &x, &name("norm1"))?)?;
         let y = rules::attention_input(tape, &y)?;
         let any = |sites: &[String]| tape.is_none() || sites.iter().any(|site| wants(tape, site));
-        let short = i + 1 == self.config.depth && !any(&[name("attn.proj"), format!("blocks.{i}"), "norm".into()]);
+        let last = i + 1 == self.config.depth && !lightbox_sdk::is_plain();
+        let short = last && !any(&[name("attn.proj"), format!("blocks.{i}"), "norm".into()]);
         let prefix = self.config.prefix().len() as i64;
         if short && !any(&["attn.q", "attn.logits", "attn"].map(name)) {
             n = prefix;
@@ -435,6 +440,32 @@ mod tests {
                 assert!(relative(&short.0, &whole.0) < 1e-5 && relative(&short.1, &whole.1) < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn bfloat16_is_float32_up_to_its_digits() {
+        let run = |precision: &str, rules: &[&str]| {
+            let mut options = ModelOptions::default();
+            options.params.insert("precision".into(), precision.into());
+            let model = make(&MINI, &options).unwrap();
+            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
+            let targets = Array::from_vec(&[2], vec![1i64, 0]).unwrap();
+            let site = model.spec().cam_site.unwrap();
+            let mut request =
+                Request::explain(images, targets, std::slice::from_ref(&site), &[site.clone(), "input".into()]);
+            request.rules = rules.iter().map(|r| r.to_string()).collect();
+            let response = model.run(&request).unwrap();
+            let all =
+                [&response.logits, &response.values[&site], &response.grads[0][&site], &response.grads[0]["input"]];
+            all.map(|a| a.share_tensor().unwrap().copy())
+        };
+        for (full, low) in run("float32", &[]).iter().zip(run("bfloat16", &[])) {
+            assert_eq!(low.kind(), lightbox_sdk::tch::Kind::Float);
+            let error = ((full - low).norm() / full.norm()).double_value(&[]);
+            assert!(error > 1e-5 && error < 0.1, "{error}");
+        }
+        // Rules divide by small numbers: they stay in float32.
+        assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
     }
 
     #[test]

@@ -152,6 +152,23 @@ impl Trunk {
         Ok(Trunk { conv0: channels_last(&conv0)?, bias0, blocks, scale5, shift5, growth: config.growth, by })
     }
 
+    /// The same in another type, but for the last norm: what explainers read is float32.
+    pub fn lowered(&self, kind: Kind) -> Result<Self> {
+        let fold = |f: &Folded| -> Result<Folded> {
+            let (low, high) = (f.low.f_to_kind(kind)?, f.high.f_to_kind(kind)?);
+            Ok(Folded { low, high, weight: f.weight.f_to_kind(kind)?, bias: f.bias.f_to_kind(kind)? })
+        };
+        let mut blocks = Vec::new();
+        for (layers, transition) in &self.blocks {
+            let layer = |l: &Layer| Ok(Layer { reduce: fold(&l.reduce)?, conv: l.conv.f_to_kind(kind)? });
+            let layers = layers.iter().map(layer).collect::<Result<_>>()?;
+            blocks.push((layers, transition.as_ref().map(fold).transpose()?));
+        }
+        let (scale5, shift5) = (self.scale5.shallow_clone(), self.shift5.shallow_clone());
+        let (conv0, bias0) = (self.conv0.f_to_kind(kind)?, self.bias0.f_to_kind(kind)?);
+        Ok(Trunk { conv0, bias0, blocks, scale5, shift5, growth: self.growth, by: self.by })
+    }
+
     /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory.
     pub fn run(&self, images: &Tensor) -> Result<Tensor> {
         let x = channels_last(images)?;
@@ -161,7 +178,7 @@ impl Trunk {
             let [n, mut channels, h, w]: [i64; 4] =
                 x.size().try_into().map_err(|s| Error::invalid(format!("features of shape {s:?}")))?;
             let width = channels + layers.len() as i64 * self.growth;
-            let buffer = Tensor::f_empty([n, h, w, width], (Kind::Float, Device::Cpu))?;
+            let buffer = Tensor::f_empty([n, h, w, width], (x.f_kind()?, Device::Cpu))?;
             buffer.f_narrow(3, 0, channels)?.f_copy_(&x.f_permute([0, 2, 3, 1])?)?;
             for layer in layers {
                 let fold = &layer.reduce;
@@ -178,7 +195,7 @@ impl Trunk {
                     x = fold.product(&z.f_permute([0, 2, 3, 1])?, self.by)?;
                 }
                 None => {
-                    let z = self.shift5.f_addcmul(&buffer, &self.scale5)?;
+                    let z = self.shift5.f_addcmul(&buffer.f_to_kind(Kind::Float)?, &self.scale5)?;
                     return Ok(z.f_permute([0, 3, 1, 2])?);
                 }
             }

@@ -11,7 +11,7 @@ use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At, relu};
 use lightbox_sdk::tape::{Tape, site, step, wants};
-use lightbox_sdk::tch::{Device, Tensor};
+use lightbox_sdk::tch::{Device, Kind, Tensor};
 use std::cell::OnceCell;
 
 lightbox_sdk::export!();
@@ -84,6 +84,7 @@ fn parameters() -> Vec<ParamSpec> {
             "how a CPU computes what comes before features.norm5 where nobody looks inside: with norms folded into \
              convolutions, or layer by layer; the same up to rounding",
         ),
+        nn::precision(),
     ]
 }
 
@@ -169,8 +170,10 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    let folded = Params::resolve(&parameters(), &options.params)?.text("trunk")? == "folded";
-    Ok(Box::new(NetModel(DenseNet::new(config, Base { spec, params }, folded))))
+    let chosen = Params::resolve(&parameters(), &options.params)?;
+    let folded = chosen.text("trunk")? == "folded" && !lightbox_sdk::is_plain();
+    let net = DenseNet::new(config, Base { spec, params }, folded);
+    Ok(Box::new(NetModel::new(net).computing_in(nn::kind(&chosen)?)))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -360,6 +363,20 @@ impl Network for DenseNet {
         self.tail(norm5, &mut Some(tape))
     }
 
+    fn is_head(name: &str) -> bool {
+        HEAD.contains(&name)
+    }
+
+    /// The trunk is folded in float32, and lowered then.
+    fn lowered(&self, kind: Kind) -> Result<Self> {
+        let low = self.with(self.base.with(self.base.params.lowered(kind, Self::is_head)?));
+        if self.folded && self.base.params.device() == Device::Cpu {
+            let _ =
+                low.trunk.set(fast::Trunk::new(self.config, &self.base.params, fast::Product::best())?.lowered(kind)?);
+        }
+        Ok(low)
+    }
+
     fn is_buffer(name: &str) -> bool {
         ["running_mean", "running_var", "num_batches_tracked"].iter().any(|leaf| name.ends_with(leaf))
     }
@@ -442,7 +459,35 @@ mod tests {
             response.logits.share_tensor().unwrap()
         };
         let (folded, plain) = (run("folded"), run("plain"));
-        assert!(folded != plain && (folded - &plain).abs().max().double_value(&[]) < 1e-4);
+        assert_eq!(folded == plain, lightbox_sdk::is_plain());
+        assert!((folded - &plain).abs().max().double_value(&[]) < 1e-4);
+    }
+
+    #[test]
+    fn bfloat16_is_float32_up_to_its_digits() {
+        let run = |precision: &str, rules: &[&str]| {
+            let mut options = ModelOptions::default();
+            options.params.insert("precision".into(), precision.into());
+            let model = make(&SMALL, &options).unwrap();
+            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
+            let targets = Array::from_vec(&[2], vec![1i64, 0]).unwrap();
+            let site = model.spec().cam_site.unwrap();
+            let mut request =
+                Request::explain(images, targets, std::slice::from_ref(&site), &[site.clone(), "input".into()]);
+            request.rules = rules.iter().map(|r| r.to_string()).collect();
+            let response = model.run(&request).unwrap();
+            let all =
+                [&response.logits, &response.values[&site], &response.grads[0][&site], &response.grads[0]["input"]];
+            all.map(|a| a.share_tensor().unwrap().copy())
+        };
+        for (full, low) in run("float32", &[]).iter().zip(run("bfloat16", &[])) {
+            assert_eq!(low.kind(), lightbox_sdk::tch::Kind::Float);
+            let error = ((full - low).norm() / full.norm()).double_value(&[]);
+            // The gradient at the image, through every layer, is the worst.
+            assert!(error > 1e-5 && error < 0.3, "{error}");
+        }
+        // Rules divide by small numbers: they stay in float32.
+        assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
     }
 
     #[test]

@@ -79,7 +79,10 @@ const PATCH: i64 = 16;
 const POOL: &str = "blocks_token_only.0";
 
 fn parameters() -> Vec<ParamSpec> {
-    vec![ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own")]
+    vec![
+        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
+        nn::precision(),
+    ]
 }
 
 fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
@@ -142,7 +145,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes as i64, options)?;
-    Ok(Box::new(NetModel(PatchConvNet { config, base: Base { spec, params } })))
+    let kind = nn::kind(&Params::resolve(&parameters(), &options.params)?)?;
+    Ok(Box::new(NetModel::new(PatchConvNet { config, base: Base { spec, params } }).computing_in(kind)))
 }
 
 fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Parameters> {
@@ -241,7 +245,8 @@ impl PatchConvNet {
         let (weight, bias) = (self.base.params.get(&name("2.weight"))?, self.base.params.get(&name("2.bias"))?);
         let y = rules::gelu(at, &rules::conv2d(at, &y, weight, Some(bias), (1, 1, c))?)?;
         let y = y.f_permute([0, 2, 3, 1])?.f_reshape([b, n, c])?;
-        let gate = y.f_mean_dim([1i64].as_slice(), true, Kind::Float)?;
+        let kind = if y.f_kind()? == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
+        let gate = y.f_mean_dim([1i64].as_slice(), true, kind)?;
         let gate = self.linear(at, &gate, &name("4.conv_reduce"))?.f_relu()?;
         let gate = self.linear(at, &gate, &name("4.conv_expand"))?.f_sigmoid()?;
         self.linear(at, &rules::gate(at, &y, &gate)?, &name("5"))
@@ -382,6 +387,32 @@ mod tests {
         let slow = conv(&(y * gate), "5", 0, 1).flatten(2, -1).transpose(1, 2);
         let fast = model.branch(&None, &x, 0).unwrap();
         assert!((fast - slow).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn bfloat16_is_float32_up_to_its_digits() {
+        let run = |precision: &str, rules: &[&str]| {
+            let mut options = ModelOptions::default();
+            options.params.insert("precision".into(), precision.into());
+            let model = make(&MINI, &options).unwrap();
+            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
+            let targets = Array::from_vec(&[2], vec![1i64, 0]).unwrap();
+            let site = model.spec().cam_site.unwrap();
+            let mut request =
+                Request::explain(images, targets, std::slice::from_ref(&site), &[site.clone(), "input".into()]);
+            request.rules = rules.iter().map(|r| r.to_string()).collect();
+            let response = model.run(&request).unwrap();
+            let all =
+                [&response.logits, &response.values[&site], &response.grads[0][&site], &response.grads[0]["input"]];
+            all.map(|a| a.share_tensor().unwrap().copy())
+        };
+        for (full, low) in run("float32", &[]).iter().zip(run("bfloat16", &[])) {
+            assert_eq!(low.kind(), lightbox_sdk::tch::Kind::Float);
+            let error = ((full - low).norm() / full.norm()).double_value(&[]);
+            assert!(error > 1e-5 && error < 0.1, "{error}");
+        }
+        // Rules divide by small numbers: they stay in float32.
+        assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
     }
 
     #[test]

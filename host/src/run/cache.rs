@@ -1,0 +1,110 @@
+//! Prepared images that other runs of the same data find: one file a set, named by a hash of all that it depends on, the
+//! contents of the images' files among it, so that a changed image is another name.
+//!
+//! The folder is `LIGHTBOX_CACHE`, else `lightbox` in the user's folder of caches (`XDG_CACHE_HOME`, `~/.cache`); where the
+//! variable is empty nothing is kept. A run's file and the one kept are the same file by a hard link where the file system has
+//! them, and otherwise a copy: who empties the folder harms no run. A file has its name after its last byte was written, and
+//! one that is not whole is made anew.
+
+use lightbox_core::data::store;
+use lightbox_core::files;
+use lightbox_core::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where prepared images are kept.
+#[derive(Debug, Clone)]
+pub struct Cache(PathBuf);
+
+impl Cache {
+    /// That of the environment; none where the user wants none or has no home.
+    pub fn of_user() -> Option<Self> {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        match std::env::var_os("LIGHTBOX_CACHE") {
+            Some(folder) => (!folder.is_empty()).then(|| Cache(folder.into())),
+            None => {
+                let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+                caches.filter(|c| c.is_absolute()).map(|c| Cache(c.join("lightbox")))
+            }
+        }
+    }
+
+    /// The file of this name.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.safetensors"))
+    }
+
+    /// Gives a run what is kept under this name. False where there is nothing, or nothing whole with so many images.
+    pub fn take(&self, name: &str, images: usize, file: &Path) -> Result<bool> {
+        let kept = self.file(name);
+        let whole = kept.is_file() && store::images(&kept).is_ok_and(|n| n == images);
+        if whole {
+            place(&kept, file)?;
+        }
+        Ok(whole)
+    }
+
+    /// Keeps a run's file under this name.
+    pub fn keep(&self, file: &Path, name: &str) -> Result<()> {
+        place(file, &self.file(name))?;
+        // What a process that was killed left half written.
+        for entry in std::fs::read_dir(&self.0).map_err(|e| Error::io(&self.0, &e))?.flatten() {
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+            let half = entry.file_name().to_string_lossy().starts_with(files::HALF);
+            if half && age.is_some_and(|age| age > Duration::from_secs(24 * 3600)) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes `to` the file `from`: a link, or a copy where there can be none. What was there is replaced.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let folder = to.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, &e))?;
+    // A name that is free; the link takes it.
+    let link = tempfile::Builder::new().prefix(files::HALF).make_in(folder, |path| std::fs::hard_link(from, path));
+    match link {
+        // Renaming a link to the file itself does nothing, and the temporary name goes when it is dropped.
+        Ok(link) => std::fs::rename(link.path(), to).map_err(|e| Error::io(to, &e)),
+        Err(_) => {
+            let mut source = std::fs::File::open(from).map_err(|e| Error::io(from, &e))?;
+            files::write_atomic(to, |w| std::io::copy(&mut source, w).map(drop))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightbox_core::data::{DataSpec, open, phantom::Phantom};
+    use lightbox_core::task::Task;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn what_is_kept_is_taken_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache(folder.path().join("cache"));
+        let data = DataSpec::Phantom(Phantom { count: 3, pixels: 32, ..Phantom::default() });
+        let source = open(&data, &Task::default()).unwrap();
+        let (made, taken) = (folder.path().join("a/images"), folder.path().join("b/images"));
+        store::prepare(source.as_ref(), 32, &made, &mut |_, _| {}).unwrap();
+        assert!(!cache.take("x", 3, &taken).unwrap() && !taken.exists());
+        cache.keep(&made, "x").unwrap();
+        cache.keep(&made, "x").unwrap();
+        assert!(!cache.take("x", 4, &taken).unwrap(), "of another number of images");
+        assert!(cache.take("x", 3, &taken).unwrap());
+        let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(&made), inode(&taken));
+        assert_eq!(std::fs::read_dir(&cache.0).unwrap().count(), 1, "nothing half written");
+        // Cut short, it is not taken, and what is made anew takes its place.
+        let bytes = std::fs::read(&made).unwrap();
+        std::fs::remove_file(cache.file("x")).unwrap();
+        std::fs::write(cache.file("x"), &bytes[..bytes.len() - 1]).unwrap();
+        assert!(!cache.take("x", 3, &taken).unwrap());
+        cache.keep(&made, "x").unwrap();
+        assert!(cache.take("x", 3, &taken).unwrap());
+        assert_eq!(std::fs::read(&taken).unwrap(), bytes);
+    }
+}
