@@ -18,8 +18,8 @@ const CROWDED: u32 = 1 << 31;
 struct Bucket {
     /// Twice the number of distinct positives in lower buckets.
     place: u32,
-    /// The least positive of this bucket; infinity where there is none.
-    knee: f32,
+    /// The [`key`] of the least positive of this bucket; the greatest number where there is none.
+    knee: i32,
 }
 
 /// The pixels of one image or many. The positives come first, then every pixel is counted, image by image; memory is that
@@ -42,8 +42,8 @@ impl Pixels {
     /// Of one map and its mask, counted. `None` when the mask is empty or a value is not finite.
     pub fn of(map: &[f32], mask: &[u8]) -> Option<Self> {
         let mut positives = Vec::new();
-        // Masks are mostly empty: eight pixels at a time are passed over.
-        for (values, bits) in map.chunks(8).zip(mask.chunks(8)) {
+        // Masks are mostly empty: 64 pixels at a time are passed over.
+        for (values, bits) in map.chunks(64).zip(mask.chunks(64)) {
             if bits.iter().fold(0, |any, m| any | m) != 0 {
                 positives.extend(values.iter().zip(bits).filter(|(_, m)| **m != 0).map(|(v, _)| *v));
             }
@@ -70,20 +70,20 @@ impl Pixels {
                 }
             }
         }
-        let number = (4 * scores.len()).next_power_of_two().clamp(1 << 10, 1 << 16);
+        let number = (8 * scores.len()).next_power_of_two().clamp(1 << 10, 1 << 16);
         let (low, high) = (scores[0], scores[scores.len() - 1]);
         let scale = number as f32 / (high - low);
         // One score, or a range that floats cannot divide: all in one bucket.
         let scale = if scale.is_finite() { scale } else { 0.0 };
         let last = number as f32 - 1.0;
-        let empty = |below: usize| Bucket { place: 2 * below as u32, knee: f32::INFINITY };
+        let empty = |below: usize| Bucket { place: 2 * below as u32, knee: i32::MAX };
         let mut buckets = Vec::with_capacity(number + 1);
         for (i, &score) in scores.iter().enumerate() {
             let at = bucket_of(score, low, scale, last) as usize;
             match buckets.len() {
                 made if made <= at => {
                     buckets.resize(at, empty(i));
-                    buckets.push(Bucket { knee: score, ..empty(i) });
+                    buckets.push(Bucket { knee: key(score), ..empty(i) });
                 }
                 _ => buckets[at].place |= CROWDED,
             }
@@ -116,20 +116,23 @@ impl Pixels {
     #[inline(always)]
     fn count_into(&self, scores: &[f32], lanes: &mut [[u32; LANES]]) -> bool {
         let last = self.buckets.len() as f32 - 2.0;
-        let mut at = [0u32; CHUNK];
+        let (mut at, mut keys) = ([0u32; CHUNK], [0i32; CHUNK]);
         // Any NaN or infinity makes the sum of `0 x` NaN; sixteen sums run side by side.
         let mut sums = [0f32; 16];
         let mut chunks = scores.chunks_exact(CHUNK);
         for chunk in &mut chunks {
-            for (part, at) in chunk.chunks_exact(16).zip(at.chunks_exact_mut(16)) {
+            let sixteens = chunk.chunks_exact(16).zip(at.chunks_exact_mut(16)).zip(keys.chunks_exact_mut(16));
+            for ((part, at), keys) in sixteens {
                 for lane in 0..16 {
                     sums[lane] += part[lane] * 0.0;
                     at[lane] = bucket_of(part[lane], self.low, self.scale, last);
+                    keys[lane] = key(part[lane]);
                 }
             }
-            for (group, at) in chunk.chunks_exact(LANES).zip(at.chunks_exact(LANES)) {
+            let groups = chunk.chunks_exact(LANES).zip(at.chunks_exact(LANES)).zip(keys.chunks_exact(LANES));
+            for ((group, at), keys) in groups {
                 for lane in 0..LANES {
-                    let place = self.place(group[lane], at[lane]);
+                    let place = self.place(group[lane], keys[lane], at[lane]);
                     // SAFETY: a place is at most twice the number of distinct scores, and there is one more counter.
                     unsafe { lanes.get_unchecked_mut(place as usize)[lane] += 1 };
                 }
@@ -137,18 +140,19 @@ impl Pixels {
         }
         let rest = chunks.remainder();
         for &score in rest {
-            lanes[self.place(score, bucket_of(score, self.low, self.scale, last)) as usize][0] += 1;
+            let at = bucket_of(score, self.low, self.scale, last);
+            lanes[self.place(score, key(score), at) as usize][0] += 1;
         }
         sums.iter().all(|s| !s.is_nan()) && rest.iter().all(|s| s.is_finite())
     }
 
     /// Twice the distinct scores below this one, which is in bucket `at`; one more where it equals the next.
     #[inline(always)]
-    fn place(&self, score: f32, at: u32) -> u32 {
+    fn place(&self, score: f32, key: i32, at: u32) -> u32 {
         // SAFETY: `bucket_of` is at most `last`, and one more bucket follows.
         let bucket = unsafe { *self.buckets.get_unchecked(at as usize) };
         if bucket.place & CROWDED == 0 {
-            return bucket.place + u32::from(score >= bucket.knee) + u32::from(score > bucket.knee);
+            return bucket.place + u32::from(key >= bucket.knee) + u32::from(key > bucket.knee);
         }
         let start = (bucket.place & !CROWDED) as usize / 2;
         // SAFETY: as above.
@@ -185,6 +189,14 @@ impl Pixels {
         }
         Some(sum / (self.positives as f64 * others as f64))
     }
+}
+
+/// An integer that is above another score's where the score is, and equal where they are equal: -0 counts as 0. Integers are
+/// compared in half the instructions.
+#[inline(always)]
+fn key(score: f32) -> i32 {
+    let bits = (score + 0.0).to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
 }
 
 /// Not below another score's where the score is not. What is not a number is in the first.

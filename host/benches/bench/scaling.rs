@@ -1,7 +1,7 @@
 //! How a run grows: with the images time must be linear and memory flat, with the explainers time linear in their own work.
 //! There is no peer. A run is a process of its own, whose greatest memory is that of its largest process.
 
-use crate::table::Table;
+use crate::table::{Spread, Table};
 use crate::{Bench, Result, built};
 use lightbox::run::spent::Spent;
 use lightbox_core::metrics::{self, Masks};
@@ -9,16 +9,26 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use tch::Device;
+
+/// Workers at once, and the threads of each; 0 for one a core.
+type Shape = (usize, usize);
 
 /// Seconds, and MiB of the largest process.
-fn run(bench: &Bench, folder: &Path, images: usize, explainers: &[&str]) -> Result<(f64, f64)> {
+fn run(
+    bench: &Bench,
+    folder: &Path,
+    images: usize,
+    explainers: &[&str],
+    (workers, threads): Shape,
+) -> Result<(f64, f64)> {
     let model = "densenet-small";
     let weights = folder.join("weights.safetensors");
     if !weights.is_file() {
         bench.write_weights(model, 0, &weights)?;
     }
     let mut spec = format!(
-        "name = \"scaling\"\npictures = 0\nstore_mib = 4\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
+        "name = \"scaling\"\npictures = 0\nstore_mib = 4\nthreads = {threads}\nblock = 64\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
          [[models]]\nname = \"{model}\"\nweights = {:?}\n",
         images + 64,
         weights.display().to_string()
@@ -28,6 +38,7 @@ fn run(bench: &Bench, folder: &Path, images: usize, explainers: &[&str]) -> Resu
     std::fs::write(&file, spec)?;
     let mut command = Command::new(built()?.join("lightbox"));
     command.arg("run").arg(&file).args(["--restart", "--device", &bench.name(), "--output"]).arg(folder.join("run"));
+    command.args(["--workers", &workers.to_string()]);
     let start = Instant::now();
     #[allow(clippy::zombie_processes)] // wait4 below waits for it
     let child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn()?;
@@ -48,7 +59,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let few = ["gradcam", "layercam", "noise", "edges"];
     let (mut head, mut seconds, mut memory) = (String::new(), String::new(), String::new());
     for &images in sizes {
-        let (time, most) = run(bench, folder.path(), images, &few)?;
+        let (time, most) = run(bench, folder.path(), images, &few, (1, 0))?;
         let _ = write!(head, " {images} |");
         let _ = write!(seconds, " {time:.1} |");
         let _ = write!(memory, " {most:.0} |");
@@ -81,21 +92,60 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let images = if bench.quick { 32 } else { 512 };
     let (mut head, mut seconds) = (String::new(), String::new());
     for &n in counts {
-        let (time, _) = run(bench, folder.path(), images, &all[..n])?;
+        let (time, _) = run(bench, folder.path(), images, &all[..n], (1, 0))?;
         let _ = write!(head, " {n} |");
         let _ = write!(seconds, " {time:.1} |");
     }
     let rule = "---:|".repeat(counts.len());
     table.text(format!("The same with {images} images.\n\n| explainers |{head}\n|---|{rule}\n| seconds |{seconds}\n"));
+    if bench.device == Device::Cpu {
+        let cores = std::thread::available_parallelism()?.get();
+        let methods = ["gradcam", "scorecam", "integratedgradients", "occlusion"];
+        let (mut whole, mut split) = (vec![], vec![]);
+        for _ in 0..bench.rounds(3) {
+            whole.push(run(bench, folder.path(), images, &methods, (1, cores))?.0);
+            split.push(run(bench, folder.path(), images, &methods, (cores, 1))?.0);
+        }
+        let ratios: Vec<f64> = whole.iter().zip(&split).map(|(a, b)| a / b).collect();
+        let (whole, split, ratio) = (Spread::of(&whole).median, Spread::of(&split).median, Spread::of(&ratios));
+        table.text(format!(
+            "The same images with {}, alternately: one worker of {cores} threads {whole:.1} s, {cores} workers of one thread \
+             {split:.1} s, {:.2} times faster ({:.2} to {:.2}). A model this small does not keep {cores} threads busy.\n",
+            methods.join(", "),
+            ratio.median,
+            ratio.least,
+            ratio.greatest
+        ));
+    }
     Ok(())
 }
 
-/// Every explainer and every metric of maps that asks the model nothing, on 4,000 phantoms and two models of fixed weights:
-/// which share of the time is whose.
+/// What methods of many passes do a tenth as often as in the spec `all-explainers`, so that all images are tested.
+const FEW: [&str; 16] = [
+    "tis.params.masks=16",
+    "vitcx.params.most=8",
+    "rise.params.masks=32",
+    "lime.params.samples=32",
+    "kernelshap.params.samples=32",
+    "partitionshap.params.evaluations=32",
+    "meaningful.params.iterations=5",
+    "extremal.params.iterations=4",
+    "smoothgrad.params.samples=4",
+    "smoothgradsq.params.samples=4",
+    "vargrad.params.samples=4",
+    "integratedgradients.params.steps=4",
+    "sscam.params.samples=1",
+    "iscam.params.steps=1",
+    "xrai.params.steps=2",
+    "example-occlusion.params.grid=4",
+];
+
+/// Every explainer and every metric of maps that asks the model nothing, on 4,000 phantoms, all of them tested, and two models
+/// of fixed weights: which share of the time is whose. A share of bookkeeping is the larger the less the methods do.
 pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let program = built()?.join("lightbox");
-    let (count, tested) = if bench.quick { (80, 8) } else { (4000, 40) };
+    let (count, tested) = if bench.quick { (80, 8) } else { (4040, 4000) };
     let text = Command::new(&program).args(["info", "all-explainers"]).output()?;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     let (start, end) = (text.find("[[models]]"), text.find("[[explainers]]"));
@@ -117,8 +167,14 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let mut command = Command::new(program);
     command.arg("run").arg(folder.path().join("spec.toml")).args(["--device", &bench.name(), "--output"]);
     command.arg(folder.path().join("run"));
-    for set in [format!("data.count={count}"), format!("split.test={tested}"), "block=40".into()] {
+    let few = FEW.map(|set| format!("explainers.{set}"));
+    let small = ["models.*.params.size=64", "data.pixels=64", "block=100"].map(String::from);
+    for set in few.into_iter().chain(small).chain([format!("data.count={count}"), format!("split.test={tested}")]) {
         command.arg("--set").arg(set);
+    }
+    if bench.device == Device::Cpu {
+        let cores = std::thread::available_parallelism()?.to_string();
+        command.args(["--set", "threads=1", "--workers", &cores]);
     }
     let began = Instant::now();
     let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
@@ -132,8 +188,9 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let columns = summary["summary"]["columns"].as_array().map_or(0, Vec::len);
     let total = spent.total();
     let mut text = format!(
-        "{count} phantoms, of which {tested} are tested and those with nodules explained; two models of fixed weights, \
-         {columns} maps an image, {} metrics of maps: {wall:.0} s from start to report.\n\n| part | seconds | share |\n|---|---:|---:|\n",
+        "{tested} phantoms of 64 x 64, those with nodules explained; two models of fixed weights, {columns} maps an image, \
+         {} metrics of maps: {wall:.0} s from start to report, on a CPU with a worker of one thread a core. Seconds are those of all \
+         workers together.\n\n| part | seconds | share |\n|---|---:|---:|\n",
         names.len()
     );
     for (name, seconds) in spent.parts() {
