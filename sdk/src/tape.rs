@@ -8,6 +8,9 @@ use crate::{Array, Error, Place, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
+/// Of the gradient at a value, that at an earlier site.
+type Back<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+
 /// One run's bookkeeping.
 pub struct Tape<'a> {
     request: &'a Request,
@@ -18,6 +21,8 @@ pub struct Tape<'a> {
     passed: BTreeSet<String>,
     /// False until the site is reached at which the request begins.
     begun: bool,
+    /// The site whose gradient a model takes back itself, and how.
+    back: Option<(String, Back<'a>)>,
     /// What the model computes in. What comes from the request is float32, and what is answered.
     kind: Kind,
 }
@@ -72,8 +77,8 @@ impl<'a> Tape<'a> {
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
         let begun = request.start.is_none();
-        let (values, kept, passed) = Default::default();
-        let mut tape = Tape { request, values, kept, passed, begun, kind };
+        let (values, kept, passed, back) = Default::default();
+        let mut tape = Tape { request, values, kept, passed, begun, back, kind };
         let images = tape.taken(&request.images, kind)?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();
@@ -125,7 +130,13 @@ impl<'a> Tape<'a> {
         !self.request.rules.is_empty()
     }
 
-    fn is_objective(&self, name: &str) -> bool {
+    /// True when the request wants gradients at this site.
+    pub fn differentiates(&self, name: &str) -> bool {
+        self.request.grads.iter().any(|s| s == name)
+    }
+
+    /// True when an objective is one of this site's value.
+    pub fn is_objective(&self, name: &str) -> bool {
         self.request.objectives.iter().flatten().any(|s| matches!(s, Objective::Site(site, _) if site == name))
     }
 
@@ -152,7 +163,7 @@ impl<'a> Tape<'a> {
                 )));
             }
         }
-        if self.request.grads.iter().any(|s| s == name) {
+        if self.differentiates(name) {
             if !value.requires_grad() {
                 value = value.f_detach()?.f_set_requires_grad(true)?;
             }
@@ -163,6 +174,20 @@ impl<'a> Tape<'a> {
         if self.request.values.iter().any(|s| s == name) {
             self.values.insert(name.into(), Array::from_tensor(&self.given(&value)?)?);
         }
+        Ok(value)
+    }
+
+    /// For a model that computes a part of itself without recording it: gradients at `site`, where that part begins, are those
+    /// at `value`, where it ends, taken through `back`. What is returned is what the model goes on with.
+    pub fn taken_back(
+        &mut self,
+        site: &str,
+        value: Tensor,
+        back: impl Fn(&Tensor) -> Result<Tensor> + 'a,
+    ) -> Result<Tensor> {
+        let value = value.f_detach()?.f_set_requires_grad(true)?;
+        self.kept.insert(site.into(), value.shallow_clone());
+        self.back = Some((site.into(), Box::new(back)));
         Ok(value)
     }
 
@@ -246,6 +271,13 @@ impl<'a> Tape<'a> {
                 } else {
                     // A site behind the objective's own: nothing is lost on the way, there is none.
                     self.kept[site].f_zeros_like()?
+                };
+                let grad = match &self.back {
+                    Some((name, back)) if name == site => {
+                        let _off = tch::no_grad_guard();
+                        back(&grad)?
+                    }
+                    _ => grad,
                 };
                 set.insert(site.clone(), Array::from_tensor(&self.given(&grad)?)?);
             }

@@ -31,18 +31,66 @@ pub fn resize<T: Copy + Into<f32>>(
     }
     // Rows first: whole rows are added at a time, and few are left for the columns, whose sums are short.
     let columns = taps(width, to_width);
-    let mut sum = vec![0f32; width];
+    let (mut sum, add) = (vec![0f32; width], ways().last().copied().unwrap_or(add_rows));
     let mut result = Vec::with_capacity(to_width * to_height);
     for (first, weights) in taps(height, to_height) {
-        sum.fill(0.0);
-        for (weight, row) in weights.iter().zip(image.chunks_exact(width).skip(first)) {
-            sum.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into());
-        }
+        // SAFETY: of `ways`, which has looked at what this CPU has.
+        unsafe { add(&mut sum, &weights, &image[first * width..]) };
         let column =
             |(first, weights): &(usize, Vec<f32>)| weights.iter().zip(&sum[*first..]).map(|(w, v)| w * v).sum::<f32>();
         result.extend(columns.iter().map(column));
     }
     result
+}
+
+/// Columns whose sums stay in registers.
+const BLOCK: usize = 32;
+
+/// The sums of rows, one behind the other, by their weights. In whatever vectors, each column adds its rows in their order.
+#[inline(always)]
+fn add_rows<T: Copy + Into<f32>>(sum: &mut [f32], weights: &[f32], rows: &[T]) {
+    let width = sum.len();
+    for (at, sum) in sum.chunks_mut(BLOCK).enumerate() {
+        let mut block = [0f32; BLOCK];
+        for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
+            let row = &row[at * BLOCK..][..sum.len()];
+            match <&[T; BLOCK]>::try_from(row) {
+                Ok(row) => block.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into()),
+                Err(_) => block.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into()),
+            }
+        }
+        sum.copy_from_slice(&block[..sum.len()]);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_rows_avx2<T: Copy + Into<f32>>(sum: &mut [f32], weights: &[f32], rows: &[T]) {
+    add_rows(sum, weights, rows);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn add_rows_avx512<T: Copy + Into<f32>>(sum: &mut [f32], weights: &[f32], rows: &[T]) {
+    add_rows(sum, weights, rows);
+}
+
+type AddRows<T> = unsafe fn(&mut [f32], &[f32], &[T]);
+
+/// What this CPU can run, the widest vectors last.
+fn ways<T: Copy + Into<f32>>() -> Vec<AddRows<T>> {
+    let mut ways: Vec<AddRows<T>> = vec![add_rows::<T>];
+    #[cfg(target_arch = "x86_64")]
+    if !crate::is_plain() {
+        if is_x86_feature_detected!("avx2") {
+            ways.push(add_rows_avx2::<T>);
+        }
+        let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        if wide && is_x86_feature_detected!("avx512vl") {
+            ways.push(add_rows_avx512::<T>);
+        }
+    }
+    ways
 }
 
 /// For each position of an upsampled axis, its two neighbours and how far it is from the first towards the second.
@@ -102,6 +150,21 @@ mod tests {
         {
             check(from, to);
         }
+    }
+
+    #[test]
+    fn all_vectors_give_the_same_numbers() {
+        let bytes: Vec<u8> = (0..5 * 101).map(|i| (i * 37 % 251) as u8).collect();
+        let weights = [0.1, 0.3, 0.25, 0.2, 0.15];
+        let sums = ways::<u8>().into_iter().map(|add| {
+            let mut sum = vec![7f32; 101];
+            // SAFETY: of `ways`.
+            unsafe { add(&mut sum, &weights, &bytes) };
+            sum
+        });
+        let plain: Vec<f32> =
+            (0..101).map(|x| (0..5).fold(0.0, |s, y| s + weights[y] * f32::from(bytes[y * 101 + x]))).collect();
+        sums.for_each(|sum| assert_eq!(sum, plain));
     }
 
     #[test]

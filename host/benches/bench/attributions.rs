@@ -42,6 +42,7 @@ fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
     })
 }
 
+// Of gradients at the image float32 itself leaves 1e-3 (against float64): where a ReLU's input is about 0, rounding opens it.
 pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
     let steps = if bench.quick { 4 } else { 16 };
     case(
@@ -54,7 +55,7 @@ pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 2,
             job: json!({ "method": "ig", "steps": steps }),
             peer: "captum",
-            allowed: Some(1e-3),
+            allowed: Some(5e-3),
         },
     )
 }

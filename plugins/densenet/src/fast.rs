@@ -7,6 +7,9 @@
 //! - A dense block writes into one buffer, channels last, instead of concatenating; 1x1 convolutions are matrix products,
 //!   which MKL or oneDNN computes ([`Product`]).
 //! - A transition averages before its 1x1 convolution, which commutes and costs a quarter.
+//!
+//! The gradient at the images goes back through the same buffers ([`Trunk::back`]): a layer adds its own to the part of the
+//! block's buffer that it read, and only the transposes of the folded weights are multiplied by.
 
 use super::{Config, EPS};
 use lightbox_sdk::nn::Parameters;
@@ -44,6 +47,9 @@ impl Product {
 struct Folded {
     low: Tensor,
     high: Tensor,
+    /// The ReLU is open where `side x + edge > 0`: -1, 0 or 1 a channel, and the knee times -`side`.
+    side: Tensor,
+    edge: Tensor,
     /// [in, out], or as a convolution's, [out, in, 1, 1].
     weight: Tensor,
     bias: Tensor,
@@ -72,6 +78,40 @@ impl Folded {
             }
         }
     }
+
+    /// What [`Folded::product`] does, backward: of a gradient [n, out, h, w], channels last, that of the clamped values
+    /// [n, h, w, in].
+    fn product_back(&self, grad: &Tensor, by: Product) -> Result<Tensor> {
+        match by {
+            Product::Convolution => {
+                let weight = self.weight.f_transpose(0, 1)?.f_contiguous()?;
+                let grad = grad.f_conv2d(&weight, None::<&Tensor>, [1], [0], [1], 1)?;
+                Ok(grad.f_permute([0, 2, 3, 1])?)
+            }
+            Product::Matrix => {
+                let [n, out, h, w]: [i64; 4] =
+                    grad.size().try_into().map_err(|s| Error::invalid(format!("a gradient of shape {s:?}")))?;
+                let rows = grad.f_permute([0, 2, 3, 1])?.f_reshape([-1, out])?;
+                Ok(rows.f_mm(&self.weight.f_transpose(0, 1)?)?.f_reshape([n, h, w, -1])?)
+            }
+        }
+    }
+
+    /// A gradient [n, h, w, in] where the ReLU of these values is open, elsewhere 0.
+    fn open(&self, values: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        Ok(self.edge.f_addcmul(values, &self.side)?.f_threshold_backward(grad, 0.0)?)
+    }
+}
+
+/// What a run keeps for the way back.
+#[derive(Default)]
+pub struct Kept {
+    /// Of the images' [h, w].
+    size: [i64; 2],
+    /// After the first ReLU, and where its maxima were.
+    stem: Option<(Tensor, Tensor)>,
+    /// Of each block its buffer [n, h, w, width], and of each layer the values between its convolutions.
+    blocks: Vec<(Tensor, Vec<Tensor>)>,
 }
 
 struct Layer {
@@ -117,9 +157,11 @@ fn fold(p: &Parameters, norm_name: &str, conv_name: &str) -> Result<Folded> {
     let low = low.f_masked_fill(&zero, 0.0)?;
     let high = high.f_masked_fill(&zero, 0.0)?;
     let shift = shift.f_relu()?.f_where_self(&zero, &shift)?;
+    let side = scale.f_sign()?;
+    let edge = knee.f_mul(&side)?.f_neg()?;
     let bias = weight.f_mv(&shift)?;
     let weight = weight.f_mul(&scale)?.f_transpose(0, 1)?.f_contiguous()?;
-    Ok(Folded { low, high, weight, bias })
+    Ok(Folded { low, high, side, edge, weight, bias })
 }
 
 impl Trunk {
@@ -155,8 +197,15 @@ impl Trunk {
     /// The same in another type, but for the last norm: what explainers read is float32.
     pub fn lowered(&self, kind: Kind) -> Result<Self> {
         let fold = |f: &Folded| -> Result<Folded> {
-            let (low, high) = (f.low.f_to_kind(kind)?, f.high.f_to_kind(kind)?);
-            Ok(Folded { low, high, weight: f.weight.f_to_kind(kind)?, bias: f.bias.f_to_kind(kind)? })
+            let lower = |t: &Tensor| t.f_to_kind(kind);
+            Ok(Folded {
+                low: lower(&f.low)?,
+                high: lower(&f.high)?,
+                side: lower(&f.side)?,
+                edge: lower(&f.edge)?,
+                weight: lower(&f.weight)?,
+                bias: lower(&f.bias)?,
+            })
         };
         let mut blocks = Vec::new();
         for (layers, transition) in &self.blocks {
@@ -169,17 +218,27 @@ impl Trunk {
         Ok(Trunk { conv0, bias0, blocks, scale5, shift5, growth: self.growth, by: self.by })
     }
 
-    /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory.
-    pub fn run(&self, images: &Tensor) -> Result<Tensor> {
+    /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory. With `kept`, [`Trunk::back`] can follow.
+    pub fn run(&self, images: &Tensor, mut kept: Option<&mut Kept>) -> Result<Tensor> {
         let x = channels_last(images)?;
-        let x = x.f_conv2d(&self.conv0, Some(&self.bias0), [2], [3], [1], 1)?.f_relu_()?;
-        let mut x = x.f_max_pool2d([3], [2], [1], [1], false)?;
+        let mut x = x.f_conv2d(&self.conv0, Some(&self.bias0), [2], [3], [1], 1)?.f_relu_()?;
+        match &mut kept {
+            Some(kept) => {
+                let (most, places) = x.f_max_pool2d_with_indices([3], [2], [1], [1], false)?;
+                let size = images.size();
+                kept.size = [size[2], size[3]];
+                kept.stem = Some((x, places));
+                x = most;
+            }
+            None => x = x.f_max_pool2d([3], [2], [1], [1], false)?,
+        }
         for (layers, transition) in &self.blocks {
             let [n, mut channels, h, w]: [i64; 4] =
                 x.size().try_into().map_err(|s| Error::invalid(format!("features of shape {s:?}")))?;
             let width = channels + layers.len() as i64 * self.growth;
             let buffer = Tensor::f_empty([n, h, w, width], (x.f_kind()?, Device::Cpu))?;
             buffer.f_narrow(3, 0, channels)?.f_copy_(&x.f_permute([0, 2, 3, 1])?)?;
+            let mut between = Vec::new();
             for layer in layers {
                 let fold = &layer.reduce;
                 let z = buffer.f_narrow(3, 0, channels)?.f_clamp_tensor(Some(&fold.low), Some(&fold.high))?;
@@ -187,6 +246,12 @@ impl Trunk {
                 let y = z.f_conv2d(&layer.conv, None::<&Tensor>, [1], [1], [1], 1)?;
                 buffer.f_narrow(3, channels, self.growth)?.f_copy_(&y.f_permute([0, 2, 3, 1])?)?;
                 channels += self.growth;
+                if kept.is_some() {
+                    between.push(z);
+                }
+            }
+            if let Some(kept) = &mut kept {
+                kept.blocks.push((buffer.shallow_clone(), between));
             }
             match transition {
                 Some(fold) => {
@@ -201,5 +266,44 @@ impl Trunk {
             }
         }
         Err(Error::invalid("a DenseNet without blocks"))
+    }
+
+    /// The gradient at the images [B, 3, H, W] of what has the gradient `grad` at `features.norm5`, [B, C, h, w].
+    pub fn back(&self, kept: &Kept, grad: &Tensor) -> Result<Tensor> {
+        let lost = || Error::invalid("the trunk was run without keeping its values");
+        let (first, places) = kept.stem.as_ref().ok_or_else(lost)?;
+        // Of the value that a block begins with or the next one does, [n, h, w, c].
+        let mut grad = grad.f_permute([0, 2, 3, 1])?.f_mul(&self.scale5)?.f_to_kind(first.f_kind()?)?;
+        for ((layers, transition), (buffer, between)) in self.blocks.iter().zip(&kept.blocks).rev() {
+            let width = buffer.size()[3];
+            let all = match transition {
+                Some(fold) => {
+                    let pooled = fold.product_back(&grad.f_permute([0, 3, 1, 2])?, self.by)?.f_permute([0, 3, 1, 2])?;
+                    let shaped = buffer.f_permute([0, 3, 1, 2])?;
+                    let spread = shaped.f_avg_pool2d_backward(&pooled, [2], [2], [0], false, true, None::<i64>)?;
+                    fold.open(buffer, &spread.f_permute([0, 2, 3, 1])?)?
+                }
+                None => grad.f_contiguous()?,
+            };
+            let mut channels = width;
+            for (layer, z) in layers.iter().zip(between).rev() {
+                channels -= self.growth;
+                let y = all.f_narrow(3, channels, self.growth)?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+                let weight = layer.conv.f_flip([2, 3])?.f_transpose(0, 1)?;
+                let back = y.f_conv2d(&channels_last(&weight)?, None::<&Tensor>, [1], [1], [1], 1)?;
+                let back = layer.reduce.product_back(&z.f_threshold_backward(&back, 0.0)?, self.by)?;
+                let back = layer.reduce.open(&buffer.f_narrow(3, 0, channels)?, &back)?;
+                let _ = all.f_narrow(3, 0, channels)?.f_add_(&back)?;
+            }
+            grad = all.f_narrow(3, 0, channels)?;
+        }
+        let grad = channels_last(&grad.f_permute([0, 3, 1, 2])?)?;
+        let grad = first.f_max_pool2d_with_indices_backward(&grad, [3], [2], [1], [1], false, places)?;
+        let grad = first.f_threshold_backward(&grad, 0.0)?;
+        // What a convolution of stride 2 leaves over at the end of each side.
+        let rest = |size: i64, out: i64| size - ((out - 1) * 2 - 6 + 7);
+        let (size, out) = (kept.size, first.size());
+        let rest = [rest(size[0], out[2]), rest(size[1], out[3])];
+        Ok(grad.f_conv_transpose2d(&self.conv0, None::<&Tensor>, [2], [3], rest, 1, [1])?)
     }
 }

@@ -275,7 +275,7 @@ pub trait Network: Send + Sized + 'static {
     fn load(&mut self, named: Named) -> Result<LoadReport>;
 
     /// Answers one request. Overridden where there is a faster way than [`Network::forward`].
-    fn infer(&self, images: Tensor, tape: &mut Tape<'_>) -> Result<Tensor> {
+    fn infer<'n>(&'n self, images: Tensor, tape: &mut Tape<'n>) -> Result<Tensor> {
         self.forward(images, false, Some(tape))
     }
 
