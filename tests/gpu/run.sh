@@ -52,7 +52,9 @@ cmp once/summary.csv again/summary.csv
 echo "the same numbers twice"
 if [ "$device" != cpu ]; then
   quick mixed --set 'models.*.train.precision=mixed'
+  quick tf32 --set tf32=true
 fi
+quick bfloat16 --set 'models.*.params.precision=bfloat16'
 ./lightbox run demo --device "$device" --output demo --restart
 # With LIGHTBOX_PEER_PYTHON naming a Python that has tests/oracle/bench-requirements.txt, beside its peers.
 ./bin/bench --device "$device" --output "bench-${device%:*}"

@@ -470,6 +470,8 @@ def main():
     from safetensors.torch import save_file
 
     torch.set_num_threads(job["threads"])
+    # On CUDA both sides compute in float32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     rows = [explainers, cams, attributions, pixel_ap, removal, decode, training]
     sides = {r.__name__: r for r in rows}[job["row"].replace("-", "_")]()
     packages = dict(

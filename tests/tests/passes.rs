@@ -140,7 +140,9 @@ fn check(
         let map = both.get(b as i64).to_kind(Kind::Double);
         let spread = (map.max() - map.min()) / map.abs().max();
         some |= spread.double_value(&[]) > 1e-5;
-        if error.is_nan() || error > 1e-3 {
+        // A ReLU whose input is about 0 may open under another rounding, which moves a gradient by up to a hundredth (seen with
+        // libtorch's own layers); another draw moves it by its own size.
+        if error.is_nan() || error > 2e-2 {
             return Err(format!("image {b} alone, two runs at a time, is another by {error:.1e}"));
         }
     }

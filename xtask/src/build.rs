@@ -91,7 +91,7 @@ pub fn test(args: &[String]) -> Result<(), String> {
         .args(["test", "-p", "lightbox-sdk", "-p", "lightbox-core", "-p", "lightbox", "-p", "lightbox-tests"])
         .args(["--features", "lightbox-sdk/nn"])
         .args(packages(&TORCH))
-        .args(["--test", "golden", "--"])
+        .args(["--test", "golden", "--test", "oracle", "--test", "recompute", "--"])
         .args(args)
         .env("LIGHTBOX_PLAIN", "1"))
 }
