@@ -41,9 +41,10 @@ pub fn kernels() -> String {
     let flags = info.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     let known = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile"];
     let flags: Vec<&str> = flags.split_whitespace().filter(|f| known.contains(f)).collect();
-    let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "LIGHTBOX_PLAIN"];
+    let limits = ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"];
     let limits = limits.iter().filter_map(|name| std::env::var(name).ok().map(|v| format!(", {name}={v}")));
-    format!("ATen {aten}; {maker} {}{}", flags.join(" "), limits.collect::<String>())
+    let plain = if lightbox_core::is_plain() { ", plain" } else { "" };
+    format!("ATen {aten}; {maker} {}{}{plain}", flags.join(" "), limits.collect::<String>())
 }
 
 /// The models of the NVIDIA cards that the driver knows, each once, separated by commas; empty without a driver.

@@ -25,6 +25,8 @@ pub struct Tape<'a> {
     back: Option<(String, Back<'a>)>,
     /// What the model computes in. What comes from the request is float32, and what is answered.
     kind: Kind,
+    /// Sites from which on it computes in float32 all the same.
+    full: &'a [&'a str],
 }
 
 /// One step of a model that is a column of steps, whose result is the site `name`. A run that begins at a later site does
@@ -40,7 +42,8 @@ pub fn step(
     {
         let Some(start) = tape.request.start.as_ref().filter(|s| s.site == name) else { return Ok(x) };
         tape.begun = true;
-        let value = tape.taken(&start.value, tape.kind)?;
+        let kind = if tape.full.contains(&name) { Kind::Float } else { tape.kind };
+        let value = tape.taken(&start.value, kind)?;
         return tape.site(name, value);
     }
     let value = f(x, tape)?;
@@ -66,19 +69,19 @@ impl<'a> Tape<'a> {
         request: &'a Request,
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
-        Tape::run_in(Kind::Float, request, forward)
+        Tape::run_in((Kind::Float, &[]), request, forward)
     }
 
-    /// The same for a model that computes in another type: images, patches and where the run begins come to it in that type,
-    /// and the answer is float32.
+    /// The same for a model that computes in another type, but for what follows some sites: images, patches and where the run
+    /// begins come to it in that type, and the answer is float32.
     pub fn run_in(
-        kind: Kind,
+        (kind, full): (Kind, &'a [&'a str]),
         request: &'a Request,
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
         let begun = request.start.is_none();
         let (values, kept, passed, back) = Default::default();
-        let mut tape = Tape { request, values, kept, passed, begun, back, kind };
+        let mut tape = Tape { request, values, kept, passed, begun, back, kind, full };
         let images = tape.taken(&request.images, kind)?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();

@@ -142,7 +142,8 @@ fn check(
         some |= spread.double_value(&[]) > 1e-5;
         // A ReLU whose input is about 0 may open under another rounding, which moves a gradient by up to a hundredth (seen with
         // libtorch's own layers); another draw moves it by its own size.
-        if error.is_nan() || error > 2e-2 {
+        let kinks = plugin == "densenet" && (needs.extra.backward > 0 || needs.gradients.iter().any(|s| s == "input"));
+        if error.is_nan() || error > if kinks { 2e-2 } else { 1e-3 } {
             return Err(format!("image {b} alone, two runs at a time, is another by {error:.1e}"));
         }
     }

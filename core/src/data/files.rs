@@ -1,7 +1,7 @@
 //! What sources of image files share.
 
 use super::image::{self, Image, Intensity};
-use super::{Sample, Source, Truth};
+use super::{Sample, Source, Truth, mha};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,12 @@ impl Source for Files {
         if let Truth::MaskFile(path) = &self.samples[i].truth {
             files.push(path.clone());
         }
+        let is_meta = |file: &&PathBuf| {
+            let ending = file.extension().unwrap_or_default().to_ascii_lowercase();
+            ending == "mhd" || ending == "mha"
+        };
+        let apart: Vec<PathBuf> = files.iter().filter(is_meta).filter_map(|file| mha::data_file(file)).collect();
+        files.extend(apart);
         files
     }
 

@@ -5,10 +5,19 @@ use super::image::{Image, MAX_PIXELS, Pixels};
 use crate::{Error, Result, files};
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A header longer than this is not one.
 const MAX_HEADER: usize = 1 << 16;
+
+/// The file of its own that the pixels of a MetaImage lie in, as its header says; none where there is none or no header.
+pub fn data_file(path: &Path) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    std::fs::File::open(path).ok()?.take(MAX_HEADER as u64).read_to_end(&mut head).ok()?;
+    let (fields, _) = header(&head).ok()?;
+    let name = fields.get("ElementDataFile").filter(|name| *name != "LOCAL")?;
+    Some(path.with_file_name(name)).filter(|file| file.is_file())
+}
 
 /// Reads a 2-D image, or a 3-D one of a single slice.
 pub fn read(path: &Path) -> Result<Image> {
@@ -192,6 +201,7 @@ mod tests {
         assert!(missing.contains("x.raw: no such file"), "{missing}");
         std::fs::write(folder.path().join("x.raw"), [9, 8]).unwrap();
         assert_eq!(read(&folder.path().join("x.mhd")).unwrap().pixels, Pixels::U8(vec![9, 8]));
+        assert!(data_file(&folder.path().join("x.mhd")).is_some_and(|file| file.is_file()));
         for size in ["3", "-1"] {
             std::fs::write(folder.path().join("x.mhd"), format!("HeaderSize = {size}\n{head}")).unwrap();
             std::fs::write(folder.path().join("x.raw"), [0, 0, 0, 9, 8]).unwrap();

@@ -254,8 +254,7 @@ fn write(
         out.write_all_at(&known, (start + a + b + first) as u64).map_err(at)?;
         progress(range.end, n);
     }
-    out.sync_all().map_err(at)?;
-    temporary.persist(file).map_err(|e| Error::io(file, &e.error))?;
+    crate::files::persist(temporary, file)?;
     Ok(false)
 }
 

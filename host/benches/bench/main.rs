@@ -246,6 +246,7 @@ fn run(cli: &Cli) -> Result<()> {
     let mut failed = Vec::new();
     for (name, measure) in ROWS.iter().filter(|(name, _)| cli.only.is_empty() || cli.only.iter().any(|o| o == name)) {
         eprintln!("-- {name}");
+        lightbox::device::tf32(false)?;
         if let Err(e) = measure(&bench, &mut table) {
             eprintln!("error: {name}: {e}");
             failed.push(*name);

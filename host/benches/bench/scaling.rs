@@ -120,7 +120,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// What methods of many passes do a tenth as often as in the spec `all-explainers`, so that all images are tested.
+/// Fewer passes than the spec `all-explainers` gives methods of many, so that all images can be tested.
 const FEW: [&str; 16] = [
     "tis.params.masks=16",
     "vitcx.params.most=8",
@@ -187,9 +187,10 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("run/summary.json"))?)?;
     let columns = summary["summary"]["columns"].as_array().map_or(0, Vec::len);
     let total = spent.total();
+    let how = if bench.device == Device::Cpu { ", a worker of one thread a core" } else { "" };
     let mut text = format!(
         "{tested} phantoms of 64 x 64, those with nodules explained; two models of fixed weights, {columns} maps an image, \
-         {} metrics of maps: {wall:.0} s from start to report, on a CPU with a worker of one thread a core. Seconds are those of all \
+         {} metrics of maps: {wall:.0} s from start to report{how}. Seconds are those of all \
          workers together.\n\n| part | seconds | share |\n|---|---:|---:|\n",
         names.len()
     );

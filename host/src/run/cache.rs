@@ -4,13 +4,16 @@
 //! The folder is `LIGHTBOX_CACHE`, else `lightbox` in the user's folder of caches (`XDG_CACHE_HOME`, `~/.cache`); where the
 //! variable is empty nothing is kept. A run's file and the one kept are the same file by a hard link where the file system has
 //! them, and otherwise a copy: who empties the folder harms no run. A file has its name after its last byte was written, and
-//! one that is not whole is made anew.
+//! one that is not whole is made anew. A set that no run has asked for in [`UNUSED`] goes.
 
 use lightbox_core::data::store;
 use lightbox_core::files;
 use lightbox_core::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+/// After this time without use a set is removed: what an older build has made is asked for by nobody.
+const UNUSED: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// Where prepared images are kept.
 #[derive(Debug, Clone)]
@@ -37,9 +40,15 @@ impl Cache {
     /// Gives a run what is kept under this name. False where there is nothing, or nothing whole with so many images.
     pub fn take(&self, name: &str, images: usize, file: &Path) -> Result<bool> {
         let kept = self.file(name);
-        let whole = kept.is_file() && store::images(&kept).is_ok_and(|n| n == images);
+        if !kept.is_file() {
+            return Ok(false);
+        }
+        // That it may be read, before whether it is whole.
+        std::fs::File::open(&kept).map_err(|e| Error::io(&kept, &e))?;
+        let whole = store::images(&kept).is_ok_and(|n| n == images);
         if whole {
             place(&kept, file)?;
+            touch(&kept);
         }
         Ok(whole)
     }
@@ -47,15 +56,28 @@ impl Cache {
     /// Keeps a run's file under this name.
     pub fn keep(&self, file: &Path, name: &str) -> Result<()> {
         place(file, &self.file(name))?;
-        // What a process that was killed left half written.
         for entry in std::fs::read_dir(&self.0).map_err(|e| Error::io(&self.0, &e))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
-            let half = entry.file_name().to_string_lossy().starts_with(files::HALF);
-            if half && age.is_some_and(|age| age > Duration::from_secs(24 * 3600)) {
+            // What a process that was killed left half written goes after a day.
+            let (name, day) = (entry.file_name(), Duration::from_secs(24 * 3600));
+            let name = name.to_string_lossy();
+            let most = match (name.starts_with(files::HALF), name.ends_with(".safetensors")) {
+                (true, _) => day,
+                (false, true) => UNUSED,
+                (false, false) => continue,
+            };
+            if age.is_some_and(|age| age > most) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
         Ok(())
+    }
+}
+
+/// Says that a file was used. Another user's cannot be told so.
+fn touch(file: &Path) {
+    if let Ok(file) = std::fs::OpenOptions::new().append(true).open(file) {
+        let _ = file.set_modified(SystemTime::now());
     }
 }
 
@@ -98,6 +120,18 @@ mod tests {
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
         assert_eq!(inode(&made), inode(&taken));
         assert_eq!(std::fs::read_dir(&cache.0).unwrap().count(), 1, "nothing half written");
+        // What nobody has used for long goes, and what is used stays.
+        let old = SystemTime::now() - UNUSED - Duration::from_secs(9);
+        for name in ["x", "y"] {
+            // Not through a link to the file itself.
+            let bytes = std::fs::read(&made).unwrap();
+            let _ = std::fs::remove_file(cache.file(name));
+            std::fs::write(cache.file(name), bytes).unwrap();
+            std::fs::File::options().append(true).open(cache.file(name)).unwrap().set_modified(old).unwrap();
+        }
+        assert!(cache.take("x", 3, &taken).unwrap());
+        cache.keep(&made, "z").unwrap();
+        assert!(cache.file("x").is_file() && !cache.file("y").exists());
         // Cut short, it is not taken, and what is made anew takes its place.
         let bytes = std::fs::read(&made).unwrap();
         std::fs::remove_file(cache.file("x")).unwrap();

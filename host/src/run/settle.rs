@@ -184,6 +184,7 @@ fn refused(before: &RunSpec, now: &RunSpec) -> Option<&'static str> {
         () if before.seed != now.seed => Some("seed"),
         () if kind(before) != kind(now) => Some("task's classes"),
         () if now.models.iter().any(other) => Some("training of a model"),
+        () if before.tf32 != now.tf32 && now.models.iter().any(|m| m.train.is_some()) => Some("tf32"),
         () => None,
     }
 }
@@ -308,5 +309,6 @@ mod tests {
         check(SPEC.replace("epochs = 2", "epochs = 3"), Some("training of a model"));
         check(SPEC.replace("\"phantom\"", "\"phantom\"\ncount = 9"), Some("data"));
         check(format!("{SPEC}[split]\nfolds = 2\n"), Some("split"));
+        check(format!("tf32 = true\n{SPEC}"), Some("tf32"));
     }
 }

@@ -309,7 +309,8 @@ impl Worker {
         let (voice, file, images) = (self.voice.clone(), self.folder.prepared(side), source.samples().len());
         let note = |text: String| voice.say(Event::Note { text });
         let cache = Cache::of_user().filter(|_| !file.is_file());
-        let name = cache.as_ref().map(|_| self.prepared_id(side)).transpose()?;
+        let unnamed = |e| note(format!("prepared images are not looked for in the cache: {e}"));
+        let name = cache.as_ref().and_then(|_| self.prepared_id(side).map_err(unnamed).ok());
         let cache = cache.zip(name);
         if let Some((cache, name)) = &cache {
             match cache.take(name, images, &file) {
@@ -326,7 +327,10 @@ impl Worker {
         }
         let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
         store::prepare(source.as_ref(), side, &file, &mut progress)?;
-        if let Some((cache, name)) = &cache
+        // What was hashed is what was read, or the set has no name.
+        let states: Vec<FileState> = read_json(&self.folder.sources())?;
+        let same = |states: &[FileState]| states.iter().all(|s| s.is_unchanged().unwrap_or(false));
+        if let Some((cache, name)) = cache.as_ref().filter(|_| same(&states))
             && let Err(e) = cache.keep(&file, name)
         {
             note(format!(
@@ -342,7 +346,8 @@ impl Worker {
         let json = |value: serde_json::Result<String>| value.map_err(|e| Error::input(e.to_string()));
         let states: Vec<FileState> = read_json(&self.folder.sources())?;
         let parts = [
-            files::sha256(&std::env::current_exe()?)?,
+            // What runs, though a new build may lie in its place.
+            files::sha256(Path::new("/proc/self/exe"))?,
             lightbox_core::is_plain().to_string(),
             side.to_string(),
             json(serde_json::to_string(&self.spec.data))?,

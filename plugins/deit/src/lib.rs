@@ -303,7 +303,8 @@ impl Deit {
         // fused attention adds that up in an order that varies.
         let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
         let ruled = tape.as_ref().is_some_and(|t| t.has_rules());
-        let y = if varies || ruled || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
+        let plain = lightbox_sdk::is_plain();
+        let y = if plain || varies || ruled || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
             let scale = ((dim / heads) as f64).powf(-0.5);
             let logits = rules::matmul(tape, &q.f_mul_scalar(scale)?, &k.f_transpose(-2, -1)?)?;
             let logits = site(tape, &name("attn.logits"), logits)?;
@@ -466,6 +467,32 @@ mod tests {
         }
         // Rules divide by small numbers: they stay in float32.
         assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
+    }
+
+    #[test]
+    fn a_run_in_bfloat16_begins_anywhere() {
+        for config in [&MINI, &DISTILLED] {
+            let mut options = ModelOptions::default();
+            options.params.insert("precision".into(), "bfloat16".into());
+            let model = make(config, &options).unwrap();
+            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
+            let logits = |request: &Request| model.run(request).unwrap().logits.share_tensor().unwrap().copy();
+            let starts: Vec<Site> = model.spec().sites.into_iter().filter(|s| s.start).collect();
+            assert!(starts.len() > 3);
+            for Site { name, .. } in starts {
+                let ask = Request { values: vec![name.clone()], ..Request::forward(images.clone()) };
+                let value = model.run(&ask).unwrap().values[&name].clone();
+                let from = Request::from_site(&name, value).unwrap();
+                let half = Array::from_vec(&[1], vec![0.5f32]).unwrap();
+                let patches = vec![Patch { site: name.clone(), scale: Some(half), shift: None }];
+                let patched = Request { patches: patches.clone(), ..Request::forward(images.clone()) };
+                for (whole, rest) in [(&ask, &from.clone()), (&patched, &Request { patches, ..from })] {
+                    let (whole, rest) = (logits(whole), logits(rest));
+                    let error = ((&whole - rest).norm() / whole.norm()).double_value(&[]);
+                    assert!(error < 1e-5, "{name}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -288,7 +288,7 @@ impl PatchConvNet {
         let token = self.norm(tape, &token, "norm")?;
         match self.config.multi {
             false => self.linear(tape, &token.f_select(1, 0)?, "head"),
-            true if tape.as_ref().is_some_and(|t| t.has_rules()) => {
+            true if lightbox_sdk::is_plain() || tape.as_ref().is_some_and(|t| t.has_rules()) => {
                 let logit = |j: i64| self.linear(tape, &token.f_select(1, j)?, &format!("head.{j}"));
                 Ok(Tensor::f_cat(&(0..tokens).map(logit).collect::<Result<Vec<_>>>()?, 1)?)
             }
@@ -413,6 +413,32 @@ mod tests {
         }
         // Rules divide by small numbers: they stay in float32.
         assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
+    }
+
+    #[test]
+    fn a_run_in_bfloat16_begins_anywhere() {
+        for config in [&MINI, &MINI_MULTI] {
+            let mut options = ModelOptions::default();
+            options.params.insert("precision".into(), "bfloat16".into());
+            let model = make(config, &options).unwrap();
+            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
+            let logits = |request: &Request| model.run(request).unwrap().logits.share_tensor().unwrap().copy();
+            let starts: Vec<Site> = model.spec().sites.into_iter().filter(|s| s.start).collect();
+            assert!(starts.len() > 3);
+            for Site { name, .. } in starts {
+                let ask = Request { values: vec![name.clone()], ..Request::forward(images.clone()) };
+                let value = model.run(&ask).unwrap().values[&name].clone();
+                let from = Request::from_site(&name, value).unwrap();
+                let half = Array::from_vec(&[1], vec![0.5f32]).unwrap();
+                let patches = vec![Patch { site: name.clone(), scale: Some(half), shift: None }];
+                let patched = Request { patches: patches.clone(), ..Request::forward(images.clone()) };
+                for (whole, rest) in [(&ask, &from.clone()), (&patched, &Request { patches, ..from })] {
+                    let (whole, rest) = (logits(whole), logits(rest));
+                    let error = ((&whole - rest).norm() / whole.norm()).double_value(&[]);
+                    assert!(error < 1e-5, "{name}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

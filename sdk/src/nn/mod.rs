@@ -284,6 +284,9 @@ pub trait Network: Send + Sized + 'static {
         name.starts_with("head")
     }
 
+    /// The sites whose values are float32 there.
+    const HEAD_SITES: &'static [&'static str] = &["logits"];
+
     /// The same network computing in another type, with copies of the parameters.
     fn lowered(&self, kind: Kind) -> Result<Self> {
         let base = self.base();
@@ -343,7 +346,7 @@ impl<N: Network> Model for NetModel<N> {
             return Tape::run(request, |tape, images| self.network.infer(images, tape));
         }
         let low = self.low()?;
-        Tape::run_in(self.kind, request, |tape, images| low.infer(images, tape))
+        Tape::run_in((self.kind, N::HEAD_SITES), request, |tape, images| low.infer(images, tape))
     }
 
     fn parameters(&self) -> Result<Named> {
