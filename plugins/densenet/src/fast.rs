@@ -21,7 +21,7 @@ use lightbox_sdk::tch::{Device, Kind, Tensor};
 pub enum Product {
     /// libtorch's matrix product: MKL.
     Matrix,
-    /// libtorch's convolution: oneDNN. On an AMD EPYC with AVX-512 it computes these shapes 10 to 30 % faster.
+    /// libtorch's convolution: oneDNN. On an AMD EPYC with AVX-512 it computes these shapes faster: the benchmark's row `cost` has both rates.
     Convolution,
 }
 
