@@ -444,58 +444,6 @@ mod tests {
     }
 
     #[test]
-    fn bfloat16_is_float32_up_to_its_digits() {
-        let run = |precision: &str, rules: &[&str]| {
-            let mut options = ModelOptions::default();
-            options.params.insert("precision".into(), precision.into());
-            let model = make(&MINI, &options).unwrap();
-            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
-            let targets = Array::from_vec(&[2], vec![1i64, 0]).unwrap();
-            let site = model.spec().cam_site.unwrap();
-            let mut request =
-                Request::explain(images, targets, std::slice::from_ref(&site), &[site.clone(), "input".into()]);
-            request.rules = rules.iter().map(|r| r.to_string()).collect();
-            let response = model.run(&request).unwrap();
-            let all =
-                [&response.logits, &response.values[&site], &response.grads[0][&site], &response.grads[0]["input"]];
-            all.map(|a| a.share_tensor().unwrap().copy())
-        };
-        for (full, low) in run("float32", &[]).iter().zip(run("bfloat16", &[])) {
-            assert_eq!(low.kind(), lightbox_sdk::tch::Kind::Float);
-            let error = ((full - low).norm() / full.norm()).double_value(&[]);
-            assert!(error > 1e-5 && error < 0.1, "{error}");
-        }
-        // Rules divide by small numbers: they stay in float32.
-        assert_eq!(run("float32", &["linear:epsilon"]), run("bfloat16", &["linear:epsilon"]));
-    }
-
-    #[test]
-    fn a_run_in_bfloat16_begins_anywhere() {
-        for config in [&MINI, &DISTILLED] {
-            let mut options = ModelOptions::default();
-            options.params.insert("precision".into(), "bfloat16".into());
-            let model = make(config, &options).unwrap();
-            let images = Array::from_tensor(&noise(&[2, 3, 128, 128])).unwrap();
-            let logits = |request: &Request| model.run(request).unwrap().logits.share_tensor().unwrap().copy();
-            let starts: Vec<Site> = model.spec().sites.into_iter().filter(|s| s.start).collect();
-            assert!(starts.len() > 3);
-            for Site { name, .. } in starts {
-                let ask = Request { values: vec![name.clone()], ..Request::forward(images.clone()) };
-                let value = model.run(&ask).unwrap().values[&name].clone();
-                let from = Request::from_site(&name, value).unwrap();
-                let half = Array::from_vec(&[1], vec![0.5f32]).unwrap();
-                let patches = vec![Patch { site: name.clone(), scale: Some(half), shift: None }];
-                let patched = Request { patches: patches.clone(), ..Request::forward(images.clone()) };
-                for (whole, rest) in [(&ask, &from.clone()), (&patched, &Request { patches, ..from })] {
-                    let (whole, rest) = (logits(whole), logits(rest));
-                    let error = ((&whole - rest).norm() / whole.norm()).double_value(&[]);
-                    assert!(error < 1e-5, "{name}: {error}");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn position_embeddings_keep_their_prefix_and_their_corners_order() {
         let old = Tensor::arange(2 * (1 + 9), (Kind::Float, Device::Cpu)).reshape([1, 10, 2]);
         let new = resize_positions(&old, 1, 6).unwrap();
