@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
 /// Of the gradient at a value, that at an earlier site.
-type Back<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
+type Backward<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 
 /// One run's bookkeeping.
 pub struct Tape<'a> {
@@ -21,8 +21,8 @@ pub struct Tape<'a> {
     passed: BTreeSet<String>,
     /// False until the site is reached at which the request begins.
     begun: bool,
-    /// The site whose gradient a model takes back itself, and how.
-    back: Option<(String, Back<'a>)>,
+    /// The site whose gradient a model computes itself, and how.
+    backward: Option<(String, Backward<'a>)>,
     /// What the model computes in. What comes from the request is float32, and what is answered.
     kind: Kind,
     /// Sites from which on it computes in float32 all the same.
@@ -80,8 +80,8 @@ impl<'a> Tape<'a> {
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
         let begun = request.start.is_none();
-        let (values, kept, passed, back) = Default::default();
-        let mut tape = Tape { request, values, kept, passed, begun, back, kind, full };
+        let (values, kept, passed, backward) = Default::default();
+        let mut tape = Tape { request, values, kept, passed, begun, backward, kind, full };
         let images = tape.taken(&request.images, kind)?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();
@@ -181,16 +181,16 @@ impl<'a> Tape<'a> {
     }
 
     /// For a model that computes a part of itself without recording it: gradients at `site`, where that part begins, are those
-    /// at `value`, where it ends, taken through `back`. What is returned is what the model goes on with.
-    pub fn taken_back(
+    /// at `value`, where it ends, taken through `backward`. What is returned is what the model goes on with.
+    pub fn custom_backward(
         &mut self,
         site: &str,
         value: Tensor,
-        back: impl Fn(&Tensor) -> Result<Tensor> + 'a,
+        backward: impl Fn(&Tensor) -> Result<Tensor> + 'a,
     ) -> Result<Tensor> {
         let value = value.f_detach()?.f_set_requires_grad(true)?;
         self.kept.insert(site.into(), value.shallow_clone());
-        self.back = Some((site.into(), Box::new(back)));
+        self.backward = Some((site.into(), Box::new(backward)));
         Ok(value)
     }
 
@@ -275,10 +275,10 @@ impl<'a> Tape<'a> {
                     // A site behind the objective's own: nothing is lost on the way, there is none.
                     self.kept[site].f_zeros_like()?
                 };
-                let grad = match &self.back {
-                    Some((name, back)) if name == site => {
+                let grad = match &self.backward {
+                    Some((name, backward)) if name == site => {
                         let _off = tch::no_grad_guard();
-                        back(&grad)?
+                        backward(&grad)?
                     }
                     _ => grad,
                 };

@@ -8,7 +8,7 @@
 //!   which MKL or oneDNN computes ([`Product`]).
 //! - A transition averages before its 1x1 convolution, which commutes and costs a quarter.
 //!
-//! The gradient at the images goes back through the same buffers ([`Trunk::back`]): a layer adds its own to the part of the
+//! The gradient at the images goes back through the same buffers ([`Trunk::backward`]): a layer adds its own to the part of the
 //! block's buffer that it read, and only the transposes of the folded weights are multiplied by.
 
 use super::{Config, EPS};
@@ -21,7 +21,8 @@ use lightbox_sdk::tch::{Device, Kind, Tensor};
 pub enum Product {
     /// libtorch's matrix product: MKL.
     Matrix,
-    /// libtorch's convolution: oneDNN. On an AMD EPYC with AVX-512 it computes these shapes faster: the benchmark's row `cost` has both rates.
+    /// libtorch's convolution: oneDNN, which multiplied faster on the AMD EPYC with AVX-512 that was measured (the benchmark's row
+    /// `cost`).
     Convolution,
 }
 
@@ -79,9 +80,9 @@ impl Folded {
         }
     }
 
-    /// What [`Folded::product`] does, backward: of a gradient [n, out, h, w], channels last, that of the clamped values
+    /// The backward pass of [`Folded::product`]: of a gradient [n, out, h, w], channels last, that of the clamped values
     /// [n, h, w, in].
-    fn product_back(&self, grad: &Tensor, by: Product) -> Result<Tensor> {
+    fn product_backward(&self, grad: &Tensor, by: Product) -> Result<Tensor> {
         match by {
             Product::Convolution => {
                 let weight = self.weight.f_transpose(0, 1)?.f_contiguous()?;
@@ -98,14 +99,14 @@ impl Folded {
     }
 
     /// A gradient [n, h, w, in] where the ReLU of these values is open, elsewhere 0.
-    fn open(&self, values: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn relu_backward(&self, values: &Tensor, grad: &Tensor) -> Result<Tensor> {
         Ok(self.edge.f_addcmul(values, &self.side)?.f_threshold_backward(grad, 0.0)?)
     }
 }
 
-/// What a run keeps for the way back.
+/// What a run saves for the backward pass.
 #[derive(Default)]
-pub struct Kept {
+pub struct Saved {
     /// Of the images' [h, w].
     size: [i64; 2],
     /// After the first ReLU, and where its maxima were.
@@ -195,16 +196,16 @@ impl Trunk {
     }
 
     /// The same in another type, but for the last norm: what explainers read is float32.
-    pub fn lowered(&self, kind: Kind) -> Result<Self> {
+    pub fn cast(&self, kind: Kind) -> Result<Self> {
         let fold = |f: &Folded| -> Result<Folded> {
-            let lower = |t: &Tensor| t.f_to_kind(kind);
+            let cast = |t: &Tensor| t.f_to_kind(kind);
             Ok(Folded {
-                low: lower(&f.low)?,
-                high: lower(&f.high)?,
-                side: lower(&f.side)?,
-                edge: lower(&f.edge)?,
-                weight: lower(&f.weight)?,
-                bias: lower(&f.bias)?,
+                low: cast(&f.low)?,
+                high: cast(&f.high)?,
+                side: cast(&f.side)?,
+                edge: cast(&f.edge)?,
+                weight: cast(&f.weight)?,
+                bias: cast(&f.bias)?,
             })
         };
         let mut blocks = Vec::new();
@@ -218,16 +219,16 @@ impl Trunk {
         Ok(Trunk { conv0, bias0, blocks, scale5, shift5, growth: self.growth, by: self.by })
     }
 
-    /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory. With `kept`, [`Trunk::back`] can follow.
-    pub fn run(&self, images: &Tensor, mut kept: Option<&mut Kept>) -> Result<Tensor> {
+    /// `features.norm5` of images [B, 3, H, W]: [B, C, h, w], channels last in memory. With `saved`, [`Trunk::backward`] can follow.
+    pub fn run(&self, images: &Tensor, mut saved: Option<&mut Saved>) -> Result<Tensor> {
         let x = channels_last(images)?;
         let mut x = x.f_conv2d(&self.conv0, Some(&self.bias0), [2], [3], [1], 1)?.f_relu_()?;
-        match &mut kept {
-            Some(kept) => {
+        match &mut saved {
+            Some(saved) => {
                 let (most, places) = x.f_max_pool2d_with_indices([3], [2], [1], [1], false)?;
                 let size = images.size();
-                kept.size = [size[2], size[3]];
-                kept.stem = Some((x, places));
+                saved.size = [size[2], size[3]];
+                saved.stem = Some((x, places));
                 x = most;
             }
             None => x = x.f_max_pool2d([3], [2], [1], [1], false)?,
@@ -246,12 +247,12 @@ impl Trunk {
                 let y = z.f_conv2d(&layer.conv, None::<&Tensor>, [1], [1], [1], 1)?;
                 buffer.f_narrow(3, channels, self.growth)?.f_copy_(&y.f_permute([0, 2, 3, 1])?)?;
                 channels += self.growth;
-                if kept.is_some() {
+                if saved.is_some() {
                     between.push(z);
                 }
             }
-            if let Some(kept) = &mut kept {
-                kept.blocks.push((buffer.shallow_clone(), between));
+            if let Some(saved) = &mut saved {
+                saved.blocks.push((buffer.shallow_clone(), between));
             }
             match transition {
                 Some(fold) => {
@@ -269,19 +270,20 @@ impl Trunk {
     }
 
     /// The gradient at the images [B, 3, H, W] of what has the gradient `grad` at `features.norm5`, [B, C, h, w].
-    pub fn back(&self, kept: &Kept, grad: &Tensor) -> Result<Tensor> {
-        let lost = || Error::invalid("the trunk was run without keeping its values");
-        let (first, places) = kept.stem.as_ref().ok_or_else(lost)?;
+    pub fn backward(&self, saved: &Saved, grad: &Tensor) -> Result<Tensor> {
+        let lost = || Error::invalid("the trunk was run without saving its values");
+        let (first, places) = saved.stem.as_ref().ok_or_else(lost)?;
         // Of the value that a block begins with or the next one does, [n, h, w, c].
         let mut grad = grad.f_permute([0, 2, 3, 1])?.f_mul(&self.scale5)?.f_to_kind(first.f_kind()?)?;
-        for ((layers, transition), (buffer, between)) in self.blocks.iter().zip(&kept.blocks).rev() {
+        for ((layers, transition), (buffer, between)) in self.blocks.iter().zip(&saved.blocks).rev() {
             let width = buffer.size()[3];
             let all = match transition {
                 Some(fold) => {
-                    let pooled = fold.product_back(&grad.f_permute([0, 3, 1, 2])?, self.by)?.f_permute([0, 3, 1, 2])?;
+                    let pooled =
+                        fold.product_backward(&grad.f_permute([0, 3, 1, 2])?, self.by)?.f_permute([0, 3, 1, 2])?;
                     let shaped = buffer.f_permute([0, 3, 1, 2])?;
                     let spread = shaped.f_avg_pool2d_backward(&pooled, [2], [2], [0], false, true, None::<i64>)?;
-                    fold.open(buffer, &spread.f_permute([0, 2, 3, 1])?)?
+                    fold.relu_backward(buffer, &spread.f_permute([0, 2, 3, 1])?)?
                 }
                 None => grad.f_contiguous()?,
             };
@@ -291,8 +293,8 @@ impl Trunk {
                 let y = all.f_narrow(3, channels, self.growth)?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
                 let weight = layer.conv.f_flip([2, 3])?.f_transpose(0, 1)?;
                 let back = y.f_conv2d(&channels_last(&weight)?, None::<&Tensor>, [1], [1], [1], 1)?;
-                let back = layer.reduce.product_back(&z.f_threshold_backward(&back, 0.0)?, self.by)?;
-                let back = layer.reduce.open(&buffer.f_narrow(3, 0, channels)?, &back)?;
+                let back = layer.reduce.product_backward(&z.f_threshold_backward(&back, 0.0)?, self.by)?;
+                let back = layer.reduce.relu_backward(&buffer.f_narrow(3, 0, channels)?, &back)?;
                 let _ = all.f_narrow(3, 0, channels)?.f_add_(&back)?;
             }
             grad = all.f_narrow(3, 0, channels)?;
@@ -302,7 +304,7 @@ impl Trunk {
         let grad = first.f_threshold_backward(&grad, 0.0)?;
         // What a convolution of stride 2 leaves over at the end of each side.
         let rest = |size: i64, out: i64| size - ((out - 1) * 2 - 6 + 7);
-        let (size, out) = (kept.size, first.size());
+        let (size, out) = (saved.size, first.size());
         let rest = [rest(size[0], out[2]), rest(size[1], out[3])];
         Ok(grad.f_conv_transpose2d(&self.conv0, None::<&Tensor>, [2], [3], rest, 1, [1])?)
     }

@@ -362,14 +362,14 @@ impl Network for DenseNet {
             return self.forward(images, false, Some(tape));
         }
         let images = tape.site("input", images)?;
-        let (trunk, mut kept) = (self.trunk()?, fast::Kept::default());
+        let (trunk, mut saved) = (self.trunk()?, fast::Saved::default());
         let back = tape.differentiates("input");
         let norm5 = {
             let _off = lightbox_sdk::tch::no_grad_guard();
-            trunk.run(&images, back.then_some(&mut kept))?
+            trunk.run(&images, back.then_some(&mut saved))?
         };
         let norm5 = match back {
-            true => tape.taken_back("input", norm5, move |grad| trunk.back(&kept, grad))?,
+            true => tape.custom_backward("input", norm5, move |grad| trunk.backward(&saved, grad))?,
             false => norm5,
         };
         self.tail(norm5, &mut Some(tape))
@@ -381,12 +381,11 @@ impl Network for DenseNet {
 
     const HEAD_SITES: &'static [&'static str] = &TAIL;
 
-    /// The trunk is folded in float32, and lowered then.
-    fn lowered(&self, kind: Kind) -> Result<Self> {
-        let low = self.with(self.base.with(self.base.params.lowered(kind, Self::is_head)?));
+    /// The trunk is folded in float32, and cast then.
+    fn cast(&self, kind: Kind) -> Result<Self> {
+        let low = self.with(self.base.with(self.base.params.cast(kind, Self::is_head)?));
         if self.folded && self.base.params.device() == Device::Cpu {
-            let _ =
-                low.trunk.set(fast::Trunk::new(self.config, &self.base.params, fast::Product::best())?.lowered(kind)?);
+            let _ = low.trunk.set(fast::Trunk::new(self.config, &self.base.params, fast::Product::best())?.cast(kind)?);
         }
         Ok(low)
     }

@@ -30,7 +30,7 @@ pub fn precision() -> ParamSpec {
         "float32",
         &["float32", "bfloat16"],
         "what values between the images and the head are kept and multiplied in; bfloat16 has 8 bits of fraction, moves \
-         maps, and is faster on GPUs and on CPUs with AVX-512 BF16 or AMX alone",
+         maps, and is faster only where the hardware multiplies it, as a CPU's AVX-512 BF16 does",
     )
 }
 
@@ -124,7 +124,7 @@ impl Parameters {
     }
 
     /// A copy in which the values of floating point are of another type, but for those that `stays` names.
-    pub fn lowered(&self, kind: Kind, stays: impl Fn(&str) -> bool) -> Result<Self> {
+    pub fn cast(&self, kind: Kind, stays: impl Fn(&str) -> bool) -> Result<Self> {
         let mut copy = Parameters::new(self.device, self.seed);
         for name in &self.names {
             let tensor = self.get(name)?.f_detach()?;
@@ -288,9 +288,9 @@ pub trait Network: Send + Sized + 'static {
     const HEAD_SITES: &'static [&'static str] = &["logits"];
 
     /// The same network computing in another type, with copies of the parameters.
-    fn lowered(&self, kind: Kind) -> Result<Self> {
+    fn cast(&self, kind: Kind) -> Result<Self> {
         let base = self.base();
-        Ok(self.with(base.with(base.params.lowered(kind, Self::is_head)?)))
+        Ok(self.with(base.with(base.params.cast(kind, Self::is_head)?)))
     }
 
     /// True for tensors that are not trained (running statistics).
@@ -330,7 +330,7 @@ impl<N: Network> NetModel<N> {
         }
         let low = {
             let _off = tch::no_grad_guard();
-            self.network.lowered(self.kind)?
+            self.network.cast(self.kind)?
         };
         Ok(self.low.get_or_init(|| low))
     }
