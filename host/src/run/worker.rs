@@ -295,22 +295,26 @@ impl Worker {
     fn prepare(&mut self, side: usize, unit: &Unit) -> Result<usize> {
         let (source, key) = (self.source()?, unit.key());
         let sources = self.folder.sources();
-        if !sources.is_file() {
-            let mut files: Vec<_> = (0..source.samples().len()).flat_map(|i| source.files(i)).collect();
-            files.sort();
-            files.dedup();
-            let mut states: Vec<FileState> = Vec::new();
-            for part in files.chunks(256) {
-                self.voice.say(Event::Progress { unit: key.clone(), done: states.len(), of: files.len() });
-                states.extend(part.par_iter().map(|f| FileState::of(f)).collect::<Result<Vec<_>>>()?);
+        let states = match sources.is_file() {
+            true => read_json(&sources)?,
+            false => {
+                let mut files: Vec<_> = (0..source.samples().len()).flat_map(|i| source.files(i)).collect();
+                files.sort();
+                files.dedup();
+                let mut states: Vec<FileState> = Vec::new();
+                for part in files.chunks(256) {
+                    self.voice.say(Event::Progress { unit: key.clone(), done: states.len(), of: files.len() });
+                    states.extend(part.par_iter().map(|f| FileState::of(f)).collect::<Result<Vec<_>>>()?);
+                }
+                write_json(&sources, &states)?;
+                states
             }
-            write_json(&sources, &states)?;
-        }
+        };
         let (voice, file, images) = (self.voice.clone(), self.folder.prepared(side), source.samples().len());
         let note = |text: String| voice.say(Event::Note { text });
         let cache = Cache::of_user().filter(|_| !file.is_file());
         let unnamed = |e| note(format!("prepared images are not looked for in the cache: {e}"));
-        let name = cache.as_ref().and_then(|_| self.prepared_id(side).map_err(unnamed).ok());
+        let name = cache.as_ref().and_then(|_| self.prepared_id(side, &states).map_err(unnamed).ok());
         let cache = cache.zip(name);
         if let Some((cache, name)) = &cache {
             match cache.take(name, images, &file) {
@@ -328,9 +332,8 @@ impl Worker {
         let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
         store::prepare(source.as_ref(), side, &file, &mut progress)?;
         // What was hashed is what was read, or the set has no name.
-        let states: Vec<FileState> = read_json(&self.folder.sources())?;
-        let same = |states: &[FileState]| states.iter().all(|s| s.is_unchanged().unwrap_or(false));
-        if let Some((cache, name)) = cache.as_ref().filter(|_| same(&states))
+        let same = || states.iter().all(|s| s.is_unchanged().unwrap_or(false));
+        if let Some((cache, name)) = cache.as_ref().filter(|_| same())
             && let Err(e) = cache.keep(&file, name)
         {
             note(format!(
@@ -342,9 +345,8 @@ impl Worker {
 
     /// What prepared images depend on, as a name: this program, the data's settings, what its tables say, and the contents
     /// of its files.
-    fn prepared_id(&self, side: usize) -> Result<String> {
+    fn prepared_id(&self, side: usize, states: &[FileState]) -> Result<String> {
         let json = |value: serde_json::Result<String>| value.map_err(|e| Error::input(e.to_string()));
-        let states: Vec<FileState> = read_json(&self.folder.sources())?;
         let parts = [
             // What runs, though a new build may lie in its place.
             files::sha256(Path::new("/proc/self/exe"))?,
@@ -354,7 +356,7 @@ impl Worker {
             json(serde_json::to_string(&self.spec.task))?,
             self.environment.data.clone(),
         ];
-        Ok(hash(parts.into_iter().chain(states.into_iter().map(|s| s.sha256))))
+        Ok(hash(parts.into_iter().chain(states.iter().map(|s| s.sha256.clone()))))
     }
 
     fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {
