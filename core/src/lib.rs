@@ -21,8 +21,9 @@ pub mod tensors;
 
 pub use error::{Error, Result};
 
-/// Whether the variable `LIGHTBOX_PLAIN` asks for the plain way wherever there is a faster one: no vectors chosen at run time,
-/// no image resized from its bytes. It is for tests, which hold the two together; models look at it as well.
+/// Whether the variable `LIGHTBOX_PLAIN` asks for the plain way where a faster one rounds otherwise or is chosen at run time: no
+/// vectors beyond the compiler's own, no image resized from its bytes. Tests hold the two together. Plugins have
+/// `lightbox_sdk::is_plain`, since neither crate knows the other.
 pub fn is_plain() -> bool {
     std::env::var_os("LIGHTBOX_PLAIN").is_some_and(|v| !v.is_empty() && v != "0")
 }

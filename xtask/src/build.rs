@@ -85,7 +85,7 @@ pub fn test(args: &[String]) -> Result<(), String> {
         .args(packages(&TORCH))
         .arg("--")
         .args(args))?;
-    // The references once more with every faster way off: no number may hang on one.
+    // The references once more without the ways that are faster and round otherwise: no number may hang on one.
     eprintln!("\n$ LIGHTBOX_PLAIN=1");
     run(cargo()
         .args(["test", "-p", "lightbox-sdk", "-p", "lightbox-core", "-p", "lightbox", "-p", "lightbox-tests"])

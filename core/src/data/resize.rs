@@ -54,6 +54,7 @@ fn add_rows<T: Copy + Into<f32>>(sum: &mut [f32], weights: &[f32], rows: &[T]) {
         let mut block = [0f32; BLOCK];
         for (weight, row) in weights.iter().zip(rows.chunks_exact(width)) {
             let row = &row[at * BLOCK..][..sum.len()];
+            // A whole block has a length that the compiler knows: its loop is vectors alone.
             match <&[T; BLOCK]>::try_from(row) {
                 Ok(row) => block.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into()),
                 Err(_) => block.iter_mut().zip(row).for_each(|(s, v)| *s += weight * (*v).into()),

@@ -4,8 +4,7 @@
 //! equals one: the range of the positives is cut into equal buckets, few of which hold a positive, so that a look at the
 //! bucket and one comparison say it; in a bucket with several positives a binary search does. The bucket of a score is a
 //! difference, a product and a truncation, each of which keeps the order of floats, so the answer is exact, ties included.
-//! Two such loads a pixel took half the time of a vectorised search, whose gathers are slow on the EPYC that was measured;
-//! the buckets' arithmetic is vectorised for what the CPU has, seen at run time.
+//! The buckets' arithmetic is vectorised for what the CPU has, seen at run time.
 
 /// Counters side by side, so that equal pixels in a row do not wait for each other.
 const LANES: usize = 4;
