@@ -30,7 +30,7 @@ pub fn prints(all: &Tensor) -> Result<Vec<Option<Print>>> {
         true => clean.f_unsqueeze(1)?.f_adaptive_avg_pool2d([side, side])?.f_squeeze_dim(1)?,
         false => maps::upsample(&clean, (GRID, GRID))?,
     };
-    let values = maps::values(&small.f_contiguous()?)?;
+    let values = maps::values(&small)?;
     let pixels = GRID * GRID;
     let one = |i: usize| (faults[i] == Fault::None).then(|| print(&values[i * pixels..][..pixels])).flatten();
     Ok((0..faults.len()).into_par_iter().map(one).collect())

@@ -4,6 +4,8 @@
 use crate::Result;
 use crate::data::resize::{self, axis};
 use rayon::prelude::*;
+use std::ops::Deref;
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 /// What is wrong with a map.
@@ -16,9 +18,57 @@ pub enum Fault {
     Constant,
 }
 
-/// Values of a CPU tensor, row by row.
-pub fn values(maps: &Tensor) -> Result<Vec<f32>> {
-    Ok(Vec::<f32>::try_from(maps.f_flatten(0, -1)?.f_to_kind(Kind::Float)?)?)
+/// A tensor's elements, row by row, on the CPU. They are not copied where they lie there so; nobody may write to the tensor
+/// meanwhile.
+pub struct Flat<T> {
+    start: *const T,
+    len: usize,
+    _keeps: Tensor,
+}
+
+// SAFETY: the elements are read only, and the tensor is not touched but to be dropped.
+unsafe impl<T: Sync> Sync for Flat<T> {}
+
+impl<T: Element> Flat<T> {
+    /// Of a tensor of any kind and device.
+    pub fn of(tensor: &Tensor) -> Result<Self> {
+        let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(T::KIND)?.f_contiguous()?;
+        Ok(Flat { start: tensor.data_ptr().cast::<T>(), len: tensor.numel(), _keeps: tensor })
+    }
+}
+
+impl<T> Deref for Flat<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self.len {
+            0 => &[],
+            // SAFETY: `of` has made it a contiguous tensor of `T` on the CPU, which lives as long as `self`.
+            n => unsafe { std::slice::from_raw_parts(self.start, n) },
+        }
+    }
+}
+
+/// Values of maps, row by row.
+pub fn values(maps: &Tensor) -> Result<Flat<f32>> {
+    Flat::of(maps)
+}
+
+/// How many maps of so many pixels make work that is worth another thread.
+pub fn at_least(pixels: usize) -> usize {
+    ((1 << 16) / pixels.max(1)).max(1)
+}
+
+/// A new tensor [n, h, w] float32 on the CPU, filled map by map: by its number and its pixels, zeros before.
+fn filled((n, h, w): (usize, usize, usize), fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
+    let made = Tensor::f_zeros([n as i64, h as i64, w as i64], (Kind::Float, Device::Cpu))?;
+    if n * h * w > 0 {
+        // SAFETY: new, contiguous, float32, on the CPU, and nobody else's.
+        let pixels = unsafe { std::slice::from_raw_parts_mut(made.data_ptr().cast::<f32>(), n * h * w) };
+        let maps = pixels.par_chunks_exact_mut(h * w).with_min_len(at_least(h * w)).enumerate();
+        maps.for_each(|(i, map)| fill(i, map));
+    }
+    Ok(made)
 }
 
 fn shape(maps: &Tensor) -> Result<(usize, usize, usize)> {
@@ -36,8 +86,8 @@ pub fn upsample(maps: &Tensor, (to_h, to_w): (usize, usize)) -> Result<Tensor> {
     if maps.device() != Device::Cpu {
         return upsample_by_libtorch(maps, (to_h, to_w));
     }
-    let large = resize::upsample(&values(maps)?, n, (h, w), (to_h, to_w));
-    Ok(Tensor::f_from_slice(&large)?.f_reshape([n as i64, to_h as i64, to_w as i64])?)
+    let (small, axes) = (values(maps)?, (axis(h, to_h), axis(w, to_w)));
+    filled((n, to_h, to_w), |i, map| resize::upsample_into(map, &small[i * h * w..][..h * w], w, &axes))
 }
 
 /// [`upsample`] in libtorch's operations, on any device.
@@ -63,9 +113,11 @@ pub fn upsample_by_libtorch(maps: &Tensor, (to_h, to_w): (usize, usize)) -> Resu
 pub fn min_max(maps: &Tensor) -> Result<Tensor> {
     let (n, h, w) = shape(maps)?;
     if maps.device() == Device::Cpu {
-        let mut all = values(maps)?;
-        all.par_chunks_exact_mut((h * w).max(1)).for_each(min_max_of);
-        return Ok(Tensor::f_from_slice(&all)?.f_reshape([n as i64, h as i64, w as i64])?);
+        let all = values(maps)?;
+        return filled((n, h, w), |i, map| {
+            map.copy_from_slice(&all[i * h * w..][..h * w]);
+            min_max_of(map);
+        });
     }
     min_max_by_libtorch(maps)
 }
@@ -80,16 +132,68 @@ pub fn min_max_by_libtorch(maps: &Tensor) -> Result<Tensor> {
 
 /// Scales one map to [0, 1] by its own range; a constant map becomes 0.
 pub fn min_max_of(map: &mut [f32]) {
-    let low = map.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = map.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (low, high) = extremes(map);
     let range = high - low;
-    let one = |v: f32| if range > 0.0 { (v - low) / range } else { 0.0 };
-    map.iter_mut().for_each(|v| *v = one(*v));
+    match range > 0.0 {
+        true => map.iter_mut().for_each(|v| *v = (*v - low) / range),
+        false => map.fill(0.0),
+    }
+}
+
+/// Values side by side, so that they are compared in vectors.
+const LANES: usize = 16;
+
+/// The least and the greatest value of a finite map.
+pub fn extremes(map: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let least = |a: f32, b: f32| if b < a { b } else { a };
+    let greatest = |a: f32, b: f32| if b > a { b } else { a };
+    for part in map.chunks(LANES) {
+        let lanes = low.iter_mut().zip(&mut high).zip(part);
+        lanes.for_each(|((low, high), v)| (*low, *high) = (least(*low, *v), greatest(*high, *v)));
+    }
+    (low.into_iter().fold(f32::INFINITY, least), high.into_iter().fold(f32::NEG_INFINITY, greatest))
+}
+
+/// The sum of float64 terms of a map's values: [`LANES`] sums side by side, then those, always in one order.
+pub fn sum(map: &[f32], term: impl Fn(f32) -> f64) -> f64 {
+    let mut sums = [0.0; LANES];
+    for part in map.chunks(LANES) {
+        sums.iter_mut().zip(part).for_each(|(sum, v)| *sum += term(*v));
+    }
+    sums.iter().sum()
 }
 
 /// What is wrong with each map of [n, h, w].
 pub fn faults(maps: &Tensor) -> Result<Vec<Fault>> {
-    let (n, ..) = shape(maps)?;
+    let (n, h, w) = shape(maps)?;
+    if maps.device() == Device::Cpu && h * w > 0 {
+        let all = values(maps)?;
+        return Ok(all.par_chunks_exact(h * w).with_min_len(at_least(h * w)).map(fault_of).collect());
+    }
+    faults_by_libtorch(maps, n)
+}
+
+/// What is wrong with one map.
+fn fault_of(map: &[f32]) -> Fault {
+    let first = map.first().copied().unwrap_or_default();
+    // Any NaN or infinity makes the sum of `0 x` NaN.
+    let (mut sums, mut others) = ([0f32; LANES], [0u32; LANES]);
+    for part in map.chunks(LANES) {
+        for ((sum, others), v) in sums.iter_mut().zip(&mut others).zip(part) {
+            *sum += v * 0.0;
+            *others |= u32::from(*v != first);
+        }
+    }
+    match (sums.iter().any(|s| s.is_nan()), others.iter().any(|n| *n > 0)) {
+        (true, _) => Fault::NotFinite,
+        (_, true) => Fault::None,
+        _ => Fault::Constant,
+    }
+}
+
+/// [`faults`] in libtorch's operations, on any device.
+fn faults_by_libtorch(maps: &Tensor, n: usize) -> Result<Vec<Fault>> {
     let flat = maps.f_reshape([n as i64, -1])?;
     let finite = flat.f_isfinite()?.f_all_dim(1, false)?;
     let constant = flat.f_eq_tensor(&flat.f_narrow(1, 0, 1)?)?.f_all_dim(1, false)?;
@@ -106,7 +210,6 @@ pub fn faults(maps: &Tensor) -> Result<Vec<Fault>> {
 
 /// A checksum of values in their order: two that differ anywhere, unless by design, give others.
 pub fn checksum(values: &[f32]) -> u64 {
-    const LANES: usize = 16;
     let mut lanes = [0u32; LANES];
     let mut chunks = values.chunks_exact(LANES);
     for chunk in &mut chunks {
@@ -131,7 +234,7 @@ mod tests {
     }
 
     fn bits(t: &Tensor) -> Vec<u32> {
-        values(t).unwrap().into_iter().map(f32::to_bits).collect()
+        values(t).unwrap().iter().copied().map(f32::to_bits).collect()
     }
 
     #[test]
@@ -148,7 +251,30 @@ mod tests {
     #[test]
     fn faults_are_seen() {
         let maps = Tensor::from_slice(&[1f32, 2.0, 3.0, 3.0, f32::NAN, 1.0, 0.0, f32::INFINITY]).reshape([4, 1, 2]);
-        assert_eq!(faults(&maps).unwrap(), [Fault::None, Fault::Constant, Fault::NotFinite, Fault::NotFinite]);
+        let wanted = [Fault::None, Fault::Constant, Fault::NotFinite, Fault::NotFinite];
+        assert_eq!(faults(&maps).unwrap(), wanted);
+        assert_eq!(faults_by_libtorch(&maps, 4).unwrap(), wanted);
+        // At any place of a map that no lanes fill.
+        for at in 0..35 {
+            let with = |value: f32| {
+                let mut map = vec![0.5f32; 35];
+                map[at] = value;
+                fault_of(&map)
+            };
+            assert_eq!([with(f32::NAN), with(f32::NEG_INFINITY)], [Fault::NotFinite; 2], "{at}");
+            assert_eq!([with(0.25), with(0.5)], [Fault::None, Fault::Constant], "{at}");
+        }
+        assert_eq!(fault_of(&[0.0, -0.0]), Fault::Constant);
+    }
+
+    #[test]
+    fn extremes_and_sums_are_of_all_values() {
+        for n in [1, 15, 16, 17, 100] {
+            let map: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+            let by = |f: fn(f32, f32) -> f32| map.iter().copied().reduce(f).unwrap();
+            assert_eq!(extremes(&map), (by(f32::min), by(f32::max)));
+            assert_eq!(sum(&map, f64::from), map.iter().map(|v| f64::from(*v)).sum::<f64>());
+        }
     }
 
     #[test]
@@ -160,7 +286,7 @@ mod tests {
         min_max_of(&mut map);
         assert_eq!(map, [0.0, 1.0, 0.5]);
         let constant = min_max_by_libtorch(&Tensor::ones([1, 2, 2], (Kind::Float, Device::Cpu))).unwrap();
-        assert_eq!(values(&constant).unwrap(), [0.0; 4]);
+        assert_eq!(values(&constant).unwrap()[..], [0.0; 4]);
     }
 
     #[test]

@@ -56,10 +56,10 @@ fn read_npy(path: &Path) -> Result<Tensor> {
 pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<()> {
     use npyz::WriterBuilder;
     let shape: Vec<u64> = tensor.size().iter().map(|n| *n as u64).collect();
-    let values = crate::maps::values(&tensor.f_contiguous()?)?;
+    let values = crate::maps::values(tensor)?;
     files::write_atomic(path, |w| {
         let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(w).begin_nd()?;
-        writer.extend(values)?;
+        writer.extend(values.iter().copied())?;
         writer.finish()
     })
 }

@@ -94,8 +94,11 @@ fn ways<T: Copy + Into<f32>>() -> Vec<AddRows<T>> {
     ways
 }
 
-/// For each position of an upsampled axis, its two neighbours and how far it is from the first towards the second.
-pub(crate) fn axis(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+/// Of a position of an upsampled axis: its two neighbours and how far it is from the first towards the second.
+pub(crate) type Tap = (usize, usize, f32);
+
+/// The taps of an axis.
+pub(crate) fn axis(from: usize, to: usize) -> Vec<Tap> {
     let scale = from as f32 / to as f32;
     let one = |i: usize| {
         let at = ((i as f32 + 0.5) * scale - 0.5).max(0.0);
@@ -114,19 +117,25 @@ pub fn upsample(maps: &[f32], n: usize, (h, w): (usize, usize), (to_h, to_w): (u
     if (h, w) == (to_h, to_w) {
         return maps.to_vec();
     }
-    let (rows, columns) = (axis(h, to_h), axis(w, to_w));
+    let axes = (axis(h, to_h), axis(w, to_w));
     let mut result = vec![0f32; n * to_h * to_w];
-    result.par_chunks_exact_mut(to_h * to_w).zip(maps.par_chunks_exact(h * w)).for_each(|(out, map)| {
-        for (line, &(y0, y1, fy)) in out.chunks_exact_mut(to_w).zip(&rows) {
-            for (value, &(x0, x1, fx)) in line.iter_mut().zip(&columns) {
-                let (a, b) = (map[y0 * w + x0], map[y0 * w + x1]);
-                let (c, d) = (map[y1 * w + x0], map[y1 * w + x1]);
-                let (top, bottom) = (a + (b - a) * fx, c + (d - c) * fx);
-                *value = top + (bottom - top) * fy;
-            }
-        }
-    });
+    let maps = result.par_chunks_exact_mut(to_h * to_w).zip(maps.par_chunks_exact(h * w));
+    maps.for_each(|(out, map)| upsample_into(out, map, w, &axes));
     result
+}
+
+/// One map of width `w` by its [`axis`]es, rows and columns.
+pub(crate) fn upsample_into(out: &mut [f32], map: &[f32], w: usize, (rows, columns): &(Vec<Tap>, Vec<Tap>)) {
+    let to_w = columns.len();
+    // Each row at its new width, once; an output row is between two of them.
+    let mut wide = Vec::with_capacity(map.len() / w.max(1) * to_w);
+    for row in map.chunks_exact(w.max(1)) {
+        wide.extend(columns.iter().map(|&(x0, x1, f)| row[x0] + (row[x1] - row[x0]) * f));
+    }
+    for (line, &(y0, y1, f)) in out.chunks_exact_mut(to_w.max(1)).zip(rows) {
+        let (top, bottom) = (&wide[y0 * to_w..][..to_w], &wide[y1 * to_w..][..to_w]);
+        line.iter_mut().zip(top).zip(bottom).for_each(|((value, top), bottom)| *value = top + (bottom - top) * f);
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! Association Between Species", Ecology 1945.
 
 use super::each::{Image, OfOneMap, share};
-use super::otsu::overlap;
 use super::{Masks, MetricSpec, Score};
 
 pub static DICE_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -20,7 +19,7 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    overlap(image).map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.dice()))
+    image.above_otsu().map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.dice()))
 }
 
 #[cfg(test)]

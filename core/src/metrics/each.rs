@@ -2,15 +2,19 @@
 //! thread), and those that ask the model or the explainer.
 
 use super::pixel_auprc::no_mask;
+use super::pixels::Pixels;
 use super::removal::usable;
+use super::threshold::Overlap;
 use super::{
     Batch, Bench, Better, Curve, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size, State,
 };
+use super::{otsu, relevance_mass};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor};
+use std::sync::OnceLock;
+use tch::Tensor;
 
 /// A metric that is such a function; its parameter, if it has one, is the function's second argument.
 pub struct OfOneMap {
@@ -61,16 +65,89 @@ pub struct Image<'a> {
     /// 0 and 1; empty for a metric without masks.
     pub mask: &'a [u8],
     pub width: usize,
+    facts: &'a Facts,
+}
+
+/// What several metrics read of a map and its mask, each found once.
+#[derive(Default)]
+struct Facts {
+    extremes: OnceLock<(f32, f32)>,
+    ranks: OnceLock<Option<Ranks>>,
+    above_otsu: OnceLock<Option<Overlap>>,
+    mass_inside: OnceLock<Option<f64>>,
+}
+
+/// What the order of a map's pixels says of a mask.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranks {
+    pub average_precision: f64,
+    /// None where the mask is the whole image.
+    pub auroc: Option<f64>,
 }
 
 impl Image<'_> {
     /// Pixels of the mask.
     pub fn marked(&self) -> usize {
-        self.mask.iter().filter(|m| **m == 1).count()
+        self.mask.iter().map(|m| usize::from(*m)).sum()
+    }
+
+    /// The least and the greatest value.
+    pub fn extremes(&self) -> (f32, f32) {
+        *self.facts.extremes.get_or_init(|| maps::extremes(self.map))
+    }
+
+    /// None where the mask is empty.
+    pub fn ranks(&self) -> Option<Ranks> {
+        let of = |pixels: Pixels| Ranks { average_precision: pixels.average_precision(), auroc: pixels.auroc() };
+        *self.facts.ranks.get_or_init(|| Pixels::of(self.map, self.mask).map(of))
+    }
+
+    /// The mask and the pixels above Otsu's threshold; none of a constant map.
+    pub fn above_otsu(&self) -> Option<Overlap> {
+        *self.facts.above_otsu.get_or_init(|| otsu::overlap(self))
+    }
+
+    /// The share of the positive values that lies in the mask; none where no value is positive.
+    pub fn mass_inside(&self) -> Option<f64> {
+        *self.facts.mass_inside.get_or_init(|| relevance_mass::mass_inside(self))
     }
 }
 
-/// The evaluation by such a function. An empty or unknown mask is not applicable, a map that is not finite a failure.
+/// Scores each image of a batch on the CPU. An empty or unknown mask is not applicable, a map that is not finite a failure.
+pub fn each_image(
+    batch: &Batch<'_>,
+    of: Masks,
+    score: impl Fn(&Image<'_>) -> Score + Send + Sync,
+) -> Result<Vec<Score>> {
+    let n = batch.known.len();
+    let ((values, width), masked) = (batch.values()?, of != Masks::None);
+    let marks = if masked { Some(batch.marks(of)?) } else { None };
+    let all_facts = batch.cell.get(&format!("facts {of:?} {:p}", values.as_ptr()), || {
+        let none = || Facts::default();
+        Ok(std::iter::repeat_with(none).take(n).collect::<Vec<_>>())
+    })?;
+    let (values, marks): (&[f32], &[u8]) = (&values, marks.as_ref().map_or(&[], |m| m));
+    let (faults, known, all_facts) = (batch.faults, batch.known, all_facts.as_slice());
+    let size = values.len() / n.max(1);
+    let one = |i: usize| {
+        let map = &values[i * size..][..size];
+        let mask = if masked { &marks[i * size..][..size] } else { &[] };
+        if masked && let Some(score) = no_mask(of, known[i], mask.contains(&1)) {
+            return score;
+        }
+        if faults[i] == Fault::NotFinite {
+            return Score::failed(NOT_FINITE);
+        }
+        let score = score(&Image { map, mask, width, facts: &all_facts[i] });
+        match faults[i] {
+            Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
+            _ => score,
+        }
+    };
+    Ok((0..n).into_par_iter().with_min_len(maps::at_least(size)).map(one).collect())
+}
+
+/// The evaluation by such a function.
 struct Each {
     masks: Masks,
     score: fn(&Image<'_>, f64) -> Score,
@@ -79,38 +156,8 @@ struct Each {
 
 impl Evaluation for Each {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
-        let maps = batch.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
-        let shape = maps.size();
-        let (n, width) = (batch.known.len(), shape.last().copied().unwrap_or(1) as usize);
-        let masked = self.masks != Masks::None;
-        // Copied once for all metrics of these maps.
-        let values = batch.cell.get("values", || maps::values(&maps.f_to_device(Device::Cpu)?))?;
-        let masks = match (masked, batch.masks) {
-            (true, Some(masks)) => batch.scene.get(&format!("masks {:?}", self.masks), || {
-                let flat = masks.f_to_device(Device::Cpu)?.f_to_kind(Kind::Uint8)?.f_contiguous()?.f_flatten(0, -1)?;
-                Ok(Vec::<u8>::try_from(flat)?)
-            })?,
-            (true, None) => return Err(Error::new("this metric was given no masks")),
-            (false, _) => Default::default(),
-        };
-        let (values, masks) = (values.as_slice(), masks.as_slice());
-        let size = values.len() / n.max(1);
-        let one = |i: usize| {
-            let map = &values[i * size..][..size];
-            let mask = if masked { &masks[i * size..][..size] } else { &[] };
-            if masked && let Some(score) = no_mask(self.masks, batch.known[i], mask.contains(&1)) {
-                return score;
-            }
-            if batch.faults[i] == Fault::NotFinite {
-                return Score::failed("the map is not finite");
-            }
-            let score = (self.score)(&Image { map, mask, width }, self.parameter);
-            match batch.faults[i] {
-                Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
-                _ => score,
-            }
-        };
-        Ok((0..n).into_par_iter().map(one).collect())
+        let (score, parameter) = (self.score, self.parameter);
+        each_image(batch, self.masks, |image| score(image, parameter))
     }
 }
 
@@ -249,25 +296,24 @@ pub fn share_of_highest(image: &Image<'_>, k: usize) -> f64 {
     let mut sorted = image.map.to_vec();
     let (_, limit, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     let limit = *limit;
-    let (mut above, mut above_marked, mut equal, mut equal_marked) = (0usize, 0usize, 0usize, 0usize);
-    for (v, m) in image.map.iter().zip(image.mask) {
-        let marked = usize::from(*m == 1);
-        if *v > limit {
-            (above, above_marked) = (above + 1, above_marked + marked);
-        } else if *v == limit {
-            (equal, equal_marked) = (equal + 1, equal_marked + marked);
-        }
-    }
-    (above_marked as f64 + (k - above) as f64 * equal_marked as f64 / equal as f64) / k as f64
+    let above = Overlap::of(image.map, image.mask, |v| v > limit);
+    let equal = Overlap::of(image.map, image.mask, |v| v == limit);
+    let drawn = (k - above.predicted) as f64 * equal.both as f64 / equal.predicted as f64;
+    (above.both as f64 + drawn) / k as f64
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
 
+    /// What a function says of a map and a mask.
+    pub fn of<T>(map: &[f32], mask: &[u8], width: usize, f: impl Fn(&Image<'_>) -> T) -> T {
+        f(&Image { map, mask, width, facts: &Facts::default() })
+    }
+
     /// The value of a metric's function on a map and a mask, or `None`.
     pub fn value(metric: &OfOneMap, parameter: f64, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
-        (metric.score)(&Image { map, mask, width }, parameter).value
+        of(map, mask, width, |image| (metric.score)(image, parameter).value)
     }
 
     /// The mean over all orders of equal pixels, by shuffling.
@@ -288,11 +334,11 @@ pub mod tests {
         let map = [3.0, 1.0, 2.0, 2.0, 2.0, 0.0, 3.0, 2.0];
         let mask = [0, 1, 1, 0, 1, 0, 1, 0];
         for k in 1..=8 {
-            let found = share_of_highest(&Image { map: &map, mask: &mask, width: 4 }, k);
+            let found = of(&map, &mask, 4, |image| share_of_highest(image, k));
             assert!((found - slow(&map, &mask, k)).abs() < 0.02, "{k}: {found}");
         }
         // A constant map: the share of the mask, whatever k.
         let flat = [0.5f32; 8];
-        assert!((share_of_highest(&Image { map: &flat, mask: &mask, width: 4 }, 3) - 0.5).abs() < 1e-12);
+        assert!((of(&flat, &mask, 4, |image| share_of_highest(image, 3)) - 0.5).abs() < 1e-12);
     }
 }

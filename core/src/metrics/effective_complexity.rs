@@ -22,11 +22,13 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, limit: f64) -> Score {
-    let largest = image.map.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let (low, high) = image.extremes();
+    let largest = low.abs().max(high.abs());
     if largest == 0.0 {
         return Score::failed("the map is zero everywhere");
     }
-    let counts = image.map.iter().filter(|v| f64::from(v.abs()) > limit * f64::from(largest)).count();
+    let limit = limit * f64::from(largest);
+    let counts = image.map.iter().map(|v| usize::from(f64::from(v.abs()) > limit)).sum::<usize>();
     Score::ok(counts as f64 / image.map.len() as f64)
 }
 

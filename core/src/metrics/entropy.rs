@@ -4,6 +4,7 @@
 
 use super::each::{Image, OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
+use crate::maps;
 
 pub static ENTROPY: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
@@ -21,12 +22,14 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let all: f64 = image.map.iter().map(|v| f64::from(v.abs())).sum();
+    let all = maps::sum(image.map, |v| f64::from(v.abs()));
     if all <= 0.0 {
         return Score::failed("the map is zero everywhere");
     }
-    let shares = image.map.iter().map(|v| f64::from(v.abs()) / all).filter(|p| *p > 0.0);
-    let entropy: f64 = shares.map(|p| -p * p.ln()).sum();
+    let entropy = maps::sum(image.map, |v| {
+        let p = f64::from(v.abs()) / all;
+        if p > 0.0 { -p * p.ln() } else { 0.0 }
+    });
     Score::ok(entropy / (image.map.len().max(2) as f64).ln())
 }
 

@@ -46,7 +46,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     let (height, width) = (size[2] as usize, size[3] as usize);
     let far = (ask.number("shift")? * width as f64).round() as i64;
     let own = ask.maps()?.f_to_device(Device::Cpu)?;
-    let mut pairs: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
+    let mut pairs = Vec::new();
     for (mirrored, down, right) in [(true, 0, 0), (false, far, 0), (false, 0, far)] {
         bench.check()?;
         let images = match mirrored {
@@ -63,7 +63,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
                 own.f_narrow(1, 0, height - down)?.f_narrow(2, 0, width - right)?,
             ),
         };
-        pairs.push((maps::values(&back.f_contiguous()?)?, maps::values(&kept.f_contiguous()?)?));
+        pairs.push((maps::values(&back)?, maps::values(&kept)?));
     }
     let n = batch.targets.len().max(1);
     if pairs.iter().any(|(a, b)| a.len() != b.len()) {

@@ -3,6 +3,7 @@
 
 use super::each::{Image, OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
+use crate::maps;
 
 pub static GINI: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
@@ -18,14 +19,39 @@ fn spec() -> MetricSpec {
     }
 }
 
+/// Bits that a pass of the sort looks at.
+const DIGIT: u32 = 11;
+
+/// The magnitudes in ascending order: of floats without a sign the bits have the order of the values, so they are sorted by
+/// three digits of those, the lowest first.
+fn ascending(map: &[f32]) -> Vec<f32> {
+    let digit = |v: u32, pass: usize| (v >> (DIGIT * pass as u32)) as usize & ((1 << DIGIT) - 1);
+    let mut values: Vec<u32> = map.iter().map(|v| v.abs().to_bits()).collect();
+    let mut counts = vec![[0u32; 1 << DIGIT]; 3];
+    for &v in &values {
+        counts.iter_mut().enumerate().for_each(|(pass, counts)| counts[digit(v, pass)] += 1);
+    }
+    let mut sorted = vec![0; values.len()];
+    for (pass, counts) in counts.iter_mut().enumerate() {
+        let mut place = 0;
+        counts.iter_mut().for_each(|n| place += std::mem::replace(n, place));
+        for &v in &values {
+            let place = &mut counts[digit(v, pass)];
+            sorted[*place as usize] = v;
+            *place += 1;
+        }
+        std::mem::swap(&mut values, &mut sorted);
+    }
+    values.into_iter().map(f32::from_bits).collect()
+}
+
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let mut sorted: Vec<f64> = image.map.iter().map(|v| f64::from(v.abs())).collect();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let (n, all) = (sorted.len() as f64, sorted.iter().sum::<f64>());
+    let (n, all) = (image.map.len() as f64, maps::sum(image.map, |v| f64::from(v.abs())));
     if all <= 0.0 {
         return Score::failed("the map is zero everywhere");
     }
-    let weighted: f64 = sorted.iter().enumerate().map(|(i, v)| (2.0 * (i as f64 + 1.0) - n - 1.0) * v).sum();
+    let terms = ascending(image.map).into_iter().enumerate();
+    let weighted: f64 = terms.map(|(i, v)| (2.0 * (i as f64 + 1.0) - n - 1.0) * f64::from(v)).sum();
     Score::ok(weighted / (n * all))
 }
 
@@ -45,5 +71,14 @@ mod tests {
         assert!(value(&GINI, 0.0, &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
         assert_eq!(value(&GINI, 0.0, &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
         assert_eq!(value(&GINI, 0.0, &[0.0; 4], &[], 2), None);
+    }
+
+    #[test]
+    fn magnitudes_are_sorted() {
+        let mut map: Vec<f32> = (0..5000).map(|i| ((i * 7919) % 4999) as f32 * 0.37 - 900.0).collect();
+        map.extend([0.0, -0.0, f32::MIN_POSITIVE / 8.0, f32::MAX, -f32::MAX, 1e-30]);
+        let mut wanted: Vec<f32> = map.iter().map(|v| v.abs()).collect();
+        wanted.sort_unstable_by(f32::total_cmp);
+        assert_eq!(ascending(&map), wanted);
     }
 }

@@ -3,6 +3,7 @@
 //! under a random choice. Quantus 0.6 takes the first, and calls an empty mask and a map of zeros a hit.
 
 use super::each::{Image, OfOneMap, share};
+use super::threshold::Overlap;
 use super::{Masks, MetricSpec, Score};
 
 pub static HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -21,10 +22,9 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let highest = image.map.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-    let is_highest = image.map.iter().zip(image.mask).filter(|(v, _)| **v == highest);
-    let (all, marked) = is_highest.fold((0, 0), |(all, marked), (_, m)| (all + 1, marked + usize::from(*m == 1)));
-    Score::ok(marked as f64 / f64::from(all.max(1)))
+    let (_, highest) = image.extremes();
+    let found = Overlap::of(image.map, image.mask, |v| v == highest);
+    Score::ok(found.both as f64 / found.predicted.max(1) as f64)
 }
 
 #[cfg(test)]

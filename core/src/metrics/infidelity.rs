@@ -7,7 +7,7 @@
 use super::each::{Ask, Asking, Constant, Found, share};
 use super::mu_fidelity::{WORDS, WORDS_TEXT};
 use super::removal::Baseline;
-use super::subsets::{effects, squares, sums, values};
+use super::subsets::{effects, squares, sums};
 use super::{Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
 use crate::Result;
 
@@ -56,7 +56,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         squares(rng, (size.1 as f64 * share).round() as usize, samples, size)
     };
     let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
-    let (values, width) = values(ask.batch)?;
+    let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
         let sums = sums(&values[i * pixels..][..pixels], width, &effects.subsets[i]);

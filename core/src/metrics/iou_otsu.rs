@@ -3,7 +3,6 @@
 //! counts as 0.
 
 use super::each::{Image, OfOneMap, share};
-use super::otsu::overlap;
 use super::{Masks, MetricSpec, Score};
 
 pub static IOU_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -21,7 +20,7 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    overlap(image).map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.iou()))
+    image.above_otsu().map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.iou()))
 }
 
 #[cfg(test)]

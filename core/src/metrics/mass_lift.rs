@@ -3,7 +3,6 @@
 //! large findings compare.
 
 use super::each::{Image, OfOneMap, share};
-use super::relevance_mass::mass_inside;
 use super::{Masks, MetricSpec, Score};
 
 pub static MASS_LIFT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -24,7 +23,7 @@ fn spec() -> MetricSpec {
 
 fn score(image: &Image<'_>, _: f64) -> Score {
     let chance = image.marked() as f64 / image.map.len() as f64;
-    match mass_inside(image) {
+    match image.mass_inside() {
         Some(mass) => Score::ok(mass / chance),
         None => Score::failed("the map has no positive value"),
     }

@@ -57,11 +57,12 @@ pub mod top_k;
 mod vary;
 
 use self::memo::Memo;
-use crate::maps::Fault;
+use crate::maps::{self, Fault, Flat};
 use crate::task::Task;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tch::Tensor;
 
 /// Whether a metric gives a value an image (of which the table shows the mean) or one of a whole set.
@@ -357,6 +358,22 @@ pub struct Batch<'a> {
     pub scene: &'a Memo,
     /// What metrics made for these maps.
     pub cell: &'a Memo,
+}
+
+impl Batch<'_> {
+    /// The maps' values, row by row, on the CPU, and the width of a row; copied from a GPU once for all metrics of a form.
+    fn values(&self) -> Result<(Rc<Flat<f32>>, usize)> {
+        let maps = self.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
+        let width = maps.size().last().copied().unwrap_or(1) as usize;
+        // Where they lie is which form they are: a cell's forms live as long as its memo.
+        Ok((self.cell.get(&format!("values {:p}", maps.data_ptr()), || maps::values(maps))?, width))
+    }
+
+    /// The masks' values, as the maps'; once for all cells of a scene.
+    fn marks(&self, of: Masks) -> Result<Rc<Flat<u8>>> {
+        let masks = self.masks.ok_or_else(|| Error::new("this metric was given no masks"))?;
+        self.scene.get(&format!("masks {of:?}"), || Flat::of(masks))
+    }
 }
 
 /// What a model says of images.

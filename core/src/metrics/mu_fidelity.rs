@@ -4,7 +4,7 @@
 
 use super::each::{Ask, Asking, Constant, Found, share};
 use super::removal::Baseline;
-use super::subsets::{cells, effects, sums, values};
+use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
 use crate::Result;
 use crate::stats::correlation::spearman;
@@ -50,7 +50,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     let baseline = Baseline::of(ask.number("baseline")?);
     let draw = |rng: &mut rand_chacha::ChaCha8Rng, size| cells(rng, grid, count, samples, size);
     let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
-    let (values, width) = values(ask.batch)?;
+    let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
         let drops = &effects.drops[i];

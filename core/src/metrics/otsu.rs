@@ -9,7 +9,7 @@ const LEVELS: usize = 256;
 
 /// The prediction's overlap with the mask; none for a constant map.
 pub fn overlap(image: &Image<'_>) -> Option<Overlap> {
-    let (low, high) = image.map.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    let (low, high) = image.extremes();
     if low >= high {
         return None;
     }
@@ -19,7 +19,7 @@ pub fn overlap(image: &Image<'_>) -> Option<Overlap> {
     image.map.iter().for_each(|v| counts[level(*v)] += 1);
     let limit = threshold(&counts);
     let centre = f64::from(low) + (limit as f64 + 0.5) / scale;
-    Some(Overlap::of(image.map.iter().map(|v| f64::from(*v) > centre), image.mask))
+    Some(Overlap::of(image.map, image.mask, |v| f64::from(v) > centre))
 }
 
 /// The level up to which values are of the lower class; the first of equal ones.
@@ -45,6 +45,7 @@ fn threshold(counts: &[u64; LEVELS]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::each::tests::of;
 
     #[test]
     fn two_heaps_are_parted_between_them() {
@@ -53,8 +54,8 @@ mod tests {
         counts[200..210].fill(5);
         assert_eq!(threshold(&counts), 19);
         let map = [0.0, 0.1, 0.1, 5.0, 6.0, 0.15];
-        let found = overlap(&Image { map: &map, mask: &[0, 0, 0, 1, 0, 0], width: 3 }).unwrap();
+        let found = of(&map, &[0, 0, 0, 1, 0, 0], 3, overlap).unwrap();
         assert_eq!((found.predicted, found.marked, found.both), (2, 1, 1));
-        assert!(overlap(&Image { map: &[0.5; 4], mask: &[1, 0, 0, 0], width: 2 }).is_none());
+        assert!(of(&[0.5; 4], &[1, 0, 0, 0], 2, overlap).is_none());
     }
 }

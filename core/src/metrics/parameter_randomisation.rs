@@ -11,7 +11,7 @@ use crate::{Error, Result, maps, seed};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 pub static PARAMETER_RANDOMISATION: Asking = Asking {
     spec,
@@ -75,7 +75,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     }
     let stages = stages.min(layers.len());
     let magnitudes = |map: &[f32]| map.iter().map(|v| f64::from(v.abs())).collect::<Vec<f64>>();
-    let own = maps::values(&ask.maps()?.f_to_device(Device::Cpu)?)?;
+    let own = maps::values(ask.maps()?)?;
     let n = batch.targets.len();
     let size = own.len() / n.max(1);
     let mut values: Vec<Vec<f64>> = vec![vec![]; n];
@@ -93,7 +93,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
             let mut found = None;
             bench.fork(edits, &mut |other| {
                 let maps = other.explain(batch.images, batch.targets, batch.ids)?;
-                found = Some(maps::values(&maps.f_to_device(Device::Cpu)?)?);
+                found = Some(maps::values(&maps)?);
                 Ok(())
             })?;
             let found = found.ok_or_else(|| Error::new("a copy of the model was not asked"))?;

@@ -2,11 +2,11 @@
 //! Behrendt, Sonawane et al., "Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation",
 //! SPIE Medical Imaging 2024. Oracle: scikit-learn `average_precision_score`. The kernel is in `average_precision.rs`.
 
-use super::average_precision::{Score as Pixels, average_precision_by_libtorch, pixel_average_precision};
+use super::average_precision::average_precision_by_libtorch;
+use super::each::each_image;
 use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size};
-use crate::maps::{self, Fault};
+use crate::maps::Fault;
 use crate::{Error, Result};
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -65,8 +65,8 @@ pub(super) fn both<'a>(batch: &Batch<'a>) -> Result<(&'a Tensor, &'a Tensor)> {
 impl Evaluation for At {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
         let (maps, masks) = both(batch)?;
-        let n = batch.known.len();
         if maps.device() != Device::Cpu {
+            let n = batch.known.len();
             let flat = masks.f_reshape([n as i64, -1])?;
             let marked =
                 Vec::<i64>::try_from(flat.f_any_dim(1, false)?.f_to_kind(Kind::Int64)?.f_to_device(Device::Cpu)?)?;
@@ -79,29 +79,17 @@ impl Evaluation for At {
             };
             return Ok((0..n).map(one).collect());
         }
-        let (values, marks) = (maps::values(maps)?, Vec::<u8>::try_from(masks.f_flatten(0, -1)?)?);
-        let size = values.len() / n.max(1);
-        let one = |i: usize| {
-            let (map, mask) = (&values[i * size..][..size], &marks[i * size..][..size]);
-            if let Some(score) = no_mask(Masks::Finding, batch.known[i], mask.contains(&1)) {
-                return score;
-            }
-            if batch.faults[i] == Fault::NotFinite {
-                return Score::failed("the map is not finite");
-            }
-            match pixel_average_precision(map, mask) {
-                Pixels::Value(value) => Score::of(value, batch.faults[i]),
-                Pixels::NotApplicable => Score::not_applicable("empty mask"),
-                Pixels::Failed => Score::failed("the map is not finite"),
-            }
-        };
-        Ok((0..n).into_par_iter().map(one).collect())
+        each_image(batch, Masks::Finding, |image| {
+            let ranks = image.ranks();
+            ranks.map_or(Score::not_applicable("empty mask"), |ranks| Score::ok(ranks.average_precision))
+        })
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::maps;
     use crate::metrics::NoBench;
     use crate::metrics::memo::Memo;
 

@@ -3,7 +3,6 @@
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
 use super::each::{Image, OfOneMap, share};
-use super::pixels::Pixels;
 use super::{Masks, MetricSpec, Score};
 
 pub static PIXEL_AUROC: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -22,7 +21,7 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    let value = Pixels::of(image.map, image.mask).and_then(|pixels| pixels.auroc());
+    let value = image.ranks().and_then(|ranks| ranks.auroc);
     value.map_or(Score::not_applicable("the mask is the whole image"), Score::ok)
 }
 

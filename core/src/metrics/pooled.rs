@@ -54,6 +54,44 @@ impl Histograms {
     /// Counts a batch; which images count.
     pub fn update(&mut self, batch: &Batch<'_>) -> Result<Vec<Score>> {
         let (maps, masks) = both(batch)?;
+        if maps.device() != Device::Cpu {
+            return self.update_there(batch, maps, masks);
+        }
+        let ((values, _), marks) = (batch.values()?, batch.marks(Masks::Finding)?);
+        let n = batch.known.len();
+        let size = (values.len() / n.max(1)).max(1);
+        let mut scores = Vec::new();
+        for (i, (map, mask)) in values.chunks_exact(size).zip(marks.chunks_exact(size)).enumerate() {
+            let none = no_mask(Masks::Finding, batch.known[i], mask.contains(&1));
+            scores.push(none.unwrap_or(Score::counted(batch.faults[i])));
+            match (none, batch.faults[i]) {
+                (Some(_), _) => {}
+                (None, Fault::NotFinite) => {
+                    self.all[0] += size as i64;
+                    self.positives[0] += mask.iter().map(|m| i64::from(*m)).sum::<i64>();
+                }
+                (None, _) => self.count_here(map, mask),
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Counts one map of the CPU.
+    fn count_here(&mut self, map: &[f32], mask: &[u8]) {
+        for (values, marks) in map.chunks(64).zip(mask.chunks(64)) {
+            let mut levels = [0u16; 64];
+            levels.iter_mut().zip(values).for_each(|(level, value)| *level = level_of(*value));
+            let levels = &levels[..values.len()];
+            levels.iter().for_each(|level| self.all[usize::from(*level)] += 1);
+            if marks.iter().fold(0, |any, m| any | m) != 0 {
+                for (level, mark) in levels.iter().zip(marks) {
+                    self.positives[usize::from(*level)] += i64::from(*mark);
+                }
+            }
+        }
+    }
+
+    fn update_there(&mut self, batch: &Batch<'_>, maps: &Tensor, masks: &Tensor) -> Result<Vec<Score>> {
         let (mut scores, mut there) = (Vec::new(), Vec::new());
         for i in 0..batch.known.len() as i64 {
             let mask = masks.f_get(i)?.f_flatten(0, -1)?;
@@ -65,16 +103,7 @@ impl Histograms {
             let map = maps.f_get(i)?.f_flatten(0, -1)?;
             let broken = batch.faults[i as usize] == Fault::NotFinite;
             scores.push(Score::counted(batch.faults[i as usize]));
-            if map.device() != Device::Cpu {
-                there.push((if broken { map.f_zeros_like()? } else { map }, mask));
-            } else {
-                let (values, marks) = (Vec::<f32>::try_from(&map)?, Vec::<u8>::try_from(&mask)?);
-                for (value, mark) in values.into_iter().zip(marks) {
-                    let level = if broken { 0 } else { (value * 65535.0).round_ties_even() as u16 };
-                    self.all[usize::from(level)] += 1;
-                    self.positives[usize::from(level)] += i64::from(mark);
-                }
-            }
+            there.push((if broken { map.f_zeros_like()? } else { map }, mask));
         }
         self.count_there(&there)?;
         Ok(scores)
@@ -119,6 +148,12 @@ impl Histograms {
     }
 }
 
+/// The level of a value from 0 to 1, rounded to the nearest, in the middle to the even one: a float32 of 2^23 and more has no
+/// room for a fraction, and its last bits are the level.
+fn level_of(value: f32) -> u16 {
+    (value * 65535.0 + 8_388_608.0).to_bits() as u16
+}
+
 /// Of a curve's points, those nearest to `many` equal steps along it.
 pub fn thinned(points: Vec<[f64; 2]>, many: usize) -> Vec<[f64; 2]> {
     let n = points.len();
@@ -148,5 +183,23 @@ impl Evaluation for Pooled {
 
     fn curve(&self) -> Result<Option<Curve>> {
         Ok((self.curve)(&self.histograms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_rounded_to_the_nearest() {
+        for k in 0..=200_000u32 {
+            let value = k as f32 / 200_000.0;
+            assert_eq!(level_of(value), (value * 65535.0).round_ties_even() as u16, "{value}");
+        }
+        // In the middle.
+        assert_eq!(
+            [1.5f32, 2.5].map(|v| level_of(v / 65535.0)),
+            [1.5f32, 2.5].map(|v| (v / 65535.0 * 65535.0).round_ties_even() as u16)
+        );
     }
 }

@@ -7,7 +7,6 @@ use super::removal::plain;
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::spearman;
 use crate::{Result, maps, seed};
-use tch::Device;
 
 pub static RANDOM_LOGIT: Asking = Asking {
     spec,
@@ -44,8 +43,8 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         if other >= *target { other + 1 } else { other }
     };
     let others: Vec<i64> = batch.ids.iter().zip(batch.targets).map(draw).collect();
-    let theirs = maps::values(&bench.explain(batch.images, &others, batch.ids)?.f_to_device(Device::Cpu)?)?;
-    let own = maps::values(&ask.maps()?.f_to_device(Device::Cpu)?)?;
+    let theirs = maps::values(&bench.explain(batch.images, &others, batch.ids)?)?;
+    let own = maps::values(ask.maps()?)?;
     let size = own.len() / batch.targets.len().max(1);
     if theirs.len() != own.len() {
         return Ok(ask.each(|_| Score::failed("the other class's map has another size")));

@@ -4,6 +4,7 @@
 
 use super::each::{Image, OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
+use crate::maps;
 
 pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
@@ -21,17 +22,14 @@ fn spec() -> MetricSpec {
 
 /// The share of the positive mass in the mask; none where there is no positive value.
 pub(super) fn mass_inside(image: &Image<'_>) -> Option<f64> {
-    let (mut inside, mut all) = (0f64, 0f64);
-    for (v, m) in image.map.iter().zip(image.mask) {
-        let mass = f64::from(v.max(0.0));
-        all += mass;
-        inside += if *m == 1 { mass } else { 0.0 };
-    }
-    (all > 0.0).then(|| inside / all)
+    let mass = |v: f32| if v > 0.0 { f64::from(v) } else { 0.0 };
+    let all = maps::sum(image.map, mass);
+    let marked = image.map.iter().zip(image.mask).filter(|(_, m)| **m == 1);
+    (all > 0.0).then(|| marked.map(|(v, _)| mass(*v)).sum::<f64>() / all)
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    match mass_inside(image) {
+    match image.mass_inside() {
         Some(mass) => Score::ok(mass),
         None => Score::failed("the map has no positive value"),
     }

@@ -255,7 +255,7 @@ fn imputed(images: &Tensor, gone: &Tensor, ids: &[u64], seed: u64) -> Result<Ten
     let shape = images.size();
     let (channels, height, width) = (shape[1] as usize, shape[2] as usize, shape[3] as usize);
     let pixels = height * width;
-    let values = maps::values(&images.f_to_device(Device::Cpu)?)?;
+    let values = maps::values(images)?;
     let gone = Vec::<bool>::try_from(gone.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;
     let one = |i: usize| {
         let missing = &gone[i * pixels..][..pixels];

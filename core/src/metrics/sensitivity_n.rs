@@ -6,7 +6,7 @@
 use super::each::{Ask, Asking, Constant, Found, share};
 use super::mu_fidelity::{WORDS, WORDS_TEXT};
 use super::removal::Baseline;
-use super::subsets::{cells, effects, sums, values};
+use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
 use crate::Result;
 use crate::stats::correlation::pearson;
@@ -58,7 +58,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         sizes.iter().flat_map(|n| cells(rng, grid, *n, samples, size)).collect::<Vec<_>>()
     };
     let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
-    let (values, width) = values(ask.batch)?;
+    let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
         let sums = sums(&values[i * pixels..][..pixels], width, &effects.subsets[i]);

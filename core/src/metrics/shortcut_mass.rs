@@ -4,7 +4,6 @@
 //! "Post hoc Explanations may be Ineffective for Detecting Unknown Spurious Correlation", ICLR 2022, arXiv:2212.04629.
 
 use super::each::{Image, OfOneMap, share};
-use super::relevance_mass::mass_inside;
 use super::{Better, Masks, MetricSpec, Score};
 
 pub static SHORTCUT_MASS: OfOneMap = OfOneMap { masks: Masks::Shortcut, spec, score };
@@ -23,7 +22,7 @@ fn spec() -> MetricSpec {
 }
 
 fn score(image: &Image<'_>, _: f64) -> Score {
-    match mass_inside(image) {
+    match image.mass_inside() {
         Some(mass) => Score::ok(mass),
         None => Score::failed("the map has no positive value"),
     }

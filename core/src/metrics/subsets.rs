@@ -8,7 +8,7 @@ use rand::seq::index;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// A rectangle of pixels: rows, then columns, each from and up to.
 pub type Rect = [usize; 4];
@@ -107,13 +107,6 @@ pub fn sums(map: &[f32], width: usize, subsets: &[Subset]) -> Vec<f64> {
         at(bottom, right) - at(top, right) - at(bottom, left) + at(top, left)
     };
     subsets.iter().map(|s| s.iter().map(rect).sum()).collect()
-}
-
-/// The maps' values [n, H, W] of a batch, flat, and their width.
-pub fn values(batch: &Batch<'_>) -> Result<(Rc<Vec<f32>>, usize)> {
-    let maps = batch.maps.ok_or_else(|| crate::Error::new("this metric was given no maps"))?;
-    let width = maps.size().last().copied().unwrap_or(1) as usize;
-    Ok((batch.cell.get("values", || crate::maps::values(&maps.f_to_device(Device::Cpu)?))?, width))
 }
 
 #[cfg(test)]

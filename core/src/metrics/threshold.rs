@@ -7,13 +7,12 @@
 //! predicted pixels, scored by the peak of the map as it is; it finds a nodule (an 8-connected region of the mask) where its
 //! peak lies in it.
 
-use super::pixel_auprc::both;
 use super::{Batch, Bench, Curve, Evaluation, Form, Masks, Metric, MetricSpec, Needs, Score, Size, State};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Thresholds in tenths: 1 to 9.
 pub const STEPS: usize = 9;
@@ -27,13 +26,17 @@ pub struct Overlap {
 }
 
 impl Overlap {
-    pub fn of(predicted: impl Iterator<Item = bool>, mask: &[u8]) -> Self {
+    /// Of a map's predicted pixels and a mask of 0 and 1.
+    pub fn of(map: &[f32], mask: &[u8], predicted: impl Fn(f32) -> bool) -> Self {
         let mut found = Overlap::default();
-        for (p, m) in predicted.zip(mask) {
-            let m = *m == 1;
-            found.predicted += usize::from(p);
-            found.marked += usize::from(m);
-            found.both += usize::from(p && m);
+        // Masks are mostly empty: where they are, only the predicted are counted.
+        for (values, marks) in map.chunks(64).zip(mask.chunks(64)) {
+            found.predicted += values.iter().map(|v| u32::from(predicted(*v))).sum::<u32>() as usize;
+            let marked = marks.iter().map(|m| u32::from(*m)).sum::<u32>() as usize;
+            if marked > 0 {
+                found.marked += marked;
+                found.both += values.iter().zip(marks).filter(|(v, m)| **m == 1 && predicted(**v)).count();
+            }
         }
         found
     }
@@ -48,32 +51,87 @@ impl Overlap {
     }
 }
 
-/// The 8-connected regions of `inside`: each pixel's region from 1, 0 outside; and how many.
-pub fn regions(inside: &[bool], width: usize) -> (Vec<u32>, u32) {
-    let mut labels = vec![0u32; inside.len()];
-    let (mut count, mut stack) = (0, Vec::new());
-    let height = inside.len() / width.max(1);
-    for start in 0..inside.len() {
-        if !inside[start] || labels[start] != 0 {
-            continue;
-        }
-        count += 1;
-        labels[start] = count;
-        stack.push(start);
-        while let Some(i) = stack.pop() {
-            let (y, x) = (i / width, i % width);
-            for v in y.saturating_sub(1)..=(y + 1).min(height - 1) {
-                for u in x.saturating_sub(1)..=(x + 1).min(width - 1) {
-                    let j = v * width + u;
-                    if inside[j] && labels[j] == 0 {
-                        labels[j] = count;
-                        stack.push(j);
+/// 8-connected regions of pixels, as runs within rows.
+pub struct Regions {
+    runs: Vec<Run>,
+    pub count: usize,
+}
+
+/// Pixels from `start` up to `end`, and their region: numbered from 0 by the regions' first pixels.
+struct Run {
+    start: usize,
+    end: usize,
+    region: usize,
+}
+
+impl Regions {
+    /// Of the pixels that are `inside`, row by row.
+    pub fn of(inside: &[bool], width: usize) -> Self {
+        let (mut runs, mut above) = (Vec::<Run>::new(), 0..0);
+        // Until all are known, a run's region is an earlier run that it is connected with, or itself.
+        for (y, row) in inside.chunks_exact(width.max(1)).enumerate() {
+            let (first, mut x) = (runs.len(), 0);
+            while let Some(skipped) = row[x..].iter().position(|p| *p) {
+                let length = row[x + skipped..].iter().position(|p| !p).unwrap_or(width - x - skipped);
+                let start = y * width + x + skipped;
+                let (end, region) = (start + length, runs.len());
+                x += skipped + length;
+                runs.push(Run { start, end, region });
+                // Runs of the row above that touch it, corners too; the last one may touch the next run as well.
+                while above.start < above.end && runs[above.start].end + width < start {
+                    above.start += 1;
+                }
+                for other in above.clone().take_while(|other| *other < first) {
+                    if runs[other].start + width > end {
+                        break;
                     }
+                    join(&mut runs, other, region);
+                }
+            }
+            above = first..runs.len();
+        }
+        let mut count = 0;
+        for i in 0..runs.len() {
+            let earlier = runs[i].region;
+            runs[i].region = if earlier == i { count } else { runs[earlier].region };
+            count += usize::from(earlier == i);
+        }
+        Regions { runs, count }
+    }
+
+    /// The region of a pixel.
+    fn at(&self, pixel: usize) -> Option<usize> {
+        let run = self.runs.get(self.runs.partition_point(|r| r.end <= pixel))?;
+        (run.start <= pixel).then_some(run.region)
+    }
+
+    /// The first of the highest pixels of each region.
+    fn peaks(&self, map: &[f32]) -> Vec<usize> {
+        let mut peaks: Vec<Option<usize>> = vec![None; self.count];
+        for run in &self.runs {
+            let peak = &mut peaks[run.region];
+            for i in run.start..run.end {
+                if peak.is_none_or(|p| map[i] > map[p]) {
+                    *peak = Some(i);
                 }
             }
         }
+        peaks.into_iter().flatten().collect()
     }
-    (labels, count)
+}
+
+/// The first run of a run's region, as far as is known.
+fn root(runs: &mut [Run], mut at: usize) -> usize {
+    while runs[at].region != at {
+        runs[at].region = runs[runs[at].region].region;
+        at = runs[at].region;
+    }
+    at
+}
+
+fn join(runs: &mut [Run], a: usize, b: usize) {
+    let (a, b) = (root(runs, a), root(runs, b));
+    runs[a.max(b)].region = a.min(b);
 }
 
 /// A region of predicted pixels.
@@ -112,28 +170,21 @@ impl Entry {
             Fault::Constant => CONSTANT,
         };
         let marked = mask.iter().map(|m| *m == 1).collect::<Vec<bool>>();
-        let (nodule_of, nodules) = if with_candidates { regions(&marked, width) } else { (vec![], 0) };
-        let mut entry = Entry { id, state, nodules: nodules.into(), overlaps: Default::default(), candidates: vec![] };
+        let nodules = with_candidates.then(|| Regions::of(&marked, width));
+        let count = nodules.as_ref().map_or(0, |n| n.count as i64);
+        let mut entry = Entry { id, state, nodules: count, overlaps: Default::default(), candidates: vec![] };
         let mut scaled = map.to_vec();
         maps::min_max_of(&mut scaled);
         for step in 0..STEPS {
             let limit = (step + 1) as f32 / 10.0;
             // A map that is not finite or is constant predicts nothing.
-            let predicted: Vec<bool> = scaled.iter().map(|v| fault == Fault::None && *v >= limit).collect();
-            entry.overlaps[step] = Overlap::of(predicted.iter().copied(), mask);
-            if !with_candidates {
-                continue;
-            }
-            let (labels, count) = regions(&predicted, width);
-            let mut peaks: Vec<Option<usize>> = vec![None; count as usize];
-            for (i, label) in labels.iter().enumerate().filter(|(_, l)| **l > 0) {
-                let peak = &mut peaks[*label as usize - 1];
-                if peak.is_none_or(|p| map[i] > map[p]) {
-                    *peak = Some(i);
-                }
-            }
-            let candidate = |p: usize| Candidate { peak: f64::from(map[p]), nodule: i64::from(nodule_of[p]) - 1 };
-            entry.candidates.push(peaks.into_iter().flatten().map(candidate).collect());
+            let predicted = |v: f32| fault == Fault::None && v >= limit;
+            entry.overlaps[step] = Overlap::of(&scaled, mask, predicted);
+            let Some(nodules) = &nodules else { continue };
+            let inside: Vec<bool> = scaled.iter().map(|v| predicted(*v)).collect();
+            let nodule = |p: usize| nodules.at(p).map_or(-1, |n| n as i64);
+            let candidate = |p: usize| Candidate { peak: f64::from(map[p]), nodule: nodule(p) };
+            entry.candidates.push(Regions::of(&inside, width).peaks(map).into_iter().map(candidate).collect());
         }
         entry
     }
@@ -254,18 +305,15 @@ impl Evaluation for Tuned {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
         let with = self.candidates;
         let made = batch.cell.get(&format!("thresholds {with}"), || {
-            let (maps, masks) = both(batch)?;
-            let width = maps.size().last().copied().unwrap_or(1) as usize;
-            let values = batch.cell.get("values", || maps::values(&maps.f_to_device(Device::Cpu)?))?;
-            let marks = Vec::<u8>::try_from(masks.f_to_device(Device::Cpu)?.f_flatten(0, -1)?)?;
+            let ((values, width), marks) = (batch.values()?, batch.marks(Masks::Finding)?);
+            let (values, marks): (&[f32], &[u8]) = (&values, &marks);
             let size = values.len() / batch.ids.len().max(1);
-            let values = values.as_slice();
             let (ids, known, faults) = (batch.ids, batch.known, batch.faults);
             let one = |i: usize| {
                 let (map, mask) = (&values[i * size..][..size], &marks[i * size..][..size]);
                 Entry::new(ids[i], known[i], faults[i], map, mask, width, with)
             };
-            Ok((0..ids.len()).into_par_iter().map(one).collect::<Vec<Entry>>())
+            Ok((0..ids.len()).into_par_iter().with_min_len(maps::at_least(size)).map(one).collect::<Vec<Entry>>())
         })?;
         self.entries.extend(made.iter().cloned());
         Ok(vec![])
@@ -367,11 +415,64 @@ pub mod tests {
         (images.into_iter().map(|(_, s)| s).collect(), end.finish().unwrap())
     }
 
+    /// Each pixel's region from 1, 0 outside, by filling from each first pixel; and how many there are.
+    fn flooded(inside: &[bool], width: usize) -> (Vec<usize>, usize) {
+        let (mut labels, mut count, mut stack) = (vec![0; inside.len()], 0, Vec::new());
+        let height = inside.len() / width;
+        for start in 0..inside.len() {
+            if !inside[start] || labels[start] != 0 {
+                continue;
+            }
+            count += 1;
+            labels[start] = count;
+            stack.push(start);
+            while let Some(i) = stack.pop() {
+                let (y, x) = (i / width, i % width);
+                for v in y.saturating_sub(1)..=(y + 1).min(height - 1) {
+                    for u in x.saturating_sub(1)..=(x + 1).min(width - 1) {
+                        let j = v * width + u;
+                        if inside[j] && labels[j] == 0 {
+                            labels[j] = count;
+                            stack.push(j);
+                        }
+                    }
+                }
+            }
+        }
+        (labels, count)
+    }
+
+    fn labels(regions: &Regions, pixels: usize) -> Vec<usize> {
+        (0..pixels).map(|p| regions.at(p).map_or(0, |n| n + 1)).collect()
+    }
+
     #[test]
     fn corners_connect() {
         let inside = [true, false, false, true, false, true, false, false, false, false, false, true];
-        let (labels, count) = regions(&inside, 4);
-        assert_eq!((labels, count), (vec![1, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 3], 3));
+        let regions = Regions::of(&inside, 4);
+        assert_eq!((labels(&regions, 12), regions.count), (vec![1, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 3], 3));
+    }
+
+    #[test]
+    fn regions_are_those_of_filling() {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        for width in [1, 2, 7, 16, 33] {
+            for share in [0.0, 0.1, 0.3, 0.45, 0.6, 0.9, 1.0] {
+                for _ in 0..20 {
+                    let inside: Vec<bool> = (0..width * 19).map(|_| rng.random::<f64>() < share).collect();
+                    let regions = Regions::of(&inside, width);
+                    let (slow, count) = flooded(&inside, width);
+                    assert_eq!((labels(&regions, slow.len()), regions.count), (slow.clone(), count));
+                    let map: Vec<f32> = slow.iter().map(|_| rng.random_range(0..4) as f32).collect();
+                    let highest = |n: usize| {
+                        let of = (0..slow.len()).filter(|i| slow[*i] == n);
+                        of.reduce(|best, i| if map[i] > map[best] { i } else { best }).unwrap()
+                    };
+                    assert_eq!(regions.peaks(&map), (1..=count).map(highest).collect::<Vec<_>>());
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{Result, maps, seed};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::rc::Rc;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Parameters of metrics that vary images.
 fn parameters() -> Vec<Parameter> {
@@ -80,7 +80,7 @@ pub fn score(
     let batch = ask.batch;
     let (many, radius) = (ask.number("copies")? as usize, ask.number("radius")?);
     let copies = copies(batch, many, radius, ask.seed)?;
-    let list = |t: &Tensor| maps::values(&t.f_to_device(Device::Cpu)?);
+    let list = |t: &Tensor| maps::values(t);
     let own = batch.cell.get("native values", || list(ask.maps()?))?;
     let theirs = batch.cell.get(&format!("maps of copies {many} {radius}"), || {
         let mut all = Vec::new();
@@ -177,6 +177,7 @@ pub mod tests {
     use super::super::removal::tests::{Linear, check};
     use super::super::{Metric, Status};
     use super::*;
+    use tch::Device;
 
     pub const IMAGE: [f32; 4] = [3.0, 1.0, -1.0, 2.0];
     pub const WEIGHTS: [f32; 4] = [1.0, 2.0, 3.0, 4.0];

@@ -13,6 +13,7 @@ mod cams;
 mod cost;
 mod decode;
 mod explainers;
+mod map_metrics;
 mod peer;
 mod pixel_ap;
 mod precision;
@@ -42,7 +43,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 18] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
     ("start-up", startup::measure),
@@ -55,6 +56,7 @@ const ROWS: [Row; 17] = [
     ("rise", attributions::rise),
     ("precision", precision::measure),
     ("pixel-ap", pixel_ap::measure),
+    ("map-metrics", map_metrics::measure),
     ("removal", removal::measure),
     ("decode", decode::measure),
     ("training", training::measure),

@@ -49,7 +49,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The next line that is an answer; packages print, too.
+    /// The next answer.
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {

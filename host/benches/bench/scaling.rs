@@ -1,10 +1,10 @@
 //! How a run grows: with the images time must be linear and memory flat, with the explainers time linear in their own work.
 //! There is no peer. A run is a process of its own, whose greatest memory is that of its largest process.
 
+use crate::map_metrics::of_maps;
 use crate::table::{Spread, Table};
 use crate::{Bench, Result, built};
 use lightbox::run::spent::Spent;
-use lightbox_core::metrics::{self, Masks};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -156,11 +156,7 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
         bench.write_weights(model, 0, &file)?;
         models += &format!("[[models]]\nname = \"{model}\"\nweights = {:?}\n", file.display().to_string());
     }
-    let metrics = metrics::all().iter().filter(|m| {
-        let needs = m.needs();
-        needs.maps.is_some() && !needs.model && !needs.explainer && !needs.fork && needs.masks != Masks::Shortcut
-    });
-    let names: Vec<&str> = metrics.map(|m| m.spec().name).collect();
+    let names: Vec<&str> = of_maps().iter().map(|m| m.spec().name).collect();
     let list: String = names.iter().map(|n| format!("[[metrics]]\nname = \"{n}\"\n")).collect();
     let spec = format!("{}{models}{}\n{list}", &text[..start], &text[end..]);
     std::fs::write(folder.path().join("spec.toml"), spec)?;

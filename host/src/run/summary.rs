@@ -18,7 +18,7 @@ use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
 use lightbox_core::gather::Gather;
 use lightbox_core::maps::{self, Fault};
-use lightbox_core::metrics::{self, threshold::regions};
+use lightbox_core::metrics::{self, threshold::Regions};
 use lightbox_core::picture::{Picture, sheet};
 use lightbox_core::results::{self, ImageRow, ScoreWriter};
 use lightbox_core::summary::{self, Absent, CHANCE, ImageFacts, MetricColumn, Summary};
@@ -230,7 +230,7 @@ fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) 
         let share = |m: &Vec<u8>| m.iter().filter(|v| **v == 1).count() as f64 / m.len().max(1) as f64;
         let regions = |m: &Vec<u8>| {
             let side = (m.len() as f64).sqrt() as usize;
-            regions(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), side).1 as i32
+            Regions::of(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), side).count as i32
         };
         Ok(ImageRow {
             index: i as i32,

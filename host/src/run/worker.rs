@@ -101,6 +101,9 @@ pub struct Worker {
 pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Result<()> {
     let voice = Arc::new(Voice { mouth: Mouth::open(), told: Mutex::new(Instant::now()) });
     tch::set_num_threads(threads as i32);
+    // Ours, too: a worker has so many cores.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
     let mut worker = Worker::open(Folder(folder.to_path_buf()), device, number, voice.clone())?;
     voice.say(Event::Ready);
     for line in std::io::stdin().lock().lines() {
@@ -329,8 +332,13 @@ impl Worker {
                 Err(e) => note(format!("prepared images could not be taken from the cache: {e}")),
             }
         }
-        let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
-        store::prepare(source.as_ref(), side, &file, &mut progress)?;
+        // Other workers wait for the images: all cores are this one's, whatever its threads.
+        let pool =
+            rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
+        pool.install(|| {
+            let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
+            store::prepare(source.as_ref(), side, &file, &mut progress)
+        })?;
         // What was hashed is what was read, or the set has no name.
         let same = || states.iter().all(|s| s.is_unchanged().unwrap_or(false));
         if let Some((cache, name)) = cache.as_ref().filter(|_| same())
