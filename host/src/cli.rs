@@ -137,6 +137,8 @@ enum Command {
         #[arg(long)]
         threads: usize,
         #[arg(long)]
+        spare: usize,
+        #[arg(long)]
         number: usize,
     },
     /// The child that opens plugins
@@ -260,8 +262,8 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             print!("{}", data::data(&command)?);
             Ok(Exit::Ok)
         }
-        Command::Worker { run, device, threads, number } => {
-            run::worker::main(&run, &device, threads, number).map(|()| Exit::Ok)
+        Command::Worker { run, device, threads, spare, number } => {
+            run::worker::main(&run, &device, threads, spare, number).map(|()| Exit::Ok)
         }
         Command::Describe { files, models, plans } => {
             crate::registry::describe(&files, models.as_deref(), plans.as_deref()).map(|()| Exit::Ok)

@@ -60,6 +60,12 @@ impl Maps {
     }
 }
 
+/// The generator of an image (by its id) for an explainer (by its name), of a run's seed: [`Context::rng`].
+pub fn image_rng(seed: u64, explainer: &str, id: u64) -> ChaCha8Rng {
+    let hash = crate::hash::fnv1a(explainer.bytes().chain(id.to_le_bytes()));
+    ChaCha8Rng::seed_from_u64(seed.rotate_left(32) ^ hash)
+}
+
 /// A batch and all that is known of it.
 pub struct Context<'a> {
     /// [B, C, H, W] float32, normalised as `model.input` says.
@@ -136,9 +142,7 @@ impl<'a> Context<'a> {
     /// The generator of image `b` of this batch. It depends on the run's seed, the explainer and the image alone,
     /// so that another batch size draws the same numbers.
     pub fn rng(&self, b: usize) -> ChaCha8Rng {
-        let id = self.ids.get(b).copied().unwrap_or(b as u64);
-        let hash = crate::hash::fnv1a(self.explainer.bytes().chain(id.to_le_bytes()));
-        ChaCha8Rng::seed_from_u64(self.seed.rotate_left(32) ^ hash)
+        image_rng(self.seed, &self.explainer, self.ids.get(b).copied().unwrap_or(b as u64))
     }
 
     /// Batch size, image height and image width.

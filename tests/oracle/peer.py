@@ -283,8 +283,10 @@ def attributions():
 
         return {"captum": run}
     if method == "rise":
-        # The paper's algorithm in plain PyTorch: the masks of eight cells, shifted, in batches.
+        # The paper's algorithm in plain PyTorch: the masks of eight cells, shifted, in batches. It draws masks as its user
+        # would, and goes on with those that the other side drew.
         cells, keep, masks, side = 8, 0.1, job["masks"], images.shape[-1]
+        given = everything["masks"].to(device)
         step = math.ceil(side / cells)
 
         @torch.no_grad()
@@ -297,7 +299,8 @@ def attributions():
                     coarse = (torch.rand(n, 1, cells, cells, device=device) < keep).float()
                     fine = torch.nn.functional.interpolate(coarse, size=(cells + 1) * step, mode="bilinear")
                     shifts = torch.randint(0, step, (n, 2)).tolist()
-                    m = torch.stack([f[:, y : y + side, x : x + side] for f, (y, x) in zip(fine, shifts)])
+                    drawn = torch.stack([f[:, y : y + side, x : x + side] for f, (y, x) in zip(fine, shifts)])
+                    m = given[start : start + len(drawn), None]
                     score = model(image * m).softmax(1)[:, target]
                     total += (score[:, None, None] * m[:, 0]).sum(0)
                 found.append(total / (masks * keep))

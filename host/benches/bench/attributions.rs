@@ -4,8 +4,10 @@ use crate::rounds::alternate;
 use crate::table::Table;
 use crate::{Bench, Result, highest, images, map_difference, timed};
 use lightbox_core::maps;
+use lightbox_sdk::explainer::image_rng;
+use lightbox_sdk::tools::masks::smooth;
 use serde_json::json;
-use tch::Device;
+use tch::{Device, Tensor};
 
 struct Case<'a> {
     work: String,
@@ -14,8 +16,10 @@ struct Case<'a> {
     images: i64,
     job: serde_json::Value,
     peer: &'a str,
-    /// How much the maps may differ; nothing is compared where both draw.
-    allowed: Option<f64>,
+    /// How much the maps may differ.
+    allowed: f64,
+    /// Masks [n, side, side] that both sides use, where the method draws.
+    masks: Option<Tensor>,
 }
 
 /// Images that go through the model at a time, on either side.
@@ -26,6 +30,7 @@ fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
     engine.set_at_once(AT_ONCE);
     let x = images(case.images, case.side)?;
     state.push(("images".into(), x.shallow_clone()));
+    state.extend(case.masks.iter().map(|m| ("masks".to_string(), m.shallow_clone())));
     let classes = highest(&engine, &x)?;
     let ids: Vec<u64> = (0..case.images as u64).collect();
     let mut job = case.job.clone();
@@ -37,7 +42,7 @@ fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
         Ok((result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?, time))
     })?;
     let side = case.side as usize;
-    rounds.add(table, case.work.clone(), None, case.allowed, |map, theirs| {
+    rounds.add(table, case.work.clone(), None, Some(case.allowed), |map, theirs| {
         map_difference(&maps::upsample(map, (side, side))?, theirs)
     })
 }
@@ -55,7 +60,8 @@ pub fn ig(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 2,
             job: json!({ "method": "ig", "steps": steps }),
             peer: "captum",
-            allowed: Some(5e-3),
+            allowed: 5e-3,
+            masks: None,
         },
     )
 }
@@ -71,7 +77,8 @@ pub fn scorecam(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 1,
             job: json!({ "method": "scorecam" }),
             peer: "pytorch-grad-cam",
-            allowed: Some(1e-3),
+            allowed: 1e-3,
+            masks: None,
         },
     )
 }
@@ -87,25 +94,29 @@ pub fn ablationcam(bench: &Bench, table: &mut Table) -> Result<()> {
             images: 1,
             job: json!({ "method": "ablationcam" }),
             peer: "pytorch-grad-cam",
-            allowed: Some(1e-3),
+            allowed: 1e-3,
+            masks: None,
         },
     )
 }
 
 pub fn rise(bench: &Bench, table: &mut Table) -> Result<()> {
-    let masks = if bench.quick { 32 } else { 256 };
+    let (masks, side) = (if bench.quick { 32 } else { 256 }, 224);
+    // Those that the explainer draws for the first image of a run of seed 0.
+    let mut rng = image_rng(0, "rise", 0);
+    let drawn = (0..masks).map(|_| smooth(&mut rng, 8, 0.1, [side; 2])).collect::<std::result::Result<Vec<_>, _>>()?;
     case(
         bench,
         table,
         &Case {
             work: format!("RISE, {masks} masks, densenet121, one image of 224 x 224"),
             explainer: format!("perturbation/rise:masks={masks}"),
-            side: 224,
+            side: side as i64,
             images: 1,
             job: json!({ "method": "rise", "masks": masks }),
             peer: "plain PyTorch",
-            // Each side draws its own masks.
-            allowed: None,
+            allowed: 1e-3,
+            masks: Some(Tensor::f_cat(&drawn, 0)?),
         },
     )
 }

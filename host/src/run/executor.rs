@@ -39,6 +39,8 @@ pub trait Executor {
 pub struct Local {
     folder: PathBuf,
     threads: usize,
+    /// A worker's share of the cores.
+    share: usize,
     /// More threads than cores, over all workers.
     crowded: bool,
     /// By worker: its process and the number of its launch, which its signals carry.
@@ -54,15 +56,19 @@ impl Local {
         let (send, said) = channel();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let crowded = workers > 1 && workers * threads > cores;
-        Local { folder, threads, crowded, workers: Vec::new(), launches: 0, send, said }
+        let share = cores / workers.max(1);
+        Local { folder, threads, share, crowded, workers: Vec::new(), launches: 0, send, said }
     }
 }
 
 impl Executor for Local {
     fn launch(&mut self, id: usize, device: &str) -> Result<()> {
-        let threads = self.threads.to_string();
+        // Of a GPU's worker one core feeds the GPU.
+        let busy = if device.starts_with("cuda") { 1 } else { self.threads };
+        let (threads, spare) = (self.threads.to_string(), self.share.saturating_sub(busy).to_string());
         let mut arguments: Vec<OsString> = vec!["worker".into(), "--device".into(), device.into()];
-        arguments.extend(["--threads".into(), threads.into(), "--number".into(), id.to_string().into()]);
+        arguments.extend(["--threads".into(), threads.into(), "--spare".into(), spare.into()]);
+        arguments.extend(["--number".into(), id.to_string().into()]);
         arguments.extend(["--run".into(), self.folder.clone().into_os_string()]);
         self.launches += 1;
         let (send, launch) = (self.send.clone(), self.launches);

@@ -1,17 +1,19 @@
 //! The way of a batch: store -> images -> the shared run -> maps -> metrics -> rows. Maps stay on the device until they are
 //! scored; one copy goes to the unit's file. Nothing turns back: only a new metric reads maps from a file.
 
+use super::beside::{Beside, Failure, Job, Scoring};
 use super::events::{Event, FailureKind};
 use super::folder::CellRecord;
 use super::plan;
-use super::scoring::{Cell, CellBench, Rows, Scene, block_of, failed, is_explained, keep_states, score, target};
+use super::scoring::{Cell, CellBench, Rows, Scene, asks, block_of, failed, is_explained, keep_states, score, target};
+use super::spec::MetricChoice;
 use super::spent::Spent;
 use super::unit::Unit;
 use super::worker::Worker;
 use crate::engine;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint::{self, State};
-use lightbox_core::metrics;
+use lightbox_core::metrics::memo::Memo;
 use lightbox_core::results::{self, Names, Prediction};
 use lightbox_core::summary::CHANCE;
 use lightbox_sdk::spec::Plan;
@@ -50,7 +52,6 @@ impl Worker {
         let (store, spec, task) = (self.store_of(label)?, self.spec.clone(), self.spec.task.clone());
         let (voice, identities) = (self.voice.clone(), self.identities()?);
         let engine = self.opened()?;
-        let side = engine.spec.input.height;
         let indices = block_of(&split, samples, &task, fold, spec.block, block)?;
         // The fold's validation images, on which some metrics are tuned: what they score is no result.
         let validating = block >= identities.blocks();
@@ -64,7 +65,12 @@ impl Worker {
         let choices = if validating { plan::tuned_metrics(&spec)? } else { plan::map_metrics(&spec)? };
         let chance = plan::chance_metrics(&spec)?;
         let with_chance = predict && !spec.explainers.is_empty();
-        let mut chance_cell = Cell::start(CHANCE, "", false, &chance, spec.seed)?;
+        let (asking, plain): (Vec<&MetricChoice>, Vec<&MetricChoice>) = choices.iter().partition(|c| asks(c));
+        let explainers = engine.explainers.iter().map(|e| (e.label.clone(), e.spec.signed)).collect();
+        let plain = plain.into_iter().cloned().collect();
+        let scoring = Scoring::new(plain, with_chance.then_some(&chance[..]), explainers, spec.seed)?;
+        let mut beside = Beside::start(scoring, self.spare)?;
+        // Those that ask the model are this thread's.
         let mut cells: BTreeMap<usize, Vec<Cell>> = BTreeMap::new();
         let mut stored: BTreeMap<usize, (Vec<String>, Vec<Tensor>)> = BTreeMap::new();
         let mut seconds: BTreeMap<usize, f64> = BTreeMap::new();
@@ -100,6 +106,12 @@ impl Worker {
                 }
                 Ok(())
             };
+        let fail = |broken: &mut HashSet<usize>, failures: Vec<Failure>| {
+            for (index, error) in failures {
+                broken.insert(index);
+                voice.say(failed(label, &engine.explainers[index].label, FailureKind::Error, error.message));
+            }
+        };
         let batches = |of: &[usize]| of.chunks(spec.batch_size).map(<[usize]>::to_vec).collect::<Vec<_>>();
         let key = unit.key();
         let mut spent = Spent::default();
@@ -132,14 +144,8 @@ impl Worker {
             if predict {
                 predicted(&indices, &result.logits, &mut predictions)?;
             }
-            let scene = timed(&mut spent.metrics, || {
-                Scene::new(&store, samples, &images, &indices, &result.targets, &ids, side, self.device)
-            })?;
-            if with_chance {
-                let flat =
-                    Tensor::f_zeros([indices.len() as i64, side as i64, side as i64], (Kind::Float, self.device))?;
-                timed(&mut spent.metrics, || score(&mut chance_cell, &flat, &scene, &mut metrics::NoBench, &mut rows))?;
-            }
+            let scene = timed(&mut spent.metrics, || Scene::new(&store, samples, &images, &indices, &result.targets))?;
+            let (shared, mut job) = (Memo::default(), Job { scene: scene.share(), maps: vec![] });
             for (index, outcome) in result.maps {
                 let name = engine.explainers[index].label.clone();
                 *seconds.entry(index).or_default() +=
@@ -151,16 +157,18 @@ impl Worker {
                         let text = format!("explainer {name} names its maps {:?}, before {:?}", outputs.names, kept.0);
                         return Err(Error::plugin(text));
                     }
+                    let mut mapped = Vec::new();
                     for (k, output) in outputs.names.iter().enumerate() {
                         let mine = cells.entry(index).or_default();
                         if mine.len() == k {
                             let signed = engine.explainers[index].spec.signed;
-                            mine.push(Cell::start(&name, output, signed, &choices, spec.seed)?);
+                            mine.push(Cell::start(&name, output, signed, &asking, spec.seed)?);
                         }
                         let explainer = Some((index, k));
                         let mut bench = CellBench { engine, explainer, task: &task, batch: spec.batch_size };
                         let map = outputs.output(k)?;
-                        timed(&mut spent.metrics, || score(&mut mine[k], &map, &scene, &mut bench, &mut rows))?;
+                        timed(&mut spent.metrics, || score(&mut mine[k], &map, &scene, &shared, &mut bench))?;
+                        mapped.push((output.clone(), map));
                     }
                     let copy = outputs.maps.f_to_device(Device::Cpu)?;
                     let side = |t: &Tensor| t.size()[2..].to_vec();
@@ -170,6 +178,7 @@ impl Worker {
                         return Err(Error::plugin(text));
                     }
                     kept.1.push(copy);
+                    job.maps.push((index, mapped));
                     Ok(())
                 };
                 // A metric may ask the explainer again: it is the one at work.
@@ -187,6 +196,7 @@ impl Worker {
                     }
                 }
             }
+            fail(&mut broken, timed(&mut spent.metrics, || beside.take(job))?);
             done += indices.len();
             voice.say(Event::Progress { unit: key.clone(), done, of });
         }
@@ -199,6 +209,8 @@ impl Worker {
             voice.say(Event::Progress { unit: key.clone(), done, of });
         }
 
+        let (mut scoring, failures) = timed(&mut spent.metrics, || beside.finish())?;
+        fail(&mut broken, failures);
         let mut made = Made { images: done, ..Made::default() };
         let mut states: State = Vec::new();
         let explained: Vec<i64> = shown.iter().map(|&i| i as i64).collect();
@@ -206,8 +218,6 @@ impl Worker {
         for (index, explainer) in engine.explainers.iter().enumerate() {
             let name = &explainer.label;
             if broken.contains(&index) {
-                let number = rows.names.number(name);
-                rows.rows.retain(|r| r.explainer != number);
                 continue;
             }
             // Of a block without an image to explain there are no maps, and that is all of them.
@@ -217,7 +227,8 @@ impl Worker {
             }
             let id = identities.maps(label, fold, seed, block, name)?;
             let scores = choices.iter().map(|c| (c.label().to_string(), identities.metric(c.label()))).collect();
-            for cell in cells.remove(&index).unwrap_or_default() {
+            for mut cell in [&mut scoring.cells, &mut cells].into_iter().filter_map(|c| c.remove(&index)).flatten() {
+                rows.take(&mut cell);
                 keep_states(&cell, &mut states)?;
             }
             let choice = spec.explainers.iter().find(|e| e.label() == name);
@@ -237,8 +248,9 @@ impl Worker {
                 },
             );
         }
-        if with_chance {
-            keep_states(&chance_cell, &mut states)?;
+        if let Some(mut cell) = scoring.chance {
+            rows.take(&mut cell);
+            keep_states(&cell, &mut states)?;
             let id = identities.maps(label, fold, seed, block, CHANCE)?;
             let scores = chance.iter().map(|c| (c.label().to_string(), identities.metric(c.label()))).collect();
             made.cells.insert(CHANCE.into(), CellRecord { id, scores, ..CellRecord::default() });

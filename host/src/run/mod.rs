@@ -8,7 +8,7 @@
 //!     scheduler   which unit is next
 //!     executor    where workers come from
 //!     worker      executes units: survey, prepare; train, fit, explain, score (and reduce) each in its file
-//!       scoring   how a batch's maps become rows
+//!       scoring   how a batch's maps become rows; beside: on another thread, where cores are free
 //!   reporter      draws the events: terminal, plain lines, or JSON lines
 //!   summary       gathers the units' tables into one summary and writes its forms
 //! ```
@@ -17,6 +17,7 @@
 //! done. Whoever is killed, the same command continues.
 
 pub mod about;
+mod beside;
 mod cache;
 pub mod events;
 pub mod executor;

@@ -4,7 +4,7 @@ use super::events::{Event, FailureKind};
 use super::explain::Made;
 use super::folder::{AgreementRecord, CellRecord, CurveRecord, Record, read_json, write_lines};
 use super::plan::{self, Index, Plan};
-use super::scoring::{Cell, CellBench, Rows, Scene, block_of, failed, is_explained, keep_states, score, target};
+use super::scoring::{Cell, CellBench, Rows, Scene, asks, block_of, failed, is_explained, keep_states, score, target};
 use super::spec::MetricChoice;
 use super::unit::Unit;
 use super::worker::Worker;
@@ -12,13 +12,13 @@ use crate::engine;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::agreement;
 use lightbox_core::checkpoint::{self, State};
+use lightbox_core::metrics::memo::Memo;
 use lightbox_core::metrics::{self, Bench, Evaluation, NoBench};
 use lightbox_core::predictions::Table;
 use lightbox_core::results::{self, Names};
 use lightbox_core::summary::CHANCE;
 use lightbox_core::task::Explained;
 use std::collections::{BTreeMap, HashMap};
-use tch::{Kind, Tensor};
 
 impl Worker {
     /// Scores the stored maps of a block by further metrics.
@@ -32,12 +32,9 @@ impl Worker {
         let spec = self.spec.clone();
         let choices: Vec<&MetricChoice> =
             spec.metrics.iter().filter(|m| wanted.iter().any(|w| w == m.label())).collect();
-        let asks = |m: &&&MetricChoice| {
-            metrics::find(&m.name).is_ok_and(|m| [m.needs().model, m.needs().explainer, m.needs().fork].contains(&true))
-        };
         // Only a metric that asks the model needs one, and its explainers.
         let real: Vec<String> = explainers.iter().filter(|e| *e != CHANCE).cloned().collect();
-        let ask = choices.iter().any(|m| asks(&m));
+        let ask = choices.iter().any(|m| asks(m));
         // The predicted class is the model's answer too.
         let needs_model = ask || spec.task.explained()? == Explained::Predicted;
         if needs_model {
@@ -45,7 +42,7 @@ impl Worker {
         }
         let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities()?);
         let index = Index::new(&self.folder.records_of(label, fold, seed)?);
-        let (side, device) = (identities.side(label)?, self.device);
+        let device = self.device;
         let engine = needs_model.then(|| self.opened()).transpose()?;
         let indices = block_of(&split, samples, &task, fold, spec.block, block)?;
         let mut rows = Rows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
@@ -84,7 +81,6 @@ impl Worker {
             for (at, part) in images.chunks(spec.batch_size).enumerate() {
                 self.voice.say(Event::Progress { unit: unit.key(), done: at * spec.batch_size, of: images.len() });
                 let part: Vec<usize> = part.iter().map(|i| *i as usize).collect();
-                let ids: Vec<u64> = part.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
                 let batch = store.batch(&part)?;
                 if !explained.contains_key(&part) {
                     let mut targets = Vec::new();
@@ -100,14 +96,14 @@ impl Worker {
                     explained.insert(part.clone(), targets);
                 }
                 let targets = &explained[&part];
-                let scene = Scene::new(&store, samples, &batch, &part, targets, &ids, side, device)?;
+                let (scene, shared) = (Scene::new(&store, samples, &batch, &part, targets)?, Memo::default());
                 for (k, cell) in cells.iter_mut().enumerate() {
                     let map = match &stored {
                         Some(all) => {
                             let rows = all.f_narrow(0, (at * spec.batch_size) as i64, part.len() as i64)?;
                             rows.f_select(1, k as i64)?.f_to_device(device)?
                         }
-                        None => Tensor::f_zeros([part.len() as i64, side as i64, side as i64], (Kind::Float, device))?,
+                        None => scene.flat()?,
                     };
                     let (mut asked, mut none);
                     let bench: &mut dyn Bench = match engine {
@@ -124,7 +120,7 @@ impl Worker {
                     if name != CHANCE {
                         self.voice.say(Event::CellStarted { unit: unit.clone(), model, explainer: name.clone() });
                     }
-                    let scored = score(cell, &map, &scene, bench, &mut rows);
+                    let scored = score(cell, &map, &scene, &shared, bench);
                     self.voice.say(Event::CellLeft { unit });
                     match scored {
                         Ok(()) => {}
@@ -137,13 +133,12 @@ impl Worker {
                         Err(e) => {
                             // The explainer's own failure; the others' scores stand.
                             self.voice.say(failed(label, name, FailureKind::Error, e.message));
-                            let number = rows.names.number(name);
-                            rows.rows.retain(|r| r.explainer != number);
                             continue 'explainers;
                         }
                     }
                 }
             }
+            cells.iter_mut().for_each(|cell| rows.take(cell));
             cells.iter().try_for_each(|cell| keep_states(cell, &mut states))?;
             let scores = choices.iter().map(|c| (c.label().to_string(), identities.metric(c.label()))).collect();
             made.cells.insert(name.clone(), CellRecord { id, outputs, scores, ..CellRecord::default() });

@@ -42,6 +42,11 @@ pub(super) fn is_explained(task: &Task, sample: &Sample, store: &Store, index: u
     })
 }
 
+/// Whether a metric asks the model or the explainer.
+pub(super) fn asks(choice: &MetricChoice) -> bool {
+    metrics::find(&choice.name).is_ok_and(|m| [m.needs().model, m.needs().explainer, m.needs().fork].contains(&true))
+}
+
 /// A cell at work: an explainer's map and its metrics.
 pub(super) struct Cell {
     pub(super) explainer: String,
@@ -49,6 +54,18 @@ pub(super) struct Cell {
     /// Whether its values' sign means something.
     pub(super) signed: bool,
     pub(super) evaluations: Vec<(MetricChoice, Needs, Box<dyn Evaluation>)>,
+    /// The answers so far.
+    pub(super) scored: Vec<Scored>,
+}
+
+/// A metric's answer for an image.
+#[derive(Debug, PartialEq)]
+pub(super) struct Scored {
+    image: usize,
+    target: i64,
+    /// Its place in the cell's evaluations.
+    metric: usize,
+    score: Score,
 }
 
 impl Cell {
@@ -65,37 +82,34 @@ impl Cell {
             let parameters = metric.spec().resolve(&choice.params)?;
             evaluations.push(((*choice).clone(), metric.needs(), metric.start(&parameters, seed)?));
         }
-        Ok(Cell { explainer: explainer.into(), output: output.into(), signed, evaluations })
+        Ok(Cell { explainer: explainer.into(), output: output.into(), signed, evaluations, scored: vec![] })
     }
 }
 
 /// What all cells of a batch are scored with.
-pub(super) struct Scene<'a> {
-    pub(super) images: &'a Tensor,
-    pub(super) indices: &'a [usize],
-    pub(super) targets: &'a [i64],
-    pub(super) ids: &'a [u64],
+pub(super) struct Scene {
+    images: Tensor,
+    indices: Vec<usize>,
+    targets: Vec<i64>,
+    ids: Vec<u64>,
     /// [n, side, side] uint8 on the run's device.
-    pub(super) masks: Tensor,
+    masks: Tensor,
     /// Of planted shortcuts; as the masks.
-    pub(super) shortcuts: Tensor,
-    pub(super) known: Vec<bool>,
-    pub(super) side: usize,
-    pub(super) memo: Memo,
+    shortcuts: Tensor,
+    known: Vec<bool>,
+    side: usize,
 }
 
-impl<'a> Scene<'a> {
-    #[allow(clippy::too_many_arguments)]
+impl Scene {
+    /// Of images of a store [n, C, side, side] and the classes that are explained of them.
     pub(super) fn new(
         store: &Store,
         samples: &[Sample],
-        images: &'a Tensor,
-        indices: &'a [usize],
-        targets: &'a [i64],
-        ids: &'a [u64],
-        side: usize,
-        device: Device,
+        images: &Tensor,
+        indices: &[usize],
+        targets: &[i64],
     ) -> Result<Self> {
+        let (side, device) = (images.size().last().copied().unwrap_or(1) as usize, images.device());
         let mut bytes = Vec::with_capacity(indices.len() * side * side);
         let (mut known, mut planted) = (Vec::new(), Vec::new());
         for (&i, &target) in indices.iter().zip(targets) {
@@ -107,7 +121,30 @@ impl<'a> Scene<'a> {
         let shape = [indices.len() as i64, side as i64, side as i64];
         let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?.f_to_device(device)?;
         let shortcuts = Tensor::f_from_slice(&planted)?.f_reshape(shape)?.f_to_device(device)?;
-        Ok(Scene { images, indices, targets, ids, masks, shortcuts, known, side, memo: Memo::default() })
+        let ids = indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
+        let (images, indices, targets) = (images.shallow_clone(), indices.to_vec(), targets.to_vec());
+        Ok(Scene { images, indices, targets, ids, masks, shortcuts, known, side })
+    }
+
+    /// The same, for another thread.
+    pub(super) fn share(&self) -> Self {
+        let (indices, targets, ids) = (self.indices.clone(), self.targets.clone(), self.ids.clone());
+        let [images, masks, shortcuts] = [&self.images, &self.masks, &self.shortcuts].map(Tensor::shallow_clone);
+        Scene { images, indices, targets, ids, masks, shortcuts, known: self.known.clone(), side: self.side }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(masks: &Tensor, first: usize) -> Self {
+        let n = masks.size()[0] as usize;
+        let indices: Vec<usize> = (first..first + n).collect();
+        let (ids, side) = (indices.iter().map(|i| *i as u64).collect(), masks.size()[1] as usize);
+        let [images, masks, shortcuts] = [masks.f_unsqueeze(1).unwrap(), masks.shallow_clone(), masks.zeros_like()];
+        Scene { images, indices, targets: vec![1; n], ids, masks, shortcuts, known: vec![true; n], side }
+    }
+
+    /// A map that says nothing of any place.
+    pub(super) fn flat(&self) -> Result<Tensor> {
+        Ok(Tensor::f_zeros(self.masks.size(), (Kind::Float, self.masks.device()))?)
     }
 }
 
@@ -175,14 +212,11 @@ impl Bench for CellBench<'_> {
     }
 }
 
-/// Scores maps [n, h, w] of a cell. Each form of them is made once, whatever the number of metrics.
-pub(super) fn score(
-    cell: &mut Cell,
-    raw: &Tensor,
-    scene: &Scene<'_>,
-    bench: &mut dyn Bench,
-    rows: &mut Rows<'_>,
-) -> Result<()> {
+/// Scores maps [n, h, w] of a cell. Each form of them is made once, whatever the number of metrics. `shared` is the scene's.
+pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo, bench: &mut dyn Bench) -> Result<()> {
+    if cell.evaluations.is_empty() {
+        return Ok(());
+    }
     let faults = maps::faults(raw)?;
     // What is not finite is scored by nobody; zeros keep the others' arithmetic whole.
     let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
@@ -190,7 +224,7 @@ pub(super) fn score(
     let masks = scene.masks.f_to_device(raw.device())?;
     let memo = Memo::default();
     let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
-    for (choice, needs, evaluation) in &mut cell.evaluations {
+    for (metric, (_, needs, evaluation)) in cell.evaluations.iter_mut().enumerate() {
         let Some((size, form)) = needs.maps else { continue };
         if !forms.iter().any(|(k, _)| *k == (size, form)) {
             let sized = match size {
@@ -205,9 +239,9 @@ pub(super) fn score(
         }
         let made = forms.iter().find(|(k, _)| *k == (size, form)).map(|(_, t)| t);
         let batch = metrics::Batch {
-            images: scene.images,
-            targets: scene.targets,
-            ids: scene.ids,
+            images: &scene.images,
+            targets: &scene.targets,
+            ids: &scene.ids,
             maps: made,
             faults: &faults,
             masks: match needs.masks {
@@ -217,12 +251,12 @@ pub(super) fn score(
             },
             known: &scene.known,
             signed: cell.signed,
-            scene: &scene.memo,
+            scene: shared,
             cell: &memo,
         };
         let scores = evaluation.update(&batch, bench)?;
-        for ((&i, &target), score) in scene.indices.iter().zip(scene.targets).zip(scores) {
-            rows.add(i, target, &cell.explainer, &cell.output, choice.label(), score);
+        for ((&image, &target), score) in scene.indices.iter().zip(&scene.targets).zip(scores) {
+            cell.scored.push(Scored { image, target, metric, score });
         }
     }
     Ok(())
@@ -237,9 +271,13 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    pub(super) fn add(&mut self, image: usize, target: i64, explainer: &str, output: &str, metric: &str, score: Score) {
-        let id = self.samples[image].id.clone();
-        self.push(&id, target as i32, explainer, output, metric, score);
+    /// Takes a cell's answers.
+    pub(super) fn take(&mut self, cell: &mut Cell) {
+        let samples = self.samples;
+        for Scored { image, target, metric, score } in std::mem::take(&mut cell.scored) {
+            let metric = cell.evaluations[metric].0.label();
+            self.push(&samples[image].id, target as i32, &cell.explainer, &cell.output, metric, score);
+        }
     }
 
     pub(super) fn push(&mut self, image: &str, target: i32, explainer: &str, output: &str, metric: &str, score: Score) {

@@ -15,7 +15,7 @@ pub struct Spent {
     pub model: f64,
     /// Explainers' own code, and what they run models for.
     pub explainers: f64,
-    /// Metrics, and what they run models and explainers for.
+    /// Metrics, and what they run models and explainers for; of those on other cores, how long was waited for them.
     pub metrics: f64,
     /// Writing units' files.
     pub files: f64,

@@ -88,6 +88,8 @@ pub struct Worker {
     pub(super) voice: Arc<Voice>,
     pub(super) device: Device,
     pub(super) number: usize,
+    /// Cores that this worker's model leaves free.
+    pub(super) spare: usize,
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
     identities: Option<Arc<Identities>>,
@@ -97,14 +99,14 @@ pub struct Worker {
     open: Option<Open>,
 }
 
-/// Runs until stdin ends.
-pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Result<()> {
+/// Runs until stdin ends, on so many threads; metrics on so many cores more.
+pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: usize) -> Result<()> {
     let voice = Arc::new(Voice { mouth: Mouth::open(), told: Mutex::new(Instant::now()) });
     tch::set_num_threads(threads as i32);
     // Ours, too: a worker has so many cores.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
-    let mut worker = Worker::open(Folder(folder.to_path_buf()), device, number, voice.clone())?;
+    let mut worker = Worker::open(Folder(folder.to_path_buf()), device, number, spare, voice.clone())?;
     voice.say(Event::Ready);
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -136,7 +138,7 @@ pub fn main(folder: &Path, device: &str, threads: usize, number: usize) -> Resul
 }
 
 impl Worker {
-    fn open(folder: Folder, device: &str, number: usize, voice: Arc<Voice>) -> Result<Self> {
+    fn open(folder: Folder, device: &str, number: usize, spare: usize, voice: Arc<Voice>) -> Result<Self> {
         let text = String::from_utf8_lossy(&lightbox_core::files::read(&folder.spec())?).into_owned();
         let spec = RunSpec::parse(&text, &folder.0)?;
         let environment = read_json(&folder.environment())?;
@@ -152,6 +154,7 @@ impl Worker {
             voice,
             device,
             number,
+            spare,
             source,
             split,
             identities,
