@@ -459,10 +459,13 @@ mod tests {
         let images = noise(&[2, 3, 70, 70]);
         let plain = model.forward(images.shallow_clone(), false, None).unwrap();
         for by in [fast::Product::Matrix, fast::Product::Convolution] {
-            let trunk = fast::Trunk::new(&SMALL, &model.base.params, by).unwrap();
-            let fast = model.tail(trunk.run(&images, None).unwrap(), &mut None).unwrap();
-            let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
-            assert!(error < 1e-5 && fast != plain, "{error}");
+            let mut trunk = fast::Trunk::new(&SMALL, &model.base.params, by).unwrap();
+            for cached in [trunk.cached, 0] {
+                trunk.cached = cached;
+                let fast = model.tail(trunk.run(&images, None).unwrap(), &mut None).unwrap();
+                let error = (&fast - &plain).abs().max().double_value(&[]) / plain.abs().max().double_value(&[]);
+                assert!(error < 1e-5 && fast != plain, "{error}");
+            }
         }
     }
 
@@ -473,16 +476,20 @@ mod tests {
         let sites = ["input", "features.norm5", "embedding"].map(String::from);
         let mut request = Request::explain(images, targets, &sites, &sites);
         request.objectives.push(vec![Objective::Class(Array::from_vec(&[3], vec![0i64, 1, 0]).unwrap())]);
-        let run = |folded: bool, by: fast::Product| {
+        // All images at a time, one, and in the later blocks two.
+        let run = |folded: bool, by: fast::Product, cached: Option<usize>| {
             let net = uneven(folded);
-            let _ = net.trunk.set(fast::Trunk::new(&SMALL, &net.base.params, by).unwrap());
+            let mut trunk = fast::Trunk::new(&SMALL, &net.base.params, by).unwrap();
+            trunk.cached = cached.unwrap_or(trunk.cached);
+            let _ = net.trunk.set(trunk);
             let response = NetModel::new(net).run(&request).unwrap();
             let all = response.grads.iter().flat_map(|set| sites.iter().map(|s| set[s].share_tensor().unwrap().copy()));
             all.chain(sites.iter().map(|s| response.values[s].share_tensor().unwrap().copy())).collect::<Vec<_>>()
         };
-        let plain = run(false, fast::Product::Matrix);
-        for by in [fast::Product::Matrix, fast::Product::Convolution] {
-            for (fast, plain) in run(true, by).iter().zip(&plain) {
+        let plain = run(false, fast::Product::Matrix, None);
+        let ways = [fast::Product::Matrix, fast::Product::Convolution];
+        for (by, cached) in ways.into_iter().flat_map(|by| [(by, None), (by, Some(0)), (by, Some(30_000))]) {
+            for (fast, plain) in run(true, by, cached).iter().zip(&plain) {
                 let error = ((fast - plain).norm() / plain.norm()).double_value(&[]);
                 assert!(fast.size() == plain.size() && error < 1e-5, "{error}");
             }
