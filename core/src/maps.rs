@@ -155,7 +155,7 @@ pub fn extremes(map: &[f32]) -> (f32, f32) {
     (low.into_iter().fold(f32::INFINITY, least), high.into_iter().fold(f32::NEG_INFINITY, greatest))
 }
 
-/// The sum of float64 terms of a map's values: [`LANES`] sums side by side, then those, always in one order.
+/// The sum of float64 terms of a map's values: sixteen sums side by side, then those, always in one order.
 pub fn sum(map: &[f32], term: impl Fn(f32) -> f64) -> f64 {
     let mut sums = [0.0; LANES];
     for part in map.chunks(LANES) {
