@@ -41,7 +41,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
             ("masks".to_string(), Tensor::from_slice(&masks).reshape(shape)),
         ];
         let mut peer = bench.peer("pixel-ap", json!({}), &state)?;
-        let rounds = alternate(bench.rounds(9), &mut peer, "scikit-learn", || {
+        let rounds = alternate(bench.rounds(25), &mut peer, "scikit-learn", || {
             let start = Instant::now();
             let mut scores = Vec::new();
             for _ in 0..REPEATS {
