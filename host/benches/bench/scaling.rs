@@ -55,8 +55,10 @@ fn run(
         // SAFETY: plain calls between fork and exec.
         unsafe {
             command.pre_exec(move || {
-                let mut set: libc::cpu_set_t = std::mem::zeroed();
-                (0..cores).for_each(|core| libc::CPU_SET(core, &mut set));
+                let (mut all, mut set): (libc::cpu_set_t, libc::cpu_set_t) = (std::mem::zeroed(), std::mem::zeroed());
+                libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut all);
+                let allowed = (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &all));
+                allowed.take(cores).for_each(|core| libc::CPU_SET(core, &mut set));
                 match libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) {
                     0 => Ok(()),
                     _ => Err(std::io::Error::last_os_error()),
@@ -159,7 +161,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
             let (alone, beside, ratio) = (Spread::of(&alone).median, Spread::of(&beside).median, Spread::of(&ratios));
             table.text(format!(
                 "The same images with all {} explainers above and {} metrics of maps, one worker of one thread, alternately: on \
-                 one core {alone:.1} s, with a second one for the metrics, which score a batch while the model is at the next, \
+                 one core {alone:.1} s, with a second one for the metrics (and for preparing and the summary), which score a batch while the model is at the next, \
                  {beside:.1} s, {:.2} times faster ({:.2} to {:.2}).\n",
                 all.len(),
                 names.len(),

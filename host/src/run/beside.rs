@@ -4,10 +4,13 @@
 use super::scoring::{Cell, Scene, score};
 use super::spec::MetricChoice;
 use crate::error::{Error, Exit, Result};
+use crate::proxy::Watch;
 use lightbox_core::metrics::NoBench;
 use lightbox_core::metrics::memo::Memo;
 use lightbox_core::summary::CHANCE;
 use std::collections::{BTreeMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use tch::Tensor;
@@ -35,6 +38,14 @@ pub(super) struct Scoring {
     /// By explainer: a cell an output.
     pub(super) cells: BTreeMap<usize, Vec<Cell>>,
     failed: HashSet<usize>,
+    /// Told of every map, since a worker that says nothing for long is ended.
+    watch: Arc<dyn Watch>,
+}
+
+/// A metric's panic is an error: it ends neither the thread nor the worker.
+fn contained(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let panicked = |_| Err(Error::new(Exit::Other, "a metric panicked; what it said is above"));
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked)
 }
 
 impl Scoring {
@@ -43,22 +54,24 @@ impl Scoring {
         chance: Option<&[&MetricChoice]>,
         explainers: Vec<(String, bool)>,
         seed: u64,
+        watch: Arc<dyn Watch>,
     ) -> Result<Self> {
         let chance = chance.map(|choices| Cell::start(CHANCE, "", false, choices, seed)).transpose()?;
-        Ok(Scoring { choices, seed, explainers, chance, cells: BTreeMap::new(), failed: HashSet::new() })
+        Ok(Scoring { choices, seed, explainers, chance, cells: BTreeMap::new(), failed: HashSet::new(), watch })
     }
 
     /// Scores a batch; explainers that failed are not scored again. An error is that of chance.
     fn take(&mut self, job: &Job) -> Result<Vec<Failure>> {
         let (shared, mut failures) = (Memo::default(), Vec::new());
         if let Some(cell) = &mut self.chance {
-            score(cell, &job.scene.flat()?, &job.scene, &shared, &mut NoBench)?;
+            let flat = job.scene.flat()?;
+            contained(|| score(cell, &flat, &job.scene, &shared, &mut NoBench))?;
         }
         for (index, outputs) in &job.maps {
             if self.failed.contains(index) {
                 continue;
             }
-            if let Err(e) = self.explainer(*index, outputs, &job.scene, &shared) {
+            if let Err(e) = contained(|| self.explainer(*index, outputs, &job.scene, &shared)) {
                 self.failed.insert(*index);
                 failures.push((*index, e));
             }
@@ -74,6 +87,7 @@ impl Scoring {
                 cells.push(Cell::start(label, output, *signed, &choices, self.seed)?);
             }
             score(&mut cells[k], map, scene, shared, &mut NoBench)?;
+            self.watch.alive();
         }
         Ok(())
     }
@@ -84,7 +98,13 @@ pub(super) enum Beside {
     /// On the thread that asks.
     Here(Box<Scoring>),
     /// On another.
-    There { jobs: SyncSender<Job>, failures: Receiver<Failure>, thread: JoinHandle<Result<Scoring>> },
+    There { jobs: SyncSender<Job>, failures: Receiver<Failure>, thread: Option<JoinHandle<Result<Scoring>>> },
+}
+
+/// What a thread that has ended, or is about to, leaves.
+fn join(thread: &mut Option<JoinHandle<Result<Scoring>>>) -> Result<Scoring> {
+    let ended = thread.take().and_then(|thread| thread.join().ok());
+    ended.unwrap_or_else(|| Err(Error::new(Exit::Other, "the thread for metrics has ended")))
 }
 
 impl Beside {
@@ -107,18 +127,18 @@ impl Beside {
             Ok(scoring)
         };
         let thread = Builder::new().name("metrics".into()).spawn(move || pool.install(work)).map_err(|e| broken(&e))?;
-        Ok(Beside::There { jobs, failures, thread })
+        Ok(Beside::There { jobs, failures, thread: Some(thread) })
     }
 
     /// Takes a batch; the failures that have come up since the last.
     pub(super) fn take(&mut self, job: Job) -> Result<Vec<Failure>> {
         match self {
             Beside::Here(scoring) => scoring.take(&job),
-            Beside::There { jobs, failures, .. } => {
-                // A thread that has ended says why in the end.
-                let _ = jobs.send(job);
-                Ok(failures.try_iter().collect())
-            }
+            Beside::There { jobs, failures, thread } => match jobs.send(job) {
+                Ok(()) => Ok(failures.try_iter().collect()),
+                // It has ended before its time: with an error.
+                Err(_) => join(thread).map(|_| vec![]),
+            },
         }
     }
 
@@ -126,10 +146,9 @@ impl Beside {
     pub(super) fn finish(self) -> Result<(Scoring, Vec<Failure>)> {
         match self {
             Beside::Here(scoring) => Ok((*scoring, vec![])),
-            Beside::There { jobs, failures, thread } => {
+            Beside::There { jobs, failures, mut thread } => {
                 drop(jobs);
-                let ended = thread.join().map_err(|_| Error::new(Exit::Other, "a metric panicked"))?;
-                Ok((ended?, failures.try_iter().collect()))
+                Ok((join(&mut thread)?, failures.try_iter().collect()))
             }
         }
     }
@@ -138,6 +157,7 @@ impl Beside {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbox_core::metrics::{Batch, Bench, Evaluation, Score};
     use tch::{Device, Kind};
 
     /// Five batches of two explainers, of which the second fails in the third; its failures, and what is left of it all.
@@ -146,7 +166,7 @@ mod tests {
         let choices = vec![choice("pixel-auprc"), choice("froc"), choice("gini")];
         let chance = choice("pixel-auroc");
         let explainers = vec![("good".to_string(), false), ("bad".to_string(), true)];
-        let scoring = Scoring::new(choices, Some(&[&chance]), explainers, 0).unwrap();
+        let scoring = Scoring::new(choices, Some(&[&chance]), explainers, 0, crate::engine::terminal()).unwrap();
         let (mut beside, mut said) = (Beside::start(scoring, cores).unwrap(), Vec::new());
         let mut hear = |failures: Vec<Failure>| said.extend(failures.into_iter().map(|(i, e)| format!("{i}: {e}")));
         for batch in 0..5i64 {
@@ -180,6 +200,37 @@ mod tests {
             assert_eq!(here.scored, there.scored);
             let state = |cell: &Cell| cell.evaluations[1].2.state().unwrap();
             assert_eq!(state(here), state(there));
+        }
+    }
+
+    struct Panics;
+
+    impl Evaluation for Panics {
+        fn update(&mut self, _: &Batch<'_>, _: &mut dyn Bench) -> lightbox_core::Result<Vec<Score>> {
+            panic!("as the test wants it");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_its_explainers_failure() {
+        for cores in [0, 1] {
+            let choice = MetricChoice { name: "gini".into(), label: String::new(), params: BTreeMap::new() };
+            let explainers = vec![("bad".to_string(), false), ("good".to_string(), false)];
+            let mut scoring =
+                Scoring::new(vec![choice.clone()], None, explainers, 0, crate::engine::terminal()).unwrap();
+            let mut cell = Cell::start("bad", "", false, &[&choice], 0).unwrap();
+            cell.evaluations[0].2 = Box::new(Panics);
+            scoring.cells.insert(0, vec![cell]);
+            let mut beside = Beside::start(scoring, cores).unwrap();
+            let masks = Tensor::ones([2, 4, 4], (Kind::Uint8, Device::Cpu));
+            let map = || vec![(String::new(), Tensor::rand([2, 4, 4], (Kind::Float, Device::Cpu)))];
+            let job = Job { scene: Scene::of(&masks, 0), maps: vec![(0, map()), (1, map())] };
+            let mut failures = beside.take(job).unwrap();
+            let (scoring, late) = beside.finish().unwrap();
+            failures.extend(late);
+            let failures: Vec<String> = failures.iter().map(|(i, e)| format!("{i}: {}", e.message)).collect();
+            assert_eq!(failures, ["0: a metric panicked; what it said is above"]);
+            assert_eq!(scoring.cells[&1][0].scored.len(), 2);
         }
     }
 }

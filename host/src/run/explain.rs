@@ -68,7 +68,7 @@ impl Worker {
         let (asking, plain): (Vec<&MetricChoice>, Vec<&MetricChoice>) = choices.iter().partition(|c| asks(c));
         let explainers = engine.explainers.iter().map(|e| (e.label.clone(), e.spec.signed)).collect();
         let plain = plain.into_iter().cloned().collect();
-        let scoring = Scoring::new(plain, with_chance.then_some(&chance[..]), explainers, spec.seed)?;
+        let scoring = Scoring::new(plain, with_chance.then_some(&chance[..]), explainers, spec.seed, voice.clone())?;
         let mut beside = Beside::start(scoring, self.spare)?;
         // Those that ask the model are this thread's.
         let mut cells: BTreeMap<usize, Vec<Cell>> = BTreeMap::new();
@@ -108,8 +108,10 @@ impl Worker {
             };
         let fail = |broken: &mut HashSet<usize>, failures: Vec<Failure>| {
             for (index, error) in failures {
-                broken.insert(index);
-                voice.say(failed(label, &engine.explainers[index].label, FailureKind::Error, error.message));
+                // One that has failed since has said so.
+                if broken.insert(index) {
+                    voice.say(failed(label, &engine.explainers[index].label, FailureKind::Error, error.message));
+                }
             }
         };
         let batches = |of: &[usize]| of.chunks(spec.batch_size).map(<[usize]>::to_vec).collect::<Vec<_>>();
