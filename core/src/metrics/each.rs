@@ -123,8 +123,7 @@ pub fn each_image(
     let ((values, width), masked) = (batch.values()?, of != Masks::None);
     let marks = if masked { Some(batch.marks(of)?) } else { None };
     let all_facts = batch.cell.get(&format!("facts {of:?} {:p}", values.as_ptr()), || {
-        let none = || Facts::default();
-        Ok(std::iter::repeat_with(none).take(n).collect::<Vec<_>>())
+        Ok(std::iter::repeat_with(Facts::default).take(n).collect::<Vec<_>>())
     })?;
     let (values, marks): (&[f32], &[u8]) = (&values, marks.as_ref().map_or(&[], |m| m));
     let (faults, known, all_facts) = (batch.faults, batch.known, all_facts.as_slice());

@@ -271,6 +271,11 @@ pub enum Masks {
 }
 
 impl Needs {
+    /// Whether it asks the model or the explainer.
+    pub const fn asks(&self) -> bool {
+        self.model || self.explainer || self.fork
+    }
+
     /// Of a metric of predictions.
     pub const PREDICTIONS: Needs =
         Needs { maps: None, masks: Masks::None, model: false, explainer: false, fork: false, validation: false };

@@ -81,7 +81,7 @@ impl Regions {
                 while above.start < above.end && runs[above.start].end + width < start {
                     above.start += 1;
                 }
-                for other in above.clone().take_while(|other| *other < first) {
+                for other in above.clone() {
                     if runs[other].start + width > end {
                         break;
                     }

@@ -22,7 +22,7 @@ const SEVEN: [&str; 7] = ["hit", "top-k", "relevance-rank", "relevance-mass", "p
 pub fn of_maps() -> Vec<&'static dyn Metric> {
     let plain = |m: &&dyn Metric| {
         let needs = m.needs();
-        needs.maps.is_some() && !needs.model && !needs.explainer && !needs.fork && needs.masks != Masks::Shortcut
+        needs.maps.is_some() && !needs.asks() && needs.masks != Masks::Shortcut
     };
     metrics::all().iter().copied().filter(plain).collect()
 }

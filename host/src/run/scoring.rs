@@ -44,7 +44,7 @@ pub(super) fn is_explained(task: &Task, sample: &Sample, store: &Store, index: u
 
 /// Whether a metric asks the model or the explainer.
 pub(super) fn asks(choice: &MetricChoice) -> bool {
-    metrics::find(&choice.name).is_ok_and(|m| [m.needs().model, m.needs().explainer, m.needs().fork].contains(&true))
+    metrics::find(&choice.name).is_ok_and(|m| m.needs().asks())
 }
 
 /// A cell at work: an explainer's map and its metrics.
