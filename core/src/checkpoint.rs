@@ -49,6 +49,26 @@ pub fn pick(path: &Path, names: &[&str]) -> Result<Vec<Option<Tensor>>> {
     names.iter().map(one).collect::<Result<_>>().map_err(|e| e.with_path(path))
 }
 
+/// Rows `first .. first + count` of a tensor of a `.safetensors`; no others are read.
+pub fn rows(path: &Path, name: &str, first: usize, count: usize) -> Result<Tensor> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    // SAFETY: files of runs are written once, through another name; nobody writes to one that is there.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, &e))?;
+    let broken = |e: &dyn std::fmt::Display| Error::at(path, format!("not a checkpoint that Lightbox reads: {e}"));
+    let file = safetensors::SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+    let view = file.tensor(name).map_err(|e| broken(&e))?;
+    let kind = KINDS.iter().find(|(_, d, _)| *d == view.dtype()).map(|(k, ..)| *k);
+    let kind = kind.ok_or_else(|| broken(&"a type that is not read"))?;
+    let mut shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    let all = shape.first().copied().unwrap_or(0) as usize;
+    if first + count > all {
+        return Err(broken(&format!("rows {first} to {} of {all}", first + count)));
+    }
+    let each = view.data().len() / all.max(1);
+    shape[0] = count as i64;
+    Ok(Tensor::f_from_data_size(&view.data()[first * each..][..count * each], &shape, kind)?)
+}
+
 /// Writes `.safetensors`, whole or not at all. Tensors are copied to the CPU.
 pub fn write(path: &Path, state: &[(String, Tensor)]) -> Result<()> {
     let mut views: Vec<(String, Owned)> = Vec::new();

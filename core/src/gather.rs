@@ -13,11 +13,24 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+/// Between an image's name and its target's number, in the name of an explanation.
+const OF_TARGET: char = '\u{1f}';
+
+/// What names an explanation: the image, and the class where it is one of several.
+fn explanation(image: &str, target: i32) -> String {
+    format!("{image}{OF_TARGET}{target}")
+}
+
+/// The image of an explanation.
+fn image_of(explanation: &str) -> &str {
+    explanation.split(OF_TARGET).next().unwrap_or(explanation)
+}
+
 #[derive(Default)]
 struct Group {
-    /// Image and value, failures as the worst value.
+    /// Explanation (image and target) and value, failures as the worst value.
     images: Vec<(u32, f64)>,
-    /// Images whose map failed.
+    /// Explanations whose map failed.
     failed: Vec<u32>,
     set: Option<Score>,
     missing: &'static str,
@@ -39,6 +52,8 @@ pub struct Gather<'a> {
     cells: HashMap<(u32, u32, u32, u32), Gathered>,
     /// What a failed map counts as, where it counts in the mean.
     worst: HashMap<u32, Option<f64>>,
+    /// Image and target: the number of the explanation's name.
+    explanations: HashMap<(u32, i32), u32>,
     /// By model, fold and training: the predictions.
     predictions: BTreeMap<(u32, i32, i32), Vec<Prediction>>,
 }
@@ -48,7 +63,8 @@ impl<'a> Gather<'a> {
         let mut names = Names::default();
         names.number("");
         let worst = plan.metrics.iter().map(|m| (names.number(&m.label), m.spec.worst())).collect();
-        Gather { plan, names, cells: HashMap::new(), worst, predictions: BTreeMap::new() }
+        let (cells, explanations, predictions) = Default::default();
+        Gather { plan, names, cells, worst, explanations, predictions }
     }
 
     /// All predictions that were taken, and the names of their numbers.
@@ -72,7 +88,7 @@ impl<'a> Gather<'a> {
             let take = known.entry((row.explainer, row.metric));
             if *take.or_insert_with(|| wanted(names.name(row.explainer), names.name(row.metric))) {
                 let constant = names.name(row.reason) == Score::CONSTANT;
-                self.row(&row, constant, &names);
+                self.row(&row, constant, &mut names);
                 taken.push(row);
             }
         }
@@ -83,7 +99,7 @@ impl<'a> Gather<'a> {
         read
     }
 
-    fn row(&mut self, row: &Row, constant: bool, names: &Names) {
+    fn row(&mut self, row: &Row, constant: bool, names: &mut Names) {
         let Some(worst) = self.worst.get(&row.metric).copied() else { return };
         let cell = self.cells.entry((row.model, row.explainer, row.output, row.metric)).or_default();
         let group = cell.groups.entry((row.fold, row.seed)).or_default();
@@ -94,6 +110,11 @@ impl<'a> Gather<'a> {
             }
             return;
         }
+        let name = |names: &mut Names| {
+            let text = explanation(names.name(row.image), row.target);
+            names.number(&text)
+        };
+        let unit = *self.explanations.entry((row.image, row.target)).or_insert_with(|| name(names));
         match row.status {
             Status::NotApplicable => {
                 group.missing = "n/a";
@@ -103,9 +124,9 @@ impl<'a> Gather<'a> {
                 cell.maps += 1;
                 cell.failed += usize::from(status == Status::Failed);
                 cell.constant += usize::from(constant);
-                group.images.extend(row.value.or(worst).map(|value| (row.image, value)));
+                group.images.extend(row.value.or(worst).map(|value| (unit, value)));
                 if status == Status::Failed {
-                    group.failed.push(row.image);
+                    group.failed.push(unit);
                     *cell.reasons.entry(names.name(row.reason).into()).or_default() += 1;
                 }
             }
@@ -236,13 +257,18 @@ impl<'a> Gather<'a> {
     /// How the explainers of each model compare by each metric of images, and the metrics with each other.
     fn comparisons(&self, cells: &[Cell], columns: &[Column], bootstraps: &Bootstraps) -> Result<Comparisons> {
         let mut all = Comparisons::default();
-        // Images by name: their places.
-        let mut names: Vec<u32> = self.plan.images.keys().filter_map(|name| self.names.find(name)).collect();
+        // Explanations by name: their places.
+        let known = |n: &u32| self.plan.images.contains_key(image_of(self.names.name(*n)));
+        let mut names: Vec<u32> = self.explanations.values().copied().filter(known).collect();
         names.sort_by_key(|i| self.names.name(*i));
         let place: HashMap<u32, usize> = names.iter().enumerate().map(|(at, i)| (*i, at)).collect();
-        let facts = |at: usize| self.plan.images.get(self.names.name(names[at]));
+        let facts = |at: usize| self.plan.images.get(image_of(self.names.name(names[at])));
         let patients = self.patients(&names);
+        // Where an image has several explanations, each is of its own class; otherwise of the image's.
+        let several = names.windows(2).any(|w| image_of(self.names.name(w[0])) == image_of(self.names.name(w[1])));
+        let target = |at: usize| self.names.name(names[at]).split(OF_TARGET).nth(1).and_then(|t| t.parse().ok());
         let class = |at: usize| match facts(at).map_or("", |f| f.classes.as_str()) {
+            _ if several => target(at).and_then(|t: usize| self.plan.task.classes.get(t)).cloned().unwrap_or_default(),
             "" => "no class".to_string(),
             some => some.to_string(),
         };
@@ -287,7 +313,8 @@ impl<'a> Gather<'a> {
                 // One cut for all explainers: over the images that any of them has a value of.
                 let seen: std::collections::BTreeSet<usize> =
                     values.iter().flat_map(|v| v.images.keys().copied()).collect();
-                let size = |i: usize| facts(i)?.size;
+                // The size is that of one class's mask.
+                let size = |i: usize| facts(i).filter(|_| !several)?.size;
                 let limits = compare::terciles(seen.into_iter().filter_map(size));
                 for mine in &values {
                     all.strata.extend(compare::strata(model, &metric.label, mine, worst, limits, &size, &class));
@@ -388,7 +415,7 @@ impl<'a> Gather<'a> {
     fn patients(&self, images: &[u32]) -> Vec<u32> {
         let mut numbers = Names::default();
         let patient = |i: &u32| {
-            let name = self.names.name(*i);
+            let name = image_of(self.names.name(*i));
             self.plan.images.get(name).map_or(name, |f| f.patient.as_str())
         };
         images.iter().map(|i| numbers.number(patient(i))).collect()
@@ -396,7 +423,7 @@ impl<'a> Gather<'a> {
 
     /// The draws of these images.
     fn bootstrap(&self, images: &[u32], bootstraps: &Bootstraps) -> Option<std::sync::Arc<Bootstrap>> {
-        let class = |i: &u32| self.plan.images.get(self.names.name(*i)).map_or(0, |f| f.class as u32);
+        let class = |i: &u32| self.plan.images.get(image_of(self.names.name(*i))).map_or(0, |f| f.class as u32);
         let strata: Vec<u32> = images.iter().map(class).collect();
         bootstraps.get(self.patients(images), strata, self.plan.seed)
     }

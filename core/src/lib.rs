@@ -8,6 +8,7 @@ mod error;
 pub mod files;
 pub mod gather;
 pub mod maps;
+pub mod maps_file;
 pub mod metrics;
 pub mod picture;
 pub mod predictions;

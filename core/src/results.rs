@@ -1,7 +1,8 @@
 //! Results of a run's units: tables in Parquet, text columns dictionary-encoded (Arrow), so that pandas, polars and DuckDB
 //! read them as they are. The schemas are versioned: the key `lightbox.schema` of a file says which it has.
 //!
-//! **scores** (`scores-1`): one value of a metric. `image` (none for a whole set), `model`, `fold`, `seed` (the number of the
+//! **scores** (`scores-2`): one value of a metric. A row is an image and what is explained of it: an image with several
+//! targets has a row each. `image` (none for a whole set), `model`, `fold`, `seed` (the number of the
 //! training, from 0), `explainer` (`chance` for the map that says nothing; none for predictions), `output` (the name of one
 //! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
 //! (`ok`, `n/a`, `failed`), `reason`.
@@ -117,7 +118,7 @@ pub fn score_schema() -> Arc<Schema> {
     let text = |name: &str, nullable| Field::new(name, dictionary(), nullable);
     let number = |name: &str, nullable| Field::new(name, DataType::Int32, nullable);
     schema(
-        "scores-1",
+        "scores-2",
         vec![
             text("image", true),
             text("model", false),
@@ -392,7 +393,7 @@ pub fn read_scores(path: &Path, names: &mut Names, see: &mut dyn FnMut(Row)) -> 
 /// As [`read_scores`], of one metric alone where it is named.
 pub fn read_scores_where(path: &Path, names: &mut Names, only: Option<&str>, see: &mut dyn FnMut(Row)) -> Result<()> {
     let only = only.map(|name| names.number(name));
-    read(path, "scores-1", &mut |columns| {
+    read(path, "scores-2", &mut |columns| {
         let image = columns.text("image", names)?;
         let model = columns.text("model", names)?;
         let explainer = columns.text("explainer", names)?;

@@ -1,8 +1,9 @@
 //! What a model is asked: which classes there are, how many of them an image may have, and which one is explained.
 
 use crate::{Error, Result};
+use lightbox_sdk::spec::Activation;
 use serde::{Deserialize, Serialize};
-use tch::{Kind as Type, Tensor};
+use tch::{Device, Kind as Type, Tensor};
 
 /// How many classes an image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,8 +25,8 @@ pub struct Task {
     pub kind: Kind,
     /// The classes' names in the order of the model's outputs. Empty: `negative` and `positive`, or those of the source.
     pub classes: Vec<String>,
-    /// `label` (the image's own class), `predicted` (the class that the model ranks first), or a class by name or number.
-    /// Empty: class 1 of a binary task, `label` of a multi-class one; a multi-label task must name one.
+    /// `label` (the image's own class; of a multi-label task each of its classes, on its own), `predicted` (the class that the
+    /// model ranks first), or a class by name or number. Empty: class 1 of a binary task, otherwise `label`.
     pub explain: String,
     /// Explain `masked` images (those with a mask of the explained class), or `all` of the test set.
     pub select: String,
@@ -40,7 +41,10 @@ impl Default for Task {
 /// Which class of an image is explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Explained {
+    /// The image's own class.
     Label,
+    /// Each of the image's own classes: an explanation a class.
+    EachLabel,
     Predicted,
     Class(usize),
 }
@@ -73,10 +77,7 @@ impl Task {
         match (self.explain.as_str(), self.kind) {
             ("", Kind::Binary) => Ok(Explained::Class(1)),
             ("" | "label", Kind::MultiClass) | ("label", Kind::Binary) => Ok(Explained::Label),
-            ("" | "label", Kind::MultiLabel) => Err(Error::new(format!(
-                "task.explain: an image may have several labels, so one class is to be named (known: {}) or predicted",
-                self.classes.join(", ")
-            ))),
+            ("" | "label", Kind::MultiLabel) => Ok(Explained::EachLabel),
             ("predicted", _) => Ok(Explained::Predicted),
             (name, _) => {
                 let number = name.parse::<usize>().ok().filter(|n| *n < self.classes.len());
@@ -88,14 +89,24 @@ impl Task {
         }
     }
 
-    /// The classes' scores [B, classes] of logits of that shape, float64 in [0, 1]: softmax, or sigmoid of a multi-label
-    /// task.
+    /// What turns the logits of the task's classes into scores: softmax, or sigmoid of a multi-label task.
+    pub fn activation(&self) -> Activation {
+        if self.kind == Kind::MultiLabel { Activation::Sigmoid } else { Activation::Softmax }
+    }
+
+    /// The classes' scores [B, classes] of logits of that shape, float64 in [0, 1], CPU, by [`Activation::scores`].
+    ///
+    /// Errors: logits of another number of dimensions.
     pub fn scores(&self, logits: &Tensor) -> Result<Tensor> {
-        let logits = logits.f_to_kind(Type::Double)?;
-        Ok(match self.kind {
-            Kind::MultiLabel => logits.f_sigmoid()?,
-            _ => logits.f_softmax(-1, Type::Double)?,
-        })
+        let size = logits.size();
+        if size.len() != 2 {
+            return Err(Error::new(format!("logits of shape {size:?}, expected [B, classes]")));
+        }
+        let flat = logits.f_to_device(Device::Cpu)?.f_to_kind(Type::Double)?.f_contiguous()?.f_flatten(0, -1)?;
+        let flat = Vec::<f64>::try_from(flat)?;
+        let activation = self.activation();
+        let scores: Vec<f64> = flat.chunks(size[1].max(1) as usize).flat_map(|row| activation.scores(row)).collect();
+        Ok(Tensor::f_from_slice(&scores)?.f_reshape(size)?)
     }
 
     /// The classes that classification metrics are averaged over: class 1 of a binary task, else all.
@@ -126,7 +137,7 @@ mod tests {
         check(Kind::MultiClass, "dog", Ok(Explained::Class(1)));
         check(Kind::MultiLabel, "2", Ok(Explained::Class(2)));
         check(Kind::MultiLabel, "predicted", Ok(Explained::Predicted));
-        check(Kind::MultiLabel, "", Err("one class is to be named (known: cat, dog, bird)"));
+        check(Kind::MultiLabel, "", Ok(Explained::EachLabel));
         check(Kind::MultiClass, "cow", Err("task.explain = \"cow\": label, predicted or a class expected"));
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// What a child says.
 #[derive(Debug)]
-pub enum Said<T> {
+pub enum Reply<T> {
     Line(T),
     /// A line that is none of the protocol.
     Malformed(String),
@@ -76,16 +76,16 @@ impl Process {
 /// Reads a child's lines on a thread of its own.
 fn read<T: DeserializeOwned + Send + 'static>(
     output: impl Read + Send + 'static,
-    mut sink: impl FnMut(Said<T>) + Send + 'static,
+    mut sink: impl FnMut(Reply<T>) + Send + 'static,
 ) -> Option<JoinHandle<()>> {
     Some(std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
             sink(match serde_json::from_str(&line) {
-                Ok(line) => Said::Line(line),
-                Err(e) => Said::Malformed(format!("`{line}`: {e}")),
+                Ok(line) => Reply::Line(line),
+                Err(e) => Reply::Malformed(format!("`{line}`: {e}")),
             });
         }
-        sink(Said::Ended);
+        sink(Reply::Ended);
     }))
 }
 
@@ -95,7 +95,7 @@ impl Child {
         arguments: &[OsString],
         variables: &[(&str, &str)],
         stderr: Stdio,
-        sink: impl FnMut(Said<T>) + Send + 'static,
+        sink: impl FnMut(Reply<T>) + Send + 'static,
     ) -> Result<Self> {
         let binary = std::env::current_exe()?;
         let mut command = Command::new(binary);
@@ -111,7 +111,7 @@ impl Child {
     /// process has a single thread, since what another holds would never be let go in the child; `None` otherwise.
     pub fn fork<T: DeserializeOwned + Send + 'static>(
         work: impl FnOnce(),
-        sink: impl FnMut(Said<T>) + Send + 'static,
+        sink: impl FnMut(Reply<T>) + Send + 'static,
     ) -> Result<Option<Self>> {
         if std::fs::read_dir("/proc/self/task").map_or(2, Iterator::count) != 1 {
             return Ok(None);
@@ -193,9 +193,9 @@ impl Drop for Child {
 }
 
 /// The child's side of the channel; any thread may speak.
-pub struct Mouth(Mutex<File>);
+pub struct EventWriter(Mutex<File>);
 
-impl Mouth {
+impl EventWriter {
     /// To be called once, first of all, in a child.
     pub fn open() -> Self {
         signals::install_child();
@@ -205,7 +205,7 @@ impl Mouth {
             libc::dup2(2, 1);
             File::from_raw_fd(out)
         };
-        Mouth(Mutex::new(out))
+        EventWriter(Mutex::new(out))
     }
 
     /// Says a line. A parent that is gone has taken us with it, or will.

@@ -1,7 +1,7 @@
 //! `lightbox data make` and `lightbox data inspect`.
 
 use crate::error::{Error, Result};
-use crate::run::settle::notes;
+use crate::run::preflight::notes;
 use crate::run::spec::RunSpec;
 use clap::{Args, Subcommand};
 use lightbox_core::data::phantom::Phantom;

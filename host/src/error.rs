@@ -31,14 +31,22 @@ pub enum Exit {
 #[derive(Debug, Clone)]
 pub struct Error {
     pub exit: Exit,
+    /// What is wrong, and where.
     pub message: String,
+    /// What to do about it; empty where nothing is known.
+    pub hint: String,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Error { exit, message: message.into() }
+        Error { exit, message: message.into(), hint: String::new() }
+    }
+
+    /// The same with what to do about it.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Error { hint: hint.into(), ..self }
     }
 
     pub fn input(message: impl Into<String>) -> Self {
@@ -52,7 +60,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        if self.hint.is_empty() { Ok(()) } else { write!(f, " (hint: {})", self.hint) }
     }
 }
 

@@ -1,19 +1,24 @@
 //! `lightbox explain`: overlays of images, or raw maps of a batch.
 
+use crate::choice::ExplainerChoice;
 use crate::device;
-use crate::engine::{self, Engine, ExplainerChoice, load_model};
+use crate::engine::{self, Engine, Settings, load_model};
 use crate::error::{Error, Exit, Result};
 use crate::images::{Input, read_images};
 use crate::registry::Registry;
 use crate::run::spec::file_name;
+use crate::watch::terminal;
 use clap::Args;
+use lightbox_core::data::image::Intensity;
+use lightbox_core::data::preparation::{Depth, Preparation};
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::picture::Picture;
 use lightbox_core::{checkpoint, files, tensors};
 use lightbox_sdk::spec::{ImageRecord, ModelOptions, Plan};
+use lightbox_sdk::{Score, Target};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 #[derive(Args)]
 pub struct ExplainArgs {
@@ -47,12 +52,23 @@ pub struct ExplainArgs {
     /// Keep the images' three channels, as `colour = true` of a run's data; otherwise colour becomes luminance
     #[arg(long)]
     colour: bool,
+    /// How values become [0, 1], as `intensity` of a run's data
+    #[arg(long, default_value = "auto", value_parser = ["auto", "full", "percentile"])]
+    intensity: String,
     /// The folder for overlays
     #[arg(long, default_value = "overlays")]
     out: PathBuf,
     /// Write logits, targets and native-resolution maps to this .safetensors instead of overlays
     #[arg(long, value_name = "FILE")]
     raw: Option<PathBuf>,
+}
+
+impl ExplainArgs {
+    /// The rule of values, by its name in a spec.
+    fn intensity(&self) -> Result<Intensity> {
+        let name = serde_json::Value::from(self.intensity.as_str());
+        serde_json::from_value(name).map_err(|e| Error::input(format!("--intensity: {e}")))
+    }
 }
 
 fn is_batch(path: &Path) -> bool {
@@ -107,9 +123,15 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     if args.weights.is_none() {
         eprintln!("note: no --weights: {} has random initial values", args.model);
     }
-    let mut engine = Engine::new(model, device, args.seed, engine::terminal())?;
-    engine.set_at_once(args.batch_size);
-    engine.set_colour(args.colour);
+    let preparation = match model.spec()?.input.flat() {
+        Ok(size) => {
+            Some(Preparation { size, colour: args.colour, intensity: args.intensity()?, depth: Depth::OfImage })
+        }
+        Err(_) => None,
+    };
+    let settings =
+        Settings { at_once: args.batch_size, preparation: preparation.clone(), ..Settings::new(device, args.seed) };
+    let mut engine = Engine::new(model, settings, terminal())?;
     for choice in &choices {
         engine.add(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
@@ -133,13 +155,16 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         let label = &fits.label;
         return Err(Error::input(format!("{label} learns from a training set first: use it in a run (lightbox run)")));
     }
-    let classes = engine.spec.classes as i64;
+    let classes = engine.spec.classes() as i64;
     if let Some(bad) = args.target.filter(|t| !(0..classes).contains(t)) {
         return Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1)));
     }
     let input = match batched {
         true => Input { batch: tensors::read_batch(&args.images[0])?, pictures: vec![] },
-        false => read_images(&args.images, &engine.spec.input, args.colour)?,
+        false => {
+            let volumes = || Error::input(format!("{} takes volumes, not images: give one batch file", args.model));
+            read_images(&args.images, &engine.spec.input, preparation.as_ref().ok_or_else(volumes)?)?
+        }
     };
     engine.set_records(input.pictures.iter().filter_map(|(path, _)| {
         let name = path.file_name()?.to_string_lossy().into_owned();
@@ -163,19 +188,18 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
             None => i as u64,
         };
         let ids: Vec<u64> = (start..start + size).map(id).collect();
-        let wanted = vec![args.target.unwrap_or(-1); size];
+        let wanted = vec![args.target.map(|t| Target::Class(t as usize)); size];
         let batch = engine.run(&images, &wanted, &ids, &active, &mut |_| {})?;
         if let Some(culprit) = batch.tampered {
             return Err(engine::tampered(&engine.explainers[culprit].label).into());
         }
         logits.push(batch.logits);
-        targets.extend(batch.targets);
+        targets.extend(batch.targets.iter().filter_map(Target::class).map(|c| c as i64));
         for (index, outcome) in batch.maps {
             match outcome {
                 Ok(outputs) => {
                     let native = outputs.maps.f_to_device(Device::Cpu)?;
-                    let size = native.size();
-                    let each = native.f_reshape([size[0] * size[1], size[2], size[3]])?;
+                    let each = native.f_flatten(0, 1)?;
                     if maps::faults(&each)?.contains(&Fault::NotFinite) {
                         failures.entry(index).or_insert("a map holds values that are not finite".into());
                     }
@@ -236,8 +260,7 @@ fn write_overlays(
     targets: &[i64],
     maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
 ) -> Result<()> {
-    let (h, w) = (engine.spec.input.height, engine.spec.input.width);
-    let probabilities = logits.f_softmax(1, Kind::Float)?;
+    let [h, w] = engine.spec.input.flat()?;
     let mut names = std::collections::HashMap::new();
     for (at, (path, grey)) in input.pictures.iter().enumerate() {
         let stem = path.file_stem().map_or("image".into(), |s| s.to_string_lossy().into_owned());
@@ -245,8 +268,10 @@ fn write_overlays(
         let same = names.entry(stem.clone()).and_modify(|n: &mut usize| *n += 1).or_insert(0);
         let stem = if *same > 0 { format!("{stem}-{same}") } else { stem };
         let class = targets[at];
-        let probability = probabilities.f_double_value(&[at as i64, class])?;
-        let logit = logits.f_double_value(&[at as i64, class])?;
+        let row = Vec::<f32>::try_from(logits.f_get(at as i64)?.f_flatten(0, -1)?)?;
+        let target = Target::Class(class as usize);
+        let probability = target.score(&engine.spec, &row, Score::Probability)?;
+        let logit = target.score(&engine.spec, &row, Score::Logit)?;
         let mut written = BTreeMap::new();
         for (index, (names, all)) in maps {
             let label = &engine.explainers[*index].label;

@@ -1,7 +1,7 @@
 //! Image files as a model takes them.
 
 use crate::error::Result;
-use lightbox_core::data::image::{self, Intensity};
+use lightbox_core::data::preparation::Preparation;
 use lightbox_sdk::spec::InputSpec;
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -14,14 +14,12 @@ pub struct Input {
     pub pictures: Vec<(PathBuf, Vec<u8>)>,
 }
 
-/// Reads images as a run stores them: resized channel by channel, 8 bits stay 8 bits, deeper images keep 16.
-pub fn read_images(paths: &[PathBuf], input: &InputSpec, colour: bool) -> Result<Input> {
-    let (h, w) = (input.height, input.width);
+/// Reads images as a run stores them.
+pub fn read_images(paths: &[PathBuf], input: &InputSpec, preparation: &Preparation) -> Result<Input> {
+    let [h, w] = preparation.size;
     let read = |path: &PathBuf| -> Result<Vec<f32>> {
-        let image = image::read(path, colour)?;
-        let levels = if image.is_8_bit() { 255.0 } else { 65535.0 };
-        let mut pixels = image.resized((w, h), Intensity::Auto).map_err(|e| e.with_path(path))?;
-        pixels.iter_mut().for_each(|v| *v = (v.clamp(0.0, 1.0) * levels + 0.5).floor() / levels);
+        let image = preparation.read(path)?;
+        let mut pixels = preparation.prepared(&image).map_err(|e| e.with_path(path))?;
         // A grey image, in a colour set too, has three equal channels.
         while pixels.len() < input.channels * h * w {
             pixels.extend_from_within(..h * w);

@@ -3,8 +3,10 @@
 // Help texts of the command line have words in brackets, which are no links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod binding;
 pub mod check;
 pub mod child;
+pub mod choice;
 pub mod cli;
 mod compare;
 pub mod data;
@@ -12,6 +14,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod explain;
+mod host_calls;
 mod images;
 pub mod list;
 pub mod loader;
@@ -23,3 +26,5 @@ pub mod registry;
 pub mod report;
 pub mod run;
 pub mod signals;
+mod transfer;
+pub mod watch;

@@ -6,7 +6,7 @@ use crate::run::spec::BUILT_IN;
 use lightbox_core::data::SOURCES;
 use lightbox_core::files;
 use lightbox_core::metrics::{self, Better, MetricSpec};
-use lightbox_sdk::spec::{ExplainerSpec, Family, ParamSpec, ParamType, Passes, Plan, Reference, Site, SiteKind};
+use lightbox_sdk::spec::{ExplainerSpec, Family, ParamSpec, ParamType, Passes, Plan, Reference, Role, Site, axes_text};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -92,8 +92,8 @@ pub fn list(registry: &Registry, what: Option<What>, json: bool) -> Result<Strin
     if wants(What::Models) {
         let models = registry.found.iter().flat_map(|f| &f.manifest.models);
         all.extend(models.map(|m| {
-            let size = format!("{}x{}", m.input.height, m.input.width);
-            (m.name.clone(), format!("{}, {size}, {} classes", m.title, m.classes))
+            let size = m.input.size.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+            (m.name.clone(), format!("{}, {size}, {} classes", m.title, m.classes()))
         }));
         section("models", std::mem::take(&mut all));
     }
@@ -248,10 +248,18 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         let i = &model.input;
         let _ = writeln!(
             text,
-            "input      [B, {}, {}, {}] float32, (value in [0, 1] - {:?}) / {:?}",
-            i.channels, i.height, i.width, i.mean, i.std
+            "input      {} = [B, {}, {}] float32, (value in [0, 1] - {:?}) / {:?}",
+            axes_text(&i.axes()),
+            i.channels,
+            i.size.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+            i.mean,
+            i.std
         );
-        let _ = writeln!(text, "classes    {}", model.classes);
+        for output in &model.outputs {
+            let shape = output.shape().iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            let (name, axes, by) = (&output.name, axes_text(&output.axes()), output.activation().name());
+            let _ = writeln!(text, "output     {name}: {axes} = [B, {shape}], {by}");
+        }
         let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
         let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
         let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
@@ -260,9 +268,10 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         parameters(&mut text, &model.parameters);
         text.push_str("\nsites\n");
         let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
-        let biases: Vec<&Site> = model.sites.iter().filter(|s| s.kind == SiteKind::Bias).collect();
-        for s in model.sites.iter().filter(|s| s.kind != SiteKind::Bias) {
-            let grid = s.grid.map_or(String::new(), |[h, w]| format!(" on {h}x{w}"));
+        let biases: Vec<&Site> = model.sites.iter().filter(|s| s.role == Role::Bias).collect();
+        for s in model.sites.iter().filter(|s| s.role != Role::Bias) {
+            let sizes = s.grid.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+            let grid = if sizes.is_empty() { String::new() } else { format!(" on {sizes}") };
             let mark = if model.cam_site.as_ref() == Some(&s.name) {
                 "; class activation maps read it by default"
             } else {
@@ -273,8 +282,11 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
             let prefix = if s.prefix.is_empty() { String::new() } else { format!(", after {}", s.prefix.join(", ")) };
             let _ = writeln!(
                 text,
-                "  {:width$}  {:?} {:?}, {} channels{grid}{prefix}{note}{start}{mark}",
-                s.name, s.kind, s.layout, s.channels
+                "  {:width$}  {}, {}, {} channels{grid}{prefix}{note}{start}{mark}",
+                s.name,
+                s.role_text(),
+                axes_text(&s.axes),
+                s.channels
             );
         }
         if let [first, .., last] = biases.as_slice() {
@@ -335,13 +347,7 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         for (key, value) in pairs {
             let _ = writeln!(text, "{key:10} {value}");
         }
-        if !m.parameters.is_empty() {
-            text.push_str("\nparameters\n");
-        }
-        for p in &m.parameters {
-            let (default, kind) = p.shown();
-            let _ = writeln!(text, "  {} = {default}  ({kind}): {}", p.name, p.text);
-        }
+        parameters(&mut text, &m.parameters);
         return Ok(text);
     }
     if let Some(s) = SOURCES.iter().find(|s| s.name == name) {

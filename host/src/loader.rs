@@ -35,7 +35,7 @@ pub enum LoadError {
     Truncated { have: u64, need: u64 },
     #[error("not a Lightbox plugin (it has no preflight record; does its lib.rs call `lightbox_sdk::export!()`?)")]
     NotAPlugin,
-    #[error("built for ABI {found}, this host has {ABI_VERSION}; build it against this host's SDK")]
+    #[error("built for ABI {found}, this host has {ABI_VERSION}; {}", remedy(found))]
     OtherAbi { found: String },
     #[error("built against libtorch {found}, this host has {wanted}; build it against the same one")]
     OtherTorch { found: String, wanted: String },
@@ -45,6 +45,17 @@ pub enum LoadError {
     Layout(String),
     #[error("its start-up failed: {0}")]
     Start(String),
+}
+
+/// What the author of a plugin of another ABI is to do.
+fn remedy(found: &str) -> &'static str {
+    match found {
+        "0.2" => {
+            "its explainers must implement `bind` in place of `plan` and `explain`, with parameters that derive `Params`, and \
+             its models name their outputs and sites' roles (docs/plugin-authors-guide.md, From 0.2 to 0.3)"
+        }
+        _ => "build it against this host's SDK",
+    }
 }
 
 /// The record in the file.

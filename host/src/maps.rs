@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::report::Run;
 use clap::Args;
+use lightbox_core::maps_file::MapsFile;
 use lightbox_core::{checkpoint, files};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,8 +31,7 @@ pub struct MapsArgs {
 }
 
 fn damaged(file: &std::path::Path) -> Error {
-    let file = file.display();
-    Error::input(format!("{file}: its maps are missing (hint: delete it and its .json, and run the spec again)"))
+    Error::input(format!("{}: its maps are missing", file.display())).hint("run the spec again")
 }
 
 /// Writes the maps; a line for stdout.
@@ -56,18 +56,16 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
     let names: BTreeMap<i64, &str> = run.images().iter().map(|i| (i64::from(i.index), i.image.as_str())).collect();
     let mut all: Vec<(String, Tensor)> = Vec::new();
     for s in mine {
-        let file = args.run.join(&s.file);
-        let picked = checkpoint::pick(&file, &["images", &format!("maps.{}", s.explainer)])?;
-        let [Some(images), maps] = picked.as_slice() else { return Err(damaged(&file)) };
-        if images.numel() == 0 {
-            continue;
-        }
-        let maps = maps.as_ref().ok_or_else(|| damaged(&file))?;
-        for (row, image) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
-            let name =
-                names.get(&image).ok_or_else(|| Error::input(format!("{}: an unknown image", file.display())))?;
+        let path = args.run.join(&s.file);
+        let file = MapsFile::open(&path).map_err(|e| damaged(&path).hint(e.to_string()))?;
+        let maps = file.rows(0, file.images.len())?;
+        for (row, image) in file.images.iter().enumerate() {
+            let name = names.get(image).ok_or_else(|| Error::input(format!("{}: an unknown image", path.display())))?;
+            // An image with several targets has a map each, under the target's number.
+            let several = file.images.iter().filter(|i| *i == image).count() > 1;
+            let name = if several { format!("{name}.{}", file.targets[row]) } else { name.to_string() };
             let map = maps.f_get(row as i64)?.f_to_kind(Kind::Float)?;
-            all.push((name.to_string(), if s.outputs.len() == 1 { map.f_get(0)? } else { map }));
+            all.push((name, if s.outputs.len() == 1 { map.f_get(0)? } else { map }));
         }
     }
     all.sort_by(|a, b| a.0.cmp(&b.0));

@@ -2,104 +2,14 @@
 //! explainer is alive, ends it when the user wants to stop, counts the runs, and brings arrays to the model's device and
 //! back for an explainer that reads CPU memory only.
 
-use indicatif::ProgressBar;
-use lightbox_sdk::spec::{InputSpec, LoadReport, ModelSpec, Passes};
-use lightbox_sdk::tch::Device;
+use crate::transfer::{Transfer, own};
+use crate::watch::Watch;
+use lightbox_sdk::spec::{LoadReport, ModelSpec, Passes};
 use lightbox_sdk::{
-    Array, Error, ErrorKind, FitBatch, Host, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result,
-    Start,
+    Array, Error, ErrorKind, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result, Start,
 };
-use std::io::IsTerminal;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Who looks after plugins' calls: a worker's supervisor, or a user at a terminal.
-pub trait Watch: Send + Sync {
-    /// A plugin has called: it is alive.
-    fn alive(&self);
-
-    fn log(&self, line: &str);
-
-    /// `done` of `of` steps of the call that runs.
-    fn progress(&self, done: u64, of: u64);
-
-    fn cancelled(&self) -> bool {
-        crate::signals::interrupted()
-    }
-}
-
-/// The watch of a command at a terminal: lines go to stderr, and a bar shows how far a call has come.
-pub struct Terminal(ProgressBar);
-
-impl Default for Terminal {
-    fn default() -> Self {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
-        Terminal(bar)
-    }
-}
-
-impl Watch for Terminal {
-    fn alive(&self) {}
-
-    fn log(&self, line: &str) {
-        self.0.suspend(|| eprintln!("{line}"));
-    }
-
-    fn progress(&self, done: u64, of: u64) {
-        self.0.set_length(of);
-        self.0.set_position(done);
-        if done >= of {
-            self.0.reset();
-            self.0.finish_and_clear();
-        }
-    }
-}
-
-/// A watch as the host of a plugin's call, and the batches of a fit where there is one.
-pub struct Calls<'a> {
-    pub watch: &'a dyn Watch,
-    pub input: &'a InputSpec,
-    /// Where the explainer's arrays are.
-    pub device: Device,
-    /// Colour images keep their channels.
-    pub colour: bool,
-    pub fit: Option<&'a dyn Fn(bool) -> Result<Option<FitBatch>>>,
-}
-
-impl Host for Calls<'_> {
-    fn cancelled(&self) -> bool {
-        self.watch.alive();
-        self.watch.cancelled()
-    }
-
-    fn log(&self, line: &str) {
-        self.watch.alive();
-        self.watch.log(line);
-    }
-
-    fn progress(&self, done: u64, of: u64) {
-        self.watch.progress(done, of);
-        self.watch.alive();
-    }
-
-    fn read_image(&self, path: &Path) -> Result<Array> {
-        self.watch.alive();
-        let read = || -> crate::error::Result<Array> {
-            let images = crate::images::read_images(&[path.to_path_buf()], self.input, self.colour)?;
-            Ok(Array::from_tensor(&images.batch.f_squeeze_dim(0)?.f_to_device(self.device)?)?)
-        };
-        read().map_err(|e| Error::invalid(e.message))
-    }
-
-    fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {
-        self.watch.alive();
-        match self.fit {
-            Some(next) => next(rewind),
-            None => Err(Error::unsupported("this call has no batches to fit on")),
-        }
-    }
-}
 
 /// A model that is shared by the engine and its explainers' proxies, on one thread at a time.
 pub type Shared = Arc<Mutex<ModelHandle>>;
@@ -149,25 +59,6 @@ pub fn handle(
     ModelHandle::of(&spec.name, Box::new(proxy))
 }
 
-/// Brings arrays to the model's memory and back, for explainers that read CPU memory only.
-pub trait Transfer: Send + Sync {
-    fn to_model(&self, array: &Array) -> Result<Array>;
-    fn to_cpu(&self, array: &Array) -> Result<Array>;
-}
-
-/// Copies by libtorch between a device and the CPU.
-pub struct Copies(pub Device);
-
-impl Transfer for Copies {
-    fn to_model(&self, array: &Array) -> Result<Array> {
-        Array::from_tensor(&array.share_tensor()?.f_to_device(self.0)?)
-    }
-
-    fn to_cpu(&self, array: &Array) -> Result<Array> {
-        array.to_cpu()
-    }
-}
-
 impl Proxy {
     fn check(&self) -> Result<()> {
         self.watch.alive();
@@ -181,7 +72,9 @@ impl Proxy {
             |p: &Patch| Ok(Patch { site: p.site.clone(), scale: optional(&p.scale)?, shift: optional(&p.shift)? });
         let objective = |o: &Objective| {
             Ok(match o {
-                Objective::Class(targets) => Objective::Class(targets.clone()),
+                Objective::Class(classes) => Objective::Class(classes.clone()),
+                Objective::RunnerUp(classes) => Objective::RunnerUp(classes.clone()),
+                Objective::Output(name, tensor) => Objective::Output(name.clone(), to(tensor)?),
                 Objective::Site(site, tensor) => Objective::Site(site.clone(), to(tensor)?),
             })
         };
@@ -214,6 +107,7 @@ impl Model for Proxy {
         let back = |(name, array): (String, Array)| Ok((name, transfer.to_cpu(&array)?));
         Ok(Response {
             logits: transfer.to_cpu(&response.logits)?,
+            outputs: response.outputs.into_iter().map(back).collect::<Result<_>>()?,
             values: response.values.into_iter().map(back).collect::<Result<_>>()?,
             grads: response
                 .grads
@@ -228,7 +122,7 @@ impl Model for Proxy {
         let named = self.model.lock().unwrap_or_else(PoisonError::into_inner).parameters()?;
         // Copies: an explainer that writes to them does not change the model.
         let copy = |a: Array| match &self.foreign {
-            None => crate::engine::own(&a),
+            None => own(&a),
             Some(transfer) => transfer.to_cpu(&a),
         };
         named.into_iter().map(|(name, a)| Ok((name, copy(a)?))).collect()
@@ -261,6 +155,7 @@ impl Model for Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbox_sdk::spec::InputSpec;
     use std::sync::atomic::AtomicBool;
 
     struct Plain;
@@ -270,8 +165,7 @@ mod tests {
             ModelSpec::new("plain", InputSpec::imagenet(2), 2)
         }
         fn run(&self, request: &Request) -> Result<Response> {
-            let logits = Array::from_vec(&[request.batch(), 2], vec![0f32; request.batch() * 2])?;
-            Ok(Response { logits, values: Default::default(), grads: vec![] })
+            Ok(Response::of(Array::from_vec(&[request.batch(), 2], vec![0f32; request.batch() * 2])?))
         }
         fn parameters(&self) -> Result<Named> {
             Ok(vec![])

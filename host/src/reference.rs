@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::list::{Asked, family, kind_of, models_of, planned, range};
 use crate::registry::Registry;
+use lightbox_sdk::params::ParamSpec;
 use lightbox_sdk::spec::{Family, Plan, Reference};
 use std::fmt::Write;
 
@@ -50,16 +51,22 @@ pub fn metrics() -> String {
                 m.cost,
                 m.edge_cases
             );
-            if !m.parameters.is_empty() {
-                text.push_str("\n| parameter | default | values | what |\n|---|---|---|---|\n");
-            }
-            for p in &m.parameters {
-                let (default, kind) = p.shown();
-                let _ = writeln!(text, "| `{}` | `{default}` | {} | {} |", p.name, cell(&kind), cell(p.text));
-            }
+            parameters(&mut text, &m.parameters);
         }
     }
     text
+}
+
+/// A table of parameters; nothing where there are none.
+fn parameters(text: &mut String, specs: &[ParamSpec]) {
+    if !specs.is_empty() {
+        text.push_str("\n| parameter | default | values | what |\n|---|---|---|---|\n");
+    }
+    for p in specs {
+        let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
+        let (kind, default) = (cell(&kind_of(&p.kind)), cell(&p.default.to_string()));
+        let _ = writeln!(text, "| `{}` | `{default}` | {kind}{} | {} |", p.name, cell(&unit), cell(&p.text));
+    }
 }
 
 /// Families in the order of the page, with their headings.
@@ -142,14 +149,7 @@ pub fn markdown(registry: &Registry, pictures: Option<&str>) -> Result<String> {
             if !e.notes.is_empty() {
                 let _ = write!(text, "\n{}\n", e.notes);
             }
-            if !e.parameters.is_empty() {
-                text.push_str("\n| parameter | default | values | what |\n|---|---|---|---|\n");
-            }
-            for p in &e.parameters {
-                let unit = if p.unit.is_empty() { String::new() } else { format!(", in {}", p.unit) };
-                let (kind, default) = (cell(&kind_of(&p.kind)), cell(&p.default.to_string()));
-                let _ = writeln!(text, "| `{}` | `{default}` | {kind}{} | {} |", p.name, cell(&unit), cell(&p.text));
-            }
+            parameters(&mut text, &e.parameters);
         }
     }
     Ok(text)

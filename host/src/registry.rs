@@ -4,10 +4,11 @@
 //! Files are first opened in a child process, so that one whose start-up crashes or hangs is rejected by name and hides no
 //! other.
 
-use crate::child::{Child, Mouth, Said};
+use crate::binding::{self, default_paths};
+use crate::child::{Child, EventWriter, Reply};
 use crate::error::{Error, Result};
 use crate::loader::{self, Plugin};
-use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelOptions, ModelSpec, Params, Plan};
+use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelOptions, ModelSpec, Plan};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -238,14 +239,13 @@ fn plans_of(file: &Path, name: &str, models: &[(String, std::result::Result<Mode
         let known = plugin.manifest.explainers.iter().find(|e| e.name == name);
         let known = known.ok_or_else(|| Error::plugin(format!("{} has no explainer {name}", file.display())))?;
         let mut given = BTreeMap::new();
-        crate::engine::default_paths(&mut given, &known.parameters, file);
-        Ok((plugin.make_explainer(name)?, Params::resolve(&known.parameters, &given)?))
+        default_paths(&mut given, &known.parameters, file);
+        Ok((plugin.make_explainer(name)?, given))
     };
     let made = made().map_err(|e| e.message);
     let plan = |model: &ModelSpec| {
         let (explainer, params) = made.as_ref().map_err(String::clone)?;
-        let plan = explainer.plan(model, params).map_err(|e| e.to_string())?;
-        Ok(crate::engine::with_rules(plan, model))
+        Ok(binding::bind(explainer, model, &[], params).map_err(|e| e.to_string())?.1)
     };
     models.iter().map(|(n, spec)| (n.clone(), spec.as_ref().map_err(String::clone).and_then(plan))).collect()
 }
@@ -253,7 +253,7 @@ fn plans_of(file: &Path, name: &str, models: &[(String, std::result::Result<Mode
 /// The child that opens plugins: files (or the models of `questions`, or the explainers of `plans`, as JSON) one after the
 /// other, a line each.
 pub fn describe(files: &[PathBuf], questions: Option<&str>, plans: Option<&str>) -> Result<()> {
-    let mouth = Mouth::open();
+    let writer = EventWriter::open();
     if let Some(text) = plans {
         let question: PlanQuestion =
             serde_json::from_str(text).map_err(|e| Error::input(format!("malformed questions: {e}")))?;
@@ -262,17 +262,17 @@ pub fn describe(files: &[PathBuf], questions: Option<&str>, plans: Option<&str>)
             (name.clone(), spec.map_err(|e| e.message))
         };
         let models: Vec<_> = question.models.iter().map(spec).collect();
-        question.explainers.iter().for_each(|(file, name)| mouth.say(&plans_of(file, name, &models)));
+        question.explainers.iter().for_each(|(file, name)| writer.say(&plans_of(file, name, &models)));
         return Ok(());
     }
-    files.iter().for_each(|file| mouth.say(&describe_one(file)));
+    files.iter().for_each(|file| writer.say(&describe_one(file)));
     let questions: Vec<Question> = serde_json::from_str(questions.unwrap_or("[]"))
         .map_err(|e| Error::input(format!("malformed questions: {e}")))?;
     for question in questions {
         let spec = open(&question.file)
             .and_then(|plugin| Ok(plugin.model_spec(&question.name, &question.options)?))
             .map_err(|e| e.message);
-        mouth.say(&spec);
+        writer.say(&spec);
     }
     Ok(())
 }
@@ -353,11 +353,11 @@ fn answers<T: DeserializeOwned + Send + 'static>(order: &Order<'_>, wanted: usiz
     let mut answers = Vec::new();
     loop {
         match said.recv_timeout(SCAN_LIMIT) {
-            Ok(Said::Line(answer)) => answers.push(answer),
-            Ok(Said::Malformed(line)) => {
+            Ok(Reply::Line(answer)) => answers.push(answer),
+            Ok(Reply::Malformed(line)) => {
                 return Err(Error::plugin(format!("a plugin's description is malformed: {line}")));
             }
-            Ok(Said::Ended) | Err(RecvTimeoutError::Disconnected) => {
+            Ok(Reply::Ended) | Err(RecvTimeoutError::Disconnected) => {
                 let crash = match child.end() {
                     how if how.starts_with("it crashed") => how.replace("it crashed", "it crashed when it was opened"),
                     _ => "it ended the process when it was opened".into(),

@@ -1,6 +1,6 @@
 //! NAME: say here what the map is, with its formula and paper.
 
-use lightbox_sdk::ndarray::{Axis, Ix4};
+use lightbox_sdk::ndarray::{Axis, s};
 use lightbox_sdk::prelude::*;
 
 lightbox_sdk::export!();
@@ -8,33 +8,40 @@ register_explainer!(TypeName);
 
 struct TypeName;
 
-/// The site whose values make the map: the one that class activation maps read.
-fn layer(model: &ModelSpec) -> Option<&Site> {
-    model.cam_site.as_ref().and_then(|name| model.site(name).ok()).filter(|site| site.layout == Layout::BCHW)
-}
-
 impl Explainer for TypeName {
-    // Who am I, and what can be set?
+    // What a user may set: a struct that derives `Params`, or nothing.
+    type Params = ();
+
+    // Who am I?
     fn spec(&self) -> ExplainerSpec {
         let citation = "Authors: Title, venue, year";
         ExplainerSpec::new("NAME", "NAME", Family::Cam, citation, "")
     }
 
-    // What do I need of this model, or why do I not apply?
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        match layer(model) {
-            Some(site) => Ok(Needs { values: vec![site.name.clone()], ..Needs::default() }.into()),
-            None => Ok(Plan::not_applicable(format!("{} has no feature map", model.name))),
-        }
+    // Called once for a model: what do I need of it, or why do I not apply? Here: the layer that class activation maps read,
+    // a feature map or a transformer's tokens.
+    fn bind(&self, model: &ModelSpec, _: ()) -> Result<Bound> {
+        let layer = model.cam_site.as_ref().and_then(|name| model.site(name).ok()).filter(|site| site.has_grid());
+        let Some(layer) = layer.cloned() else {
+            return Ok(Bound::not_applicable(format!("{} has no feature map", model.name)));
+        };
+        let needs = Needs { values: vec![layer.name.clone()], ..Needs::default() };
+        Ok(Bound::new(needs, move |context| explain(context, &layer)))
     }
+}
 
-    // Maps [B, h, w] of a batch. Here: the mean of the layer's channels.
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = layer(&context.model).ok_or_else(|| Error::invalid("no layer"))?;
-        let value = context.value(&site.name)?.view::<f32>()?.into_dimensionality::<Ix4>()?;
-        let map = value.mean_axis(Axis(1)).ok_or_else(|| Error::invalid("the layer has no channels"))?;
-        Ok(Array::from_ndarray(map)?.into())
-    }
+// Called once a batch: maps [B, h, w]. Here: the mean of the layer's channels.
+fn explain(context: &Context<'_>, layer: &Site) -> Result<Maps> {
+    let value = context.value(&layer.name)?.view::<f32>()?;
+    let channels = if layer.is_map() { Axis(1) } else { Axis(2) };
+    let mean = value.mean_axis(channels).ok_or_else(|| Error::invalid("the layer has no channels"))?;
+    // Of tokens, those of the grid: the prefix (a class token) is no place.
+    let places = mean.as_standard_layout();
+    let skip = if layer.is_map() { 0 } else { layer.prefix.len() };
+    let rows = places.view().into_shape_with_order((context.ids.len(), skip + layer.places()))?;
+    let map = rows.slice(s![.., skip..]).to_owned();
+    let [h, w] = layer.grid.as_slice().try_into().map_err(|_| Error::invalid("a grid of two axes is expected"))?;
+    Ok(Array::from_ndarray(map.into_shape_with_order((context.ids.len(), h, w))?)?.into())
 }
 
 #[cfg(test)]

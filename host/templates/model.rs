@@ -16,15 +16,14 @@ const HEAD: [&str; 2] = ["head.weight", "head.bias"];
 fn spec(options: &ModelOptions) -> Result<ModelSpec> {
     let classes = if options.classes == 0 { 2 } else { options.classes };
     let side = SIZE / 4;
-    let input = Site { kind: SiteKind::Input, ..Site::feature("input", 3, [SIZE, SIZE]) };
     Ok(ModelSpec {
         reference: Reference { citation: "Authors: Title, venue, year".into(), id: String::new() },
         // Every named place whose value can be read, changed or differentiated; `start`: where a run can begin.
         sites: vec![
-            input,
+            Site::input(3, [SIZE, SIZE]),
             Site::feature("conv1", CHANNELS as usize, [SIZE / 2, SIZE / 2]).start(),
             Site::feature("conv2", CHANNELS as usize, [side, side]).start(),
-            Site::vector("logits", SiteKind::Logits, classes),
+            Site::vector("logits", Role::Logits, classes),
         ],
         cam_site: Some("conv2".into()),
         rules: rules::RELU.iter().chain(&rules::LINEAR).map(|r| r.to_string()).collect(),
@@ -41,8 +40,8 @@ fn make(options: &ModelOptions) -> Result<Box<dyn Model>> {
         params.add(&format!("{name}.weight"), &[CHANNELS, inputs, 3, 3], Init::Normal(deviation))?;
         params.add(&format!("{name}.bias"), &[CHANNELS], Init::Constant(0.0))?;
     }
-    params.add(HEAD[0], &[spec.classes as i64, CHANNELS], Init::Normal(0.1))?;
-    params.add(HEAD[1], &[spec.classes as i64], Init::Constant(0.0))?;
+    params.add(HEAD[0], &[spec.classes() as i64, CHANNELS], Init::Normal(0.1))?;
+    params.add(HEAD[1], &[spec.classes() as i64], Init::Constant(0.0))?;
     Ok(Box::new(NetModel::new(TypeName(Base { spec, params }))))
 }
 

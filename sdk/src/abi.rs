@@ -43,7 +43,7 @@ pub(crate) use abi_stable::std_types::RStr;
 pub(crate) use loading::{RResult, RString};
 
 /// The ABI's version. A plugin of another major version (another minor one while the major is 0) is rejected.
-pub const ABI_VERSION: &str = "0.2";
+pub const ABI_VERSION: &str = "0.3";
 
 /// An element type, as in DLPack: code 0 signed integer, 1 unsigned integer, 2 float, 4 bfloat, 6 bool.
 #[repr(C)]
@@ -134,21 +134,26 @@ pub trait ModelAbi: Send {
 }
 pub type ModelBox = ModelAbi_TO<'static, RBox<()>>;
 
+/// An explainer that is bound to a model and parameters.
+#[sabi_trait]
+pub trait BoundAbi: Send {
+    /// A [`crate::spec::Plan`] as JSON.
+    fn plan(&self) -> RResult<RString, RString>;
+    fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
+    #[sabi(last_prefix_field)]
+    fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
+}
+pub type BoundBox = BoundAbi_TO<'static, RBox<()>>;
+
 // A `cfg` inside a `sabi_trait` is not honoured, so the trait that the evolution test extends stands here twice.
 #[cfg(not(feature = "abi-next"))]
 mod explainer {
     use super::*;
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
-        fn plan(&self, query: RString) -> RResult<RString, RString>;
-        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
+        /// A [`crate::wire::BindMessage`] as JSON.
         #[sabi(last_prefix_field)]
-        fn explain(
-            &self,
-            context: Message,
-            model: ROption<&ModelBox>,
-            host: HostCalls<'_>,
-        ) -> RResult<Message, RString>;
+        fn bind(&self, message: RString) -> RResult<BoundBox, RString>;
     }
 }
 #[cfg(feature = "abi-next")]
@@ -156,15 +161,8 @@ mod explainer {
     use super::*;
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
-        fn plan(&self, query: RString) -> RResult<RString, RString>;
-        fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
         #[sabi(last_prefix_field)]
-        fn explain(
-            &self,
-            context: Message,
-            model: ROption<&ModelBox>,
-            host: HostCalls<'_>,
-        ) -> RResult<Message, RString>;
+        fn bind(&self, message: RString) -> RResult<BoundBox, RString>;
         /// The method of a later version: what an older plugin's default answers.
         fn examples(&self) -> RString {
             RString::from("none")
@@ -197,7 +195,7 @@ impl RootModule for PluginModRef {
     abi_stable::declare_root_module_statics! {PluginModRef}
     const BASE_NAME: &'static str = "lightbox_plugin";
     const NAME: &'static str = "lightbox_plugin";
-    const VERSION_STRINGS: VersionStrings = VersionStrings::new("0.2.0");
+    const VERSION_STRINGS: VersionStrings = VersionStrings::new("0.3.0");
 }
 
 /// The size of a [`Preflight`] record's text.

@@ -1,47 +1,119 @@
 //! Explainers: what an author implements, and what it is given. How they cross is in `explainer_abi.rs`.
 
 use crate::host::Caller;
-use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Params, Plan};
-use crate::{Array, Error, ErrorKind, FitBatch, ModelRef, Named, Result};
+use crate::params::{ParamValues, Params};
+use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Needs, PAIR_RULES, Plan, TargetKind};
+use crate::{Array, Error, ErrorKind, FitBatch, ModelRef, Named, Result, Target};
 use ndarray::Array3;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-pub use crate::explainer_abi::{ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
+pub use crate::explainer_abi::{BoundHandle, ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
 
 /// An explainer, as its author writes it.
 ///
-/// The host makes an instance for each model, fold and training that a worker opens, and calls it on one thread at a time,
-/// the thread that owns the device. No method may change global state (grad mode, thread count, random generators) or write
+/// The host binds it to each model, fold and training that a worker opens, and calls what it gets on one thread at a time,
+/// the thread that owns the device. Nothing may change global state (grad mode, thread count, random generators) or write
 /// to what it receives, and the same context gives the same maps: randomness comes from [`Context::rng`].
-pub trait Explainer: Send {
-    /// Called when the plugin is listed, before anything else; must not compute.
+pub trait Explainer: Send + 'static {
+    /// What a user may set: a struct that derives [`Params`](crate::params::Params), or `()`.
+    type Params: Params;
+
+    /// Called when the plugin is listed, before anything else; must not compute. Its parameters are [`Explainer::Params`].
     fn spec(&self) -> ExplainerSpec;
 
-    /// Called whenever the explainer is opened for a model, before anything else: once when a run begins, and once in each
-    /// worker that comes to a model, fold and training. The same model and parameters must give the same answer. "Not
-    /// applicable" is an answer, with its reason; an error means that the parameters are wrong.
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan>;
-
-    /// Called once a model, fold and setting, before the first batch, if the plan asked for it
-    /// ([`Needs::fit`](crate::spec::Needs::fit)): goes through batches of the training set and hands back what it has
-    /// learned. That is stored with the run and given to every [`Explainer::explain`] as [`Context::fitted`].
-    fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
-        let _ = context;
-        Err(Error::unsupported("the plan asks for a fit, and there is none"))
-    }
-
-    /// Called once a batch: maps of any resolution, larger where the image speaks more for the target. Every value must
-    /// be finite. An error fails the explainer for this model: its cell of the table says why, and nobody else's is touched.
-    fn explain(&self, context: &Context<'_>) -> Result<Maps>;
+    /// Called once for a model and checked parameters, before anything is run: finds the sites, says what is needed, and
+    /// hands back what explains. "Not applicable" is an answer, with its reason; an error means that the parameters are wrong.
+    /// The same model and parameters must give the same answer.
+    fn bind(&self, model: &ModelSpec, params: Self::Params) -> Result<Bound>;
 }
 
-/// What [`Explainer::explain`] hands back: one map an image, or several named ones (one a head, one a class).
+type ExplainFn = Box<dyn Fn(&Context<'_>) -> Result<Maps> + Send>;
+type FitFn = Box<dyn Fn(&FitContext<'_>) -> Result<Named> + Send>;
+
+/// An explainer that is bound to a model and parameters.
+pub struct Bound {
+    pub(crate) plan: Plan,
+    pub(crate) fit: Option<FitFn>,
+    pub(crate) explain: Option<ExplainFn>,
+}
+
+impl Bound {
+    /// What it needs, and how it explains. `explain` is called once a batch and gives maps of any resolution, larger where the
+    /// image speaks more for the target; every value must be finite. An error fails the explainer for this model: its cell of
+    /// the table says why, and nobody else's is touched.
+    pub fn new(needs: Needs, explain: impl Fn(&Context<'_>) -> Result<Maps> + Send + 'static) -> Self {
+        Bound { plan: Plan::Run(needs), fit: None, explain: Some(Box::new(explain)) }
+    }
+
+    /// Why it does not apply to this model; a sentence without a full stop.
+    pub fn not_applicable(reason: impl Into<String>) -> Self {
+        Bound { plan: Plan::not_applicable(reason), fit: None, explain: None }
+    }
+
+    /// How it learns from the training set, where [`Needs::fit`](crate::spec::Needs::fit) asks for that: called once a model,
+    /// fold and setting, before the first batch. What it hands back is stored with the run and given to every explanation,
+    /// [`Context::fitted`].
+    pub fn with_fit(self, fit: impl Fn(&FitContext<'_>) -> Result<Named> + Send + 'static) -> Self {
+        Bound { fit: Some(Box::new(fit)), ..self }
+    }
+
+    /// What it needs, or why it does not apply.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// Any [`Explainer`], whatever its parameters.
+#[doc(hidden)]
+pub trait AnyExplainer: Send {
+    fn spec(&self) -> ExplainerSpec;
+    fn bind(&self, model: &ModelSpec, targets: &[TargetKind], params: &ParamValues) -> Result<Bound>;
+}
+
+impl<E: Explainer> AnyExplainer for E {
+    fn spec(&self) -> ExplainerSpec {
+        let spec = Explainer::spec(self);
+        let cpu_only = spec.cpu_only || !cfg!(feature = "tch");
+        ExplainerSpec { parameters: E::Params::specs(), cpu_only, ..spec }
+    }
+
+    fn bind(&self, model: &ModelSpec, targets: &[TargetKind], params: &ParamValues) -> Result<Bound> {
+        let spec = AnyExplainer::spec(self);
+        let unknown = |kind: &&TargetKind| !spec.targets.is_empty() && !spec.targets.contains(kind);
+        if let Some(kind) = targets.iter().find(unknown) {
+            let known: Vec<&str> = spec.targets.iter().map(|k| k.text()).collect();
+            let reason = format!("it explains {}, and the target is {}", known.join(" or "), kind.text());
+            return Ok(Bound::not_applicable(reason));
+        }
+        if !spec.any_dimensions && model.input.size.len() != 2 {
+            let n = model.input.size.len();
+            return Ok(Bound::not_applicable(format!("it works on images of two axes, and {} takes {n}", model.name)));
+        }
+        let mut bound = Explainer::bind(self, model, E::Params::read(params)?)?;
+        if let Plan::Run(needs) = &mut bound.plan {
+            if let Some(rule) = needs.rules.iter().find(|r| PAIR_RULES.contains(&r.as_str())) {
+                return Err(Error::invalid(format!(
+                    "rule {rule} needs pairs of images, which the run that explainers share has not: ask for `model` and \
+                     run it with Request::pairs"
+                )));
+            }
+            if needs.fit.is_some() && bound.fit.is_none() {
+                return Err(Error::invalid("the plan asks for a fit, and there is none (Bound::with_fit)"));
+            }
+            *needs = std::mem::take(needs).with_requires();
+        }
+        Ok(bound)
+    }
+}
+
+/// What an explanation is: one map an image, or several named ones (one a head, one a class).
 #[derive(Debug, Clone)]
 pub struct Maps {
-    /// [B, h, w] float32, or [B, K, h, w] with K names.
+    /// [B, size...] float32, or [B, K, size...] with K names: as many sizes as the image has spatial axes.
     pub array: Array,
     /// Empty for one map an image. The table has a column each.
     pub names: Vec<String>,
@@ -66,18 +138,21 @@ pub fn image_rng(seed: u64, explainer: &str, id: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed.rotate_left(32) ^ hash)
 }
 
-/// A batch and all that is known of it.
+/// A batch and all that is known of it. A row is an image with one target; an image may be in several rows.
 pub struct Context<'a> {
-    /// [B, C, H, W] float32, normalised as `model.input` says.
+    /// [B, C, size...] float32, normalised as `model.input` says.
     pub images: Array,
-    /// The class to explain, `[B]` i64, CPU.
-    pub targets: Array,
-    /// [B, classes] float32.
+    /// What is explained, a row.
+    pub targets: Vec<Target>,
+    /// The model's first output, float32: [B, classes] of a classifier.
     pub logits: Array,
+    /// Its further outputs.
+    pub outputs: BTreeMap<String, Array>,
     /// Stable numbers of the images: the same image has the same number in every run.
     pub ids: Vec<u64>,
-    pub model: ModelSpec,
-    pub params: Params,
+    /// The model, with the activation that the task gives its classes.
+    pub model: Arc<ModelSpec>,
+    /// The run's seed.
     pub seed: u64,
     pub(crate) explainer: String,
     pub(crate) at_once: usize,
@@ -103,6 +178,25 @@ impl<'a> Context<'a> {
     pub fn gradient(&self, site: &str) -> Result<&Array> {
         let found = self.gradients.get(site);
         found.ok_or_else(|| Error::invalid(format!("the plan did not ask for the gradient at {site}")))
+    }
+
+    /// The value of a site, feature map or tokens, as [B, C, grid...].
+    #[cfg(feature = "tch")]
+    pub fn grid(&self, site: &str) -> Result<tch::Tensor> {
+        self.model.site(site)?.to_grid(&self.value(site)?.share_tensor()?)
+    }
+
+    /// The gradient at a site, feature map or tokens, as [B, C, grid...].
+    #[cfg(feature = "tch")]
+    pub fn gradient_grid(&self, site: &str) -> Result<tch::Tensor> {
+        self.model.site(site)?.to_grid(&self.gradient(site)?.share_tensor()?)
+    }
+
+    /// The class of each row's target; an error where one is a number of an output.
+    pub fn classes(&self) -> Result<Vec<i64>> {
+        let class = |t: &Target| t.class().map(|c| c as i64);
+        let missing = || Error::unsupported("the target is a number of an output, which has no class");
+        self.targets.iter().map(|t| class(t).ok_or_else(missing)).collect()
     }
 
     /// The gradient of another class's logit: that of place `i` in [`Needs::others`](crate::spec::Needs::others).
@@ -165,7 +259,7 @@ impl<'a> Context<'a> {
         Ok(grey / input.mean.len().max(1) as f32)
     }
 
-    /// An array that [`Explainer::fit`] handed back.
+    /// An array that the fit handed back.
     pub fn fitted(&self, name: &str) -> Result<&Array> {
         self.fitted.get(name).ok_or_else(|| Error::invalid(format!("the fit handed back no {name}")))
     }
@@ -197,12 +291,12 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What [`Explainer::fit`] is given: the training set in batches, and the model.
+/// What a fit is given: the training set in batches, and the model.
 pub struct FitContext<'a> {
-    pub model: ModelSpec,
-    pub params: Params,
+    /// The model, with the activation that the task gives its classes.
+    pub model: Arc<ModelSpec>,
     /// The class that will be explained; `None` where that differs by image.
-    pub target: Option<i64>,
+    pub class: Option<usize>,
     /// Derived from the run's seed, the explainer's name and the fold.
     pub seed: u64,
     pub(crate) runner: Option<ModelRef<'a>>,
@@ -254,6 +348,7 @@ impl<'a> FitContext<'a> {
 
 /// An explainer that a plugin offers. Made by [`register_explainer!`](crate::register_explainer).
 pub struct ExplainerEntry {
-    pub make: fn() -> Box<dyn Explainer>,
+    /// Makes it.
+    pub make: fn() -> Box<dyn AnyExplainer>,
 }
 inventory::collect!(ExplainerEntry);

@@ -1,89 +1,47 @@
 //! How explainers cross: the messages, the host's handle, the adapter around an author's explainer, and a way to make a
 //! [`Context`] in a test.
 
-use crate::abi::{self, ExplainerAbi, ExplainerAbi_TO, ExplainerBox, HostCalls, Message, ModelBox};
-use crate::abi::{RNone, ROption, RResult, RSome, RStr, RString, TD_Opaque};
-use crate::explainer::{ExplainerEntry, FitContext, Maps};
+use crate::abi::{self, BoundAbi, BoundAbi_TO, BoundBox, ExplainerAbi, ExplainerAbi_TO, ExplainerBox};
+use crate::abi::{HostCalls, Message, ModelBox, RNone, ROption, RResult, RSome, RStr, RString, TD_Opaque};
+use crate::explainer::{AnyExplainer, Bound, ExplainerEntry, FitContext, Maps};
 use crate::host::{Caller, Serving, Silent};
-use crate::message::{Packer, Unpacker, pack_named, unpack_named};
+use crate::message::{Packer, Unpacker, check_requires, pack_named, unpack_named};
 use crate::model_abi::drop_guarded;
-use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, Needs, Params, Plan};
-use crate::{Array, Context, Error, Explainer, ModelHandle, ModelRef, Named, Result};
-use serde::{Deserialize, Serialize};
+use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, ParamValues, Plan, TargetKind, axes_text};
+use crate::wire::{self, BindMessage, ExplainMessage, FitMessage, MapsMessage, TargetMessage};
+use crate::{Array, Context, Error, Explainer, ModelHandle, ModelRef, Named, Result, Target};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-
-#[derive(Serialize, Deserialize)]
-struct Query {
-    model: ModelSpec,
-    params: BTreeMap<String, serde_json::Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ContextWire {
-    images: usize,
-    targets: usize,
-    logits: usize,
-    ids: Vec<u64>,
-    model: ModelSpec,
-    params: BTreeMap<String, serde_json::Value>,
-    seed: u64,
-    #[serde(default)]
-    at_once: usize,
-    #[serde(default)]
-    values: BTreeMap<String, usize>,
-    #[serde(default)]
-    gradients: BTreeMap<String, usize>,
-    #[serde(default)]
-    others: Vec<BTreeMap<String, usize>>,
-    #[serde(default)]
-    records: Vec<ImageRecord>,
-    #[serde(default)]
-    plugin_folder: Option<PathBuf>,
-    #[serde(default)]
-    mean_mask: Option<usize>,
-    #[serde(default)]
-    fitted: BTreeMap<String, usize>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct FitContextWire {
-    model: ModelSpec,
-    params: BTreeMap<String, serde_json::Value>,
-    #[serde(default)]
-    target: Option<i64>,
-    seed: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct MapsWire {
-    maps: usize,
-    #[serde(default)]
-    names: Vec<String>,
-}
+use std::sync::Arc;
 
 // ------------------------------------------------------------------------------------------ the host's side
 
 /// An explainer in some library. Every failure in it comes back as an [`Error`].
 pub struct ExplainerHandle(ExplainerBox);
 
-/// What the host gives to [`ExplainerHandle::explain`]; see [`Context`] for the fields.
+/// An explainer that is bound to a model and parameters.
+pub struct BoundHandle {
+    bound: BoundBox,
+    plan: Plan,
+}
+
+/// What the host gives to [`BoundHandle::explain`]; see [`Context`] for the fields.
 pub struct ExplainInput<'a> {
     pub images: Array,
-    pub targets: Array,
+    /// One a row.
+    pub targets: Vec<Target>,
     pub logits: Array,
+    pub outputs: BTreeMap<String, Array>,
     pub ids: Vec<u64>,
-    pub model: &'a ModelSpec,
-    pub params: &'a Params,
     pub seed: u64,
     /// See [`Context::at_once`]; 0 for the batch's own size.
     pub at_once: usize,
     pub values: BTreeMap<String, Array>,
     pub gradients: BTreeMap<String, Array>,
-    /// In the order of [`Needs::others`].
+    /// In the order of [`Needs::others`](crate::spec::Needs::others).
     pub others: Vec<BTreeMap<String, Array>>,
-    /// One an image, or none.
+    /// One a row, or none.
     pub records: Vec<ImageRecord>,
     pub plugin_folder: Option<PathBuf>,
     pub mean_mask: Option<Array>,
@@ -92,11 +50,9 @@ pub struct ExplainInput<'a> {
     pub host: &'a Serving<'a>,
 }
 
-/// What the host gives to [`ExplainerHandle::fit`]; see [`FitContext`].
+/// What the host gives to [`BoundHandle::fit`]; see [`FitContext`].
 pub struct FitInput<'a> {
-    pub model: &'a ModelSpec,
-    pub params: &'a Params,
-    pub target: Option<i64>,
+    pub class: Option<usize>,
     pub seed: u64,
     pub runner: Option<ModelRef<'a>>,
     pub host: &'a Serving<'a>,
@@ -109,12 +65,8 @@ impl ExplainerHandle {
     }
 
     /// A handle of an explainer in this library, called as one that comes from another: for tests.
-    pub fn of(explainer: Box<dyn Explainer>) -> Self {
-        let spec = described(explainer.as_ref());
-        ExplainerHandle(ExplainerAbi_TO::from_value(
-            Adapter { spec, explainer: ManuallyDrop::new(explainer) },
-            TD_Opaque,
-        ))
+    pub fn of(explainer: impl Explainer) -> Self {
+        ExplainerHandle(explainer_box(Box::new(explainer)))
     }
 
     #[cfg(feature = "abi-next")]
@@ -123,34 +75,49 @@ impl ExplainerHandle {
         self.0.examples().into_string()
     }
 
-    /// See [`Explainer::plan`].
-    pub fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let query = Query { model: model.clone(), params: params.values().clone() };
-        abi::parse(&abi::receive(self.0.plan(abi::print(&query)?))?)
+    /// Binds it to a model, whose activation is the task's, for targets of these kinds (classes where there is none) and
+    /// given parameters; see [`Explainer::bind`].
+    pub fn bind(
+        &self,
+        model: &ModelSpec,
+        targets: &[TargetKind],
+        params: &BTreeMap<String, serde_json::Value>,
+    ) -> Result<BoundHandle> {
+        let requires = wire::bind_requires(model, targets);
+        let (model, targets, params) = (model.clone(), targets.to_vec(), params.clone());
+        let bound = abi::receive(self.0.bind(abi::print(&BindMessage { requires, model, targets, params })?))?;
+        let plan = abi::parse(&abi::receive(bound.plan())?)?;
+        Ok(BoundHandle { bound, plan })
+    }
+}
+
+impl BoundHandle {
+    /// What it needs, or why it does not apply.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
-    /// See [`Explainer::fit`].
+    /// Calls its fit, see [`Bound::with_fit`].
     pub fn fit(&self, input: FitInput<'_>) -> Result<Named> {
-        let wire = FitContextWire {
-            model: input.model.clone(),
-            params: input.params.values().clone(),
-            target: input.target,
-            seed: input.seed,
-        };
+        let wire = FitMessage { class: input.class, seed: input.seed };
         let model = input.runner.map_or(RNone, |m| RSome(m.0));
-        unpack_named(abi::receive(self.0.fit(Packer::default().finish(&wire)?, model, input.host.calls()))?)
+        unpack_named(abi::receive(self.bound.fit(Packer::default().finish(&wire)?, model, input.host.calls()))?)
     }
 
-    /// See [`Explainer::explain`]. Whether the answer is a proper map is for the host to check.
+    /// Asks for the maps of a batch, see [`Bound::new`]. Whether the answer is a proper map is for the host to check.
     pub fn explain(&self, input: ExplainInput<'_>) -> Result<Maps> {
         let mut packer = Packer::default();
-        let wire = ContextWire {
+        let targets = input.targets.iter().map(|t| pack_target(t, &mut packer)).collect();
+        let kinds: Vec<TargetKind> = input.targets.iter().map(Target::kind).collect();
+        let mut requires: Vec<String> = wire::target_requires(&kinds);
+        requires.dedup();
+        let wire = ExplainMessage {
+            requires,
             images: packer.add(&input.images),
-            targets: packer.add(&input.targets),
+            targets,
             logits: packer.add(&input.logits),
+            outputs: packer.add_map(&input.outputs),
             ids: input.ids,
-            model: input.model.clone(),
-            params: input.params.values().clone(),
             seed: input.seed,
             at_once: input.at_once,
             values: packer.add_map(&input.values),
@@ -162,17 +129,37 @@ impl ExplainerHandle {
             fitted: packer.add_map(&input.fitted),
         };
         let model = input.runner.map_or(RNone, |m| RSome(m.0));
-        let reply = abi::receive(self.0.explain(packer.finish(&wire)?, model, input.host.calls()))?;
-        let (wire, arrays): (MapsWire, _) = Unpacker::open(reply)?;
+        let reply = abi::receive(self.bound.explain(packer.finish(&wire)?, model, input.host.calls()))?;
+        let (wire, arrays): (MapsMessage, _) = Unpacker::open(reply)?;
         Ok(Maps { array: arrays.get(wire.maps)?, names: wire.names })
     }
+}
+
+fn pack_target(target: &Target, packer: &mut Packer) -> TargetMessage {
+    match target {
+        Target::Class(class) => TargetMessage::Class { class: *class },
+        Target::Region { class, mask } => TargetMessage::Region { class: *class, mask: packer.add(mask) },
+        Target::Box { class, area, candidate } => {
+            TargetMessage::Box { class: *class, area: *area, candidate: *candidate }
+        }
+        Target::Output { name, index } => TargetMessage::Output { name: name.clone(), index: index.clone() },
+    }
+}
+
+fn unpack_target(target: TargetMessage, arrays: &Unpacker) -> Result<Target> {
+    Ok(match target {
+        TargetMessage::Class { class } => Target::Class(class),
+        TargetMessage::Region { class, mask } => Target::Region { class, mask: arrays.get(mask)? },
+        TargetMessage::Box { class, area, candidate } => Target::Box { class, area, candidate },
+        TargetMessage::Output { name, index } => Target::Output { name, index },
+    })
 }
 
 // ------------------------------------------------------------------------------------------ the plugin's side
 
 struct Adapter {
     spec: ExplainerSpec,
-    explainer: ManuallyDrop<Box<dyn Explainer>>,
+    explainer: ManuallyDrop<Box<dyn AnyExplainer>>,
 }
 
 impl Drop for Adapter {
@@ -183,32 +170,81 @@ impl Drop for Adapter {
     }
 }
 
-impl Adapter {
-    fn reply<T>(&self, f: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
-        abi::reply(|| format!("explainer {}", self.spec.name), f)
+impl ExplainerAbi for Adapter {
+    fn bind(&self, message: RString) -> RResult<BoundBox, RString> {
+        let name = &self.spec.name;
+        abi::reply(
+            || format!("explainer {name}"),
+            || {
+                let message: BindMessage = abi::parse(&message)?;
+                check_requires("the run", &message.requires, &wire::KNOWN_BINDS)?;
+                let params = ParamValues::resolve(&self.spec.parameters, &message.params)?;
+                let bound = self.explainer.bind(&message.model, &message.targets, &params)?;
+                let adapter = BoundAdapter {
+                    name: name.clone(),
+                    model: Arc::new(message.model),
+                    bound: ManuallyDrop::new(bound),
+                };
+                Ok(BoundAbi_TO::from_value(adapter, TD_Opaque))
+            },
+        )
     }
 }
 
-impl ExplainerAbi for Adapter {
-    fn plan(&self, query: RString) -> RResult<RString, RString> {
-        self.reply(|| {
-            let query: Query = abi::parse(&query)?;
-            let params = Params::resolve(&self.spec.parameters, &query.params)?;
-            let plan = match self.explainer.plan(&query.model, &params)? {
-                Plan::Run(needs) => Plan::Run(needs.with_requires()),
-                other => other,
-            };
-            abi::print(&plan)
-        })
+struct BoundAdapter {
+    name: String,
+    model: Arc<ModelSpec>,
+    bound: ManuallyDrop<Bound>,
+}
+
+impl Drop for BoundAdapter {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and not used after.
+        let bound = unsafe { ManuallyDrop::take(&mut self.bound) };
+        drop_guarded(&format!("explainer {}", self.name), bound);
+    }
+}
+
+impl BoundAdapter {
+    fn reply<T>(&self, f: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
+        abi::reply(|| format!("explainer {}", self.name), f)
+    }
+}
+
+/// An error where what a host gave does not fit together: images of other axes than the model's, targets or sites' values of
+/// another number of rows. So no explainer needs to ask.
+fn check_shapes(context: &Context<'_>) -> Result<()> {
+    let shape = context.images.shape();
+    let axes = context.model.input.axes();
+    if shape.len() != axes.len() {
+        return Err(Error::invalid(format!("images of shape {shape:?}, expected {}", axes_text(&axes))));
+    }
+    if context.targets.len() != shape[0] {
+        return Err(Error::invalid(format!("{} targets for {} images", context.targets.len(), shape[0])));
+    }
+    let given = [&context.values, &context.gradients].into_iter().chain(&context.others);
+    for (name, array) in given.flatten() {
+        let (site, found) = (context.model.site(name)?, array.shape());
+        if found.first() != Some(&shape[0]) || found.len() != site.axes.len() {
+            let axes = axes_text(&site.axes);
+            return Err(Error::invalid(format!("{name} of shape {found:?} for {} images, expected {axes}", shape[0])));
+        }
+    }
+    Ok(())
+}
+
+impl BoundAbi for BoundAdapter {
+    fn plan(&self) -> RResult<RString, RString> {
+        self.reply(|| abi::print(&self.bound.plan))
     }
 
     fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString> {
         self.reply(|| {
-            let (wire, _): (FitContextWire, _) = Unpacker::open(context)?;
-            pack_named(&self.explainer.fit(&FitContext {
-                model: wire.model,
-                params: Params::resolve(&self.spec.parameters, &wire.params)?,
-                target: wire.target,
+            let (wire, _): (FitMessage, _) = Unpacker::open(context)?;
+            let fit = self.bound.fit.as_ref().ok_or_else(|| Error::unsupported("it has no fit"))?;
+            pack_named(&fit(&FitContext {
+                model: self.model.clone(),
+                class: wire.class,
                 seed: wire.seed,
                 runner: model.into_option().map(ModelRef),
                 host: Caller(host),
@@ -218,16 +254,18 @@ impl ExplainerAbi for Adapter {
 
     fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString> {
         self.reply(|| {
-            let (wire, arrays): (ContextWire, _) = Unpacker::open(context)?;
+            let (wire, arrays): (ExplainMessage, _) = Unpacker::open(context)?;
+            check_requires("the batch", &wire.requires, &wire::KNOWN_BINDS)?;
+            let explain = self.bound.explain.as_ref().ok_or_else(|| Error::unsupported("it does not apply"))?;
             let context = Context {
                 images: arrays.get(wire.images)?,
-                targets: arrays.get(wire.targets)?,
+                targets: wire.targets.into_iter().map(|t| unpack_target(t, &arrays)).collect::<Result<_>>()?,
                 logits: arrays.get(wire.logits)?,
+                outputs: arrays.map(wire.outputs)?,
                 ids: wire.ids,
-                model: wire.model,
-                params: Params::resolve(&self.spec.parameters, &wire.params)?,
+                model: self.model.clone(),
                 seed: wire.seed,
-                explainer: self.spec.name.clone(),
+                explainer: self.name.clone(),
                 at_once: wire.at_once,
                 values: arrays.map(wire.values)?,
                 gradients: arrays.map(wire.gradients)?,
@@ -239,39 +277,31 @@ impl ExplainerAbi for Adapter {
                 runner: model.into_option().map(ModelRef),
                 host: Caller(host),
             };
-            let maps = self.explainer.explain(&context)?;
+            check_shapes(&context)?;
+            let maps = explain(&context)?;
             let mut packer = Packer::default();
             let index = packer.add(&maps.array);
-            packer.finish(&MapsWire { maps: index, names: maps.names })
+            packer.finish(&MapsMessage { maps: index, names: maps.names })
         })
     }
 }
 
-pub(crate) fn described(explainer: &dyn Explainer) -> ExplainerSpec {
+fn explainer_box(explainer: Box<dyn AnyExplainer>) -> ExplainerBox {
     let spec = explainer.spec();
-    ExplainerSpec { cpu_only: spec.cpu_only || !cfg!(feature = "tch"), ..spec }
+    ExplainerAbi_TO::from_value(Adapter { spec, explainer: ManuallyDrop::new(explainer) }, TD_Opaque)
 }
 
 pub(crate) extern "C" fn make(name: RStr<'_>) -> RResult<ExplainerBox, RString> {
     let make = || {
         for entry in inventory::iter::<ExplainerEntry> {
             let explainer = (entry.make)();
-            let spec = described(explainer.as_ref());
-            if spec.name == name.as_str() {
-                let adapter = Adapter { spec, explainer: ManuallyDrop::new(explainer) };
-                return Ok(ExplainerAbi_TO::from_value(adapter, TD_Opaque));
+            if explainer.spec().name == name.as_str() {
+                return Ok(explainer_box(explainer));
             }
         }
         Err(Error::invalid(format!("this plugin has no explainer {name}")))
     };
     abi::reply(|| format!("explainer {name}"), make)
-}
-
-/// A plan that runs with these needs.
-impl From<Needs> for Plan {
-    fn from(needs: Needs) -> Self {
-        Plan::Run(needs)
-    }
 }
 
 /// Makes the [`Context`] of a unit test, or runs an explainer as a host would.
@@ -280,9 +310,11 @@ impl From<Needs> for Plan {
 /// use lightbox_sdk::prelude::*;
 /// # struct Mean;
 /// # impl Explainer for Mean {
+/// #     type Params = ();
 /// #     fn spec(&self) -> ExplainerSpec { ExplainerSpec::new("mean", "Mean", Family::Control, "none", "") }
-/// #     fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> { Ok(Needs::default().into()) }
-/// #     fn explain(&self, context: &Context<'_>) -> Result<Maps> { Ok(Array::from_ndarray(context.grey()?)?.into()) }
+/// #     fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+/// #         Ok(Bound::new(Needs::default(), |context| Ok(Array::from_ndarray(context.grey()?)?.into())))
+/// #     }
 /// # }
 /// let images = Array::from_vec(&[2, 3, 4, 4], vec![0.5f32; 96])?;
 /// let maps = ContextBuilder::new(ModelSpec::new("none", InputSpec::imagenet(4), 2), images).explain(&Mean)?;
@@ -292,8 +324,9 @@ impl From<Needs> for Plan {
 pub struct ContextBuilder {
     model: ModelSpec,
     images: Array,
-    targets: Vec<i64>,
+    targets: Vec<Target>,
     logits: Option<Array>,
+    outputs: BTreeMap<String, Array>,
     seed: u64,
     at_once: usize,
     params: BTreeMap<String, serde_json::Value>,
@@ -309,12 +342,13 @@ pub struct ContextBuilder {
 impl ContextBuilder {
     /// `images` [B, C, H, W] float32. Targets are class 0, logits zeros, ids 0, 1, ... unless set.
     pub fn new(model: ModelSpec, images: Array) -> Self {
-        let targets = vec![0; images.shape().first().copied().unwrap_or(0)];
+        let targets = vec![Target::Class(0); images.shape().first().copied().unwrap_or(0)];
         ContextBuilder {
             model,
             images,
             targets,
             logits: None,
+            outputs: BTreeMap::new(),
             seed: 0,
             at_once: 0,
             params: BTreeMap::new(),
@@ -328,11 +362,24 @@ impl ContextBuilder {
         }
     }
 
-    pub fn targets(mut self, targets: &[i64]) -> Self {
-        self.targets = targets.to_vec();
+    /// The classes to explain, a row.
+    pub fn classes(self, classes: &[usize]) -> Self {
+        self.targets(classes.iter().map(|c| Target::Class(*c)).collect())
+    }
+
+    /// What to explain, a row.
+    pub fn targets(mut self, targets: Vec<Target>) -> Self {
+        self.targets = targets;
         self
     }
 
+    /// A further output of the model.
+    pub fn output(mut self, name: &str, value: Array) -> Self {
+        self.outputs.insert(name.into(), value);
+        self
+    }
+
+    /// The model's first output.
     pub fn logits(mut self, logits: Array) -> Self {
         self.logits = Some(logits);
         self
@@ -393,40 +440,54 @@ impl ContextBuilder {
         self
     }
 
-    /// Calls `f` with the context for an explainer of this specification.
-    pub fn with<T>(self, spec: &ExplainerSpec, f: impl FnOnce(&Context<'_>) -> Result<T>) -> Result<T> {
+    /// Binds an explainer, and calls `f` with it and the context.
+    pub fn with<E: Explainer, T>(self, explainer: &E, f: impl FnOnce(&Bound, &Context<'_>) -> Result<T>) -> Result<T> {
+        let spec = AnyExplainer::spec(explainer);
+        let mut kinds: Vec<TargetKind> = self.targets.iter().map(Target::kind).collect();
+        kinds.sort();
+        kinds.dedup();
+        let params = ParamValues::resolve(&spec.parameters, &self.params)?;
+        let bound = AnyExplainer::bind(explainer, &self.model, &kinds, &params)?;
         let logits = match self.logits {
             Some(logits) => logits,
             None => {
-                let shape = [self.targets.len(), self.model.classes];
-                Array::from_vec(&shape, vec![0f32; shape[0] * shape[1]])?
+                let each = self.model.outputs.first().map(|o| o.shape()).unwrap_or_default();
+                let shape = [vec![self.targets.len()], each].concat();
+                Array::from_vec(&shape, vec![0f32; shape.iter().product()])?
             }
         };
         let serving = Serving::new(&Silent);
-        f(&Context {
-            ids: (0..self.targets.len() as u64).collect(),
-            targets: Array::from_vec(&[self.targets.len()], self.targets)?,
-            images: self.images,
-            logits,
-            params: Params::resolve(&spec.parameters, &self.params)?,
-            model: self.model,
-            seed: self.seed,
-            explainer: spec.name.clone(),
-            at_once: self.at_once,
-            values: self.values,
-            gradients: self.gradients,
-            others: self.others,
-            records: self.records,
-            plugin_folder: None,
-            mean_mask: self.mean_mask,
-            fitted: self.fitted,
-            runner: self.runner.as_ref().map(ModelHandle::as_ref),
-            host: Caller(serving.calls()),
-        })
+        f(
+            &bound,
+            &Context {
+                ids: (0..self.targets.len() as u64).collect(),
+                targets: self.targets,
+                images: self.images,
+                logits,
+                outputs: self.outputs,
+                model: Arc::new(self.model),
+                seed: self.seed,
+                explainer: spec.name.clone(),
+                at_once: self.at_once,
+                values: self.values,
+                gradients: self.gradients,
+                others: self.others,
+                records: self.records,
+                plugin_folder: None,
+                mean_mask: self.mean_mask,
+                fitted: self.fitted,
+                runner: self.runner.as_ref().map(ModelHandle::as_ref),
+                host: Caller(serving.calls()),
+            },
+        )
     }
 
-    /// The maps of an explainer.
-    pub fn explain(self, explainer: &dyn Explainer) -> Result<Maps> {
-        self.with(&explainer.spec(), |context| explainer.explain(context))
+    /// The maps of an explainer; an error where it does not apply.
+    pub fn explain<E: Explainer>(self, explainer: &E) -> Result<Maps> {
+        self.with(explainer, |bound, context| match (&bound.explain, &bound.plan) {
+            (Some(explain), _) => explain(context),
+            (None, Plan::NotApplicable { reason }) => Err(Error::unsupported(format!("not applicable: {reason}"))),
+            (None, _) => Err(Error::unsupported("it does not explain")),
+        })
     }
 }

@@ -16,7 +16,7 @@ pub fn manifest(plugin: &str, version: &str) -> RResult<RString, RString> {
             manifest.models.push((entry.spec)(&ModelOptions::default())?);
         }
         for entry in inventory::iter::<ExplainerEntry> {
-            manifest.explainers.push(explainer_abi::described((entry.make)().as_ref()));
+            manifest.explainers.push((entry.make)().spec());
         }
         manifest.models.sort_by(|a, b| a.name.cmp(&b.name));
         manifest.explainers.sort_by(|a, b| a.name.cmp(&b.name));

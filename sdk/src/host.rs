@@ -6,8 +6,8 @@ use crate::abi::{self, HostCalls, Message, RResult, RStr, RString, RVec};
 use crate::message::{Packer, Unpacker};
 use crate::model::Named;
 use crate::spec::ImageRecord;
+use crate::wire::FitBatchMessage;
 use crate::{Array, Error, ErrorKind, Result};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -49,7 +49,7 @@ pub struct Silent;
 
 impl Host for Silent {}
 
-/// A batch of the training set, for [`Explainer::fit`](crate::Explainer::fit).
+/// A batch of the training set, for [`Bound::with_fit`](crate::Bound::with_fit).
 #[derive(Debug, Clone)]
 pub struct FitBatch {
     /// [B, C, H, W] float32, normalised as the model's input says.
@@ -68,19 +68,6 @@ pub struct FitBatch {
     pub values: Named,
     /// [B, classes] float32.
     pub logits: Array,
-}
-
-#[derive(Serialize, Deserialize)]
-struct FitWire {
-    images: usize,
-    labels: usize,
-    masks: usize,
-    known: usize,
-    ids: Vec<u64>,
-    #[serde(default)]
-    records: Vec<ImageRecord>,
-    values: Vec<(String, usize)>,
-    logits: usize,
 }
 
 /// The calls of a [`Host`], valid while this lives.
@@ -129,7 +116,7 @@ fn answer(host: &dyn Host, name: &str, message: Message) -> Result<Message> {
             let rewind = header.get("rewind").and_then(Value::as_bool).unwrap_or_default();
             let Some(batch) = host.fit_batch(rewind)? else { return Packer::default().finish(&json!({})) };
             let mut packer = Packer::default();
-            let wire = FitWire {
+            let wire = FitBatchMessage {
                 images: packer.add(&batch.images),
                 labels: packer.add(&batch.labels),
                 masks: packer.add(&batch.masks),
@@ -187,7 +174,7 @@ impl Caller<'_> {
     pub(crate) fn fit_batch(&self, rewind: bool) -> Result<Option<FitBatch>> {
         let (mut header, arrays) = self.call("fit-batch", json!({ "rewind": rewind }))?;
         let Some(batch) = header.get_mut("batch") else { return Ok(None) };
-        let wire: FitWire = serde_json::from_value(batch.take())?;
+        let wire: FitBatchMessage = serde_json::from_value(batch.take())?;
         Ok(Some(FitBatch {
             images: arrays.get(wire.images)?,
             labels: arrays.get(wire.labels)?,

@@ -9,10 +9,10 @@
 //! 1. The host reads the preflight record from the file. No code of the plugin has run.
 //! 2. It opens the library, checks the layout of every type that crosses and asks for the manifest
 //!    ([`Explainer::spec`], the models' specifications).
-//! 3. For every model and setting it calls [`Explainer::plan`], and merges what all explainers need into one
+//! 3. For every model and setting it calls [`Explainer::bind`] once, and merges what all explainers need into one
 //!    [`Request`] a batch.
-//! 4. It calls [`Explainer::fit`] of those that asked for it, once a model and fold.
-//! 5. A batch at a time it calls [`Model::run`] once and [`Explainer::explain`] of each explainer.
+//! 4. It calls the fits of those that asked for one ([`Bound::with_fit`]), once a model and fold.
+//! 5. A batch at a time it calls [`Model::run`] once and what each explainer handed back ([`Bound::new`]).
 //! 6. The library is never unloaded.
 //!
 //! All of 3 to 5 happens on one thread, the one that owns the device. Every entry point catches panics and restores
@@ -24,6 +24,8 @@
 //! Without features the SDK works on `ndarray` and does not need libtorch. With `tch`, arrays become `tch::Tensor`s
 //! and back without a copy, on CPU and CUDA, and [`tape`] serves requests. With `nn`, [`nn`] has named parameters, what all
 //! models share, and a trainer.
+
+extern crate self as lightbox_sdk;
 
 pub mod abi;
 mod array;
@@ -40,25 +42,30 @@ pub mod model;
 mod model_abi;
 #[cfg(feature = "nn")]
 pub mod nn;
-mod params;
+pub mod params;
 #[cfg(feature = "tch")]
 pub mod rules;
 pub mod runs;
 pub mod spec;
 #[cfg(feature = "tch")]
 pub mod tape;
+mod target;
 pub mod tools;
+pub mod wire;
 
 #[cfg(feature = "tch")]
 pub use array::torch::TensorView;
 pub use array::{Array, DType, Element, Place};
 pub use error::{Error, ErrorKind, Result};
-pub use explainer::{Context, ContextBuilder, ExplainInput, Explainer, ExplainerHandle, FitContext, FitInput, Maps};
+pub use explainer::{
+    Bound, BoundHandle, Context, ContextBuilder, ExplainInput, Explainer, ExplainerHandle, FitContext, FitInput, Maps,
+};
 pub use guard::guard;
 pub use host::{FitBatch, Host};
 pub use model::{
     Model, ModelHandle, ModelRef, Named, Objective, Patch, Request, Response, Start, Trainer, TrainerHandle,
 };
+pub use target::{Score, Target, objective, resolve, score_objective, scores};
 
 #[doc(hidden)]
 pub use inventory;
@@ -81,16 +88,18 @@ pub fn is_plain() -> bool {
 
 /// `use lightbox_sdk::prelude::*;` is all that a plugin needs.
 pub mod prelude {
+    pub use crate::params::Params;
+    pub use crate::runs::Pairs;
     #[cfg(feature = "tch")]
     pub use crate::runs::add_rows;
-    pub use crate::runs::{Pairs, Score};
     pub use crate::spec::{
-        ExplainerSpec, Family, FitNeeds, ImageRecord, InputSpec, Layout, LoadReport, ModelOptions, ModelSpec, Needs,
-        OtherClass, ParamSpec, Params, Passes, Plan, Reference, Site, SiteKind, TrainerOptions,
+        Activation, AttentionBlock, AttentionPart, Axis, Contrast, ExplainerSpec, Family, FitNeeds, ImageRecord,
+        InputSpec, LoadReport, Meaning, ModelOptions, ModelSpec, Needs, Output, ParamSpec, Passes, Reference, Role,
+        Site, TargetKind, TrainerOptions,
     };
     pub use crate::{
-        Array, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
-        ModelHandle, Named, Objective, Patch, Request, Response, Result, Start, Trainer, export, register_explainer,
-        register_model,
+        Array, Bound, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
+        ModelHandle, Named, Objective, Patch, Request, Response, Result, Score, Start, Target, Trainer, choice, export,
+        register_explainer, register_model,
     };
 }

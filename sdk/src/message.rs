@@ -3,9 +3,10 @@
 
 use crate::abi::{self, Message};
 use crate::model::Named;
+use crate::wire::NamedMessage;
 use crate::{Array, Error, Result};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Collects the arrays of a message.
@@ -63,19 +64,14 @@ impl Unpacker {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct NamedWire {
-    arrays: Vec<(String, usize)>,
-}
-
 pub(crate) fn pack_named(named: &Named) -> Result<Message> {
     let mut packer = Packer::default();
     let arrays = packer.add_named(named);
-    packer.finish(&NamedWire { arrays })
+    packer.finish(&NamedMessage { arrays })
 }
 
 pub(crate) fn unpack_named(message: Message) -> Result<Named> {
-    let (wire, arrays): (NamedWire, _) = Unpacker::open(message)?;
+    let (wire, arrays): (NamedMessage, _) = Unpacker::open(message)?;
     arrays.named(wire.arrays)
 }
 

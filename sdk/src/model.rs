@@ -36,9 +36,13 @@ pub struct Start {
 /// What a set of gradients is of: the sum over its parts.
 #[derive(Debug, Clone)]
 pub enum Objective {
-    /// Each image's logit of a class, `[B]` i64; a negative entry means the class of a rank in this very run: -1 the highest
-    /// logit, -2 the second.
+    /// Each image's logit of a class of the first output, `[B]` i64; a negative entry means the class of a rank in this very
+    /// run: -1 the highest logit, -2 the second.
     Class(Array),
+    /// Each image's highest logit of the first output among the classes other than this, `[B]` i64.
+    RunnerUp(Array),
+    /// `sum(tensor * output)`, `tensor` of the output's shape.
+    Output(String, Array),
     /// `sum(tensor * value of the site)`, `tensor` of the site's shape.
     Site(String, Array),
 }
@@ -57,6 +61,9 @@ pub struct Request {
     pub objectives: Vec<Vec<Objective>>,
     /// Differentiate with respect to the values of these sites (after patches).
     pub grads: Vec<String>,
+    /// The batch is of pairs: its first half are images, its second half their baselines, in the same order. Rules of
+    /// [`PAIR_RULES`](crate::spec::PAIR_RULES) are refused without it.
+    pub pairs: bool,
     /// Modified backward rules; each must be in [`ModelSpec::rules`], see [`ModelSpec::has_rule`]. They change gradients, never values.
     pub rules: Vec<String>,
 }
@@ -64,8 +71,8 @@ pub struct Request {
 impl Request {
     /// A plain forward pass.
     pub fn forward(images: Array) -> Self {
-        let (start, patches, values, objectives, grads, rules) = Default::default();
-        Request { images, start, patches, values, objectives, grads, rules }
+        let (start, patches, values, objectives, grads, pairs, rules) = Default::default();
+        Request { images, start, patches, values, objectives, grads, pairs, rules }
     }
 
     /// A forward pass from a site on.
@@ -80,9 +87,9 @@ impl Request {
         array.shape().first().copied().unwrap_or(0)
     }
 
-    /// A forward pass that also hands back values and gradients of the classes' logits.
-    pub fn explain(images: Array, targets: Array, values: &[String], grads: &[String]) -> Self {
-        let objectives = if grads.is_empty() { vec![] } else { vec![vec![Objective::Class(targets)]] };
+    /// A forward pass that also hands back values, and gradients of an objective.
+    pub fn explain(images: Array, objective: Objective, values: &[String], grads: &[String]) -> Self {
+        let objectives = if grads.is_empty() { vec![] } else { vec![vec![objective]] };
         Request { values: values.to_vec(), grads: grads.to_vec(), objectives, ..Request::forward(images) }
     }
 }
@@ -90,14 +97,32 @@ impl Request {
 /// What a run gives back. Arrays are on the model's device.
 #[derive(Debug, Clone)]
 pub struct Response {
-    /// [B, classes] float32.
+    /// The model's first output, float32: [B, classes] of a classifier.
     pub logits: Array,
+    /// Its further outputs, by name.
+    pub outputs: BTreeMap<String, Array>,
+    /// Values of the sites that were asked for.
     pub values: BTreeMap<String, Array>,
     /// One map a set of objectives, from site to gradient, each of the site's shape.
     pub grads: Vec<BTreeMap<String, Array>>,
 }
 
 impl Response {
+    /// The answer of a model with one output that was asked for nothing else.
+    pub fn of(logits: Array) -> Self {
+        Response { logits, outputs: BTreeMap::new(), values: BTreeMap::new(), grads: vec![] }
+    }
+
+    /// One of the model's outputs; an error where the model has none of this name, or did not hand it back.
+    pub fn output(&self, model: &ModelSpec, name: &str) -> Result<&Array> {
+        if model.outputs.first().is_some_and(|o| o.name == name) {
+            return Ok(&self.logits);
+        }
+        model.output(name)?;
+        let found = self.outputs.get(name);
+        found.ok_or_else(|| Error::output(format!("model {} did not hand back its output {name}", model.name)))
+    }
+
     /// The gradient of the set of objectives at place `set` with respect to a site.
     pub fn gradient(&self, set: usize, site: &str) -> Result<&Array> {
         let found = self.grads.get(set).and_then(|g| g.get(site));
@@ -111,7 +136,7 @@ impl Response {
 /// that owns the device.
 /// No method may change global state (grad mode, thread count, random generators) or write to what it receives.
 pub trait Model: Send {
-    /// Called at any time; must not compute.
+    /// Called once, when the model has been made; must not compute. The same model gives the same answer at any time.
     fn spec(&self) -> ModelSpec;
 
     /// Called once a batch, in inference mode. The same request gives the same response, whatever came before.

@@ -4,58 +4,18 @@ use crate::abi::{self, Message, ModelAbi, ModelAbi_TO, ModelBox, TrainerAbi, Tra
 use crate::abi::{RResult, RStr, RString, TD_Opaque};
 use crate::message::{Packer, Unpacker, check_requires, pack_named, take, unpack_named};
 use crate::model::{ModelEntry, Start};
-use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
+use crate::spec::{LoadReport, ModelSpec, PAIR_RULES, TrainerOptions};
+use crate::wire::{ObjectiveMessage, PatchMessage, RequestMessage, ResponseMessage};
 use crate::{Array, DType, Error, Model, Named, Objective, Patch, Request, Response, Result, Trainer};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 
 /// What a request may require. A model built against an SDK without one of these refuses it.
 #[cfg(not(feature = "abi-next"))]
-const KNOWN: [&str; 5] = ["patches", "objectives", "grads", "rules", "start"];
+const KNOWN: [&str; 8] =
+    ["patches", "objectives", "grads", "rules", "start", "pairs", "objective:output", "objective:runner-up"];
 #[cfg(feature = "abi-next")]
-const KNOWN: [&str; 6] = ["patches", "objectives", "grads", "rules", "start", "noise"];
-
-#[derive(Serialize, Deserialize)]
-struct PatchWire {
-    site: String,
-    scale: Option<usize>,
-    shift: Option<usize>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum ObjectiveWire {
-    Class(usize),
-    Site(String, usize),
-}
-
-#[derive(Serialize, Deserialize)]
-struct RequestWire {
-    /// Those of its fields that change what is computed, where they are used.
-    #[serde(default)]
-    requires: Vec<String>,
-    images: usize,
-    #[serde(default)]
-    start: Option<(String, usize)>,
-    #[serde(default)]
-    patches: Vec<PatchWire>,
-    #[serde(default)]
-    values: Vec<String>,
-    #[serde(default)]
-    objectives: Vec<Vec<ObjectiveWire>>,
-    #[serde(default)]
-    grads: Vec<String>,
-    #[serde(default)]
-    rules: Vec<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ResponseWire {
-    logits: usize,
-    values: BTreeMap<String, usize>,
-    grads: Vec<BTreeMap<String, usize>>,
-}
+const KNOWN: [&str; 9] =
+    ["patches", "objectives", "grads", "rules", "start", "pairs", "objective:output", "objective:runner-up", "noise"];
 
 impl Request {
     fn pack(&self) -> Result<Message> {
@@ -65,11 +25,13 @@ impl Request {
         for patch in &self.patches {
             let scale = patch.scale.as_ref().map(|a| packer.add(a));
             let shift = patch.shift.as_ref().map(|a| packer.add(a));
-            patches.push(PatchWire { site: patch.site.clone(), scale, shift });
+            patches.push(PatchMessage { site: patch.site.clone(), scale, shift });
         }
         let mut objective = |o: &Objective| match o {
-            Objective::Class(targets) => ObjectiveWire::Class(packer.add(targets)),
-            Objective::Site(site, tensor) => ObjectiveWire::Site(site.clone(), packer.add(tensor)),
+            Objective::Class(classes) => ObjectiveMessage::Class(packer.add(classes)),
+            Objective::RunnerUp(classes) => ObjectiveMessage::RunnerUp(packer.add(classes)),
+            Objective::Output(name, tensor) => ObjectiveMessage::Output(name.clone(), packer.add(tensor)),
+            Objective::Site(site, tensor) => ObjectiveMessage::Site(site.clone(), packer.add(tensor)),
         };
         let objectives = self.objectives.iter().map(|set| set.iter().map(&mut objective).collect()).collect();
         let start = self.start.as_ref().map(|s| (s.site.clone(), packer.add(&s.value)));
@@ -80,24 +42,30 @@ impl Request {
             ("grads", !self.grads.is_empty()),
             ("rules", !self.rules.is_empty()),
             ("start", self.start.is_some()),
+            ("pairs", self.pairs),
+            ("objective:output", self.objectives.iter().flatten().any(|o| matches!(o, Objective::Output(..)))),
+            ("objective:runner-up", self.objectives.iter().flatten().any(|o| matches!(o, Objective::RunnerUp(_)))),
         ];
+        let pairs = self.pairs;
         let requires: Vec<String> = used.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
         #[cfg(feature = "abi-next")]
         let requires = [requires, vec!["noise".into()]].concat();
-        packer.finish(&RequestWire { requires, images, start, patches, values, objectives, grads, rules })
+        packer.finish(&RequestMessage { requires, images, start, patches, values, objectives, grads, rules, pairs })
     }
 
     fn unpack(message: Message) -> Result<Self> {
-        let (wire, arrays): (RequestWire, _) = Unpacker::open(message)?;
+        let (wire, arrays): (RequestMessage, _) = Unpacker::open(message)?;
         check_requires("the request", &wire.requires, &KNOWN)?;
-        let patch = |p: PatchWire| {
+        let patch = |p: PatchMessage| {
             Ok(Patch { site: p.site, scale: arrays.optional(p.scale)?, shift: arrays.optional(p.shift)? })
         };
         let start = wire.start.map(|(site, i)| Ok::<_, Error>(Start { site, value: arrays.get(i)? })).transpose()?;
         let objective = |s| {
             Ok(match s {
-                ObjectiveWire::Class(i) => Objective::Class(arrays.get(i)?),
-                ObjectiveWire::Site(site, i) => Objective::Site(site, arrays.get(i)?),
+                ObjectiveMessage::Class(i) => Objective::Class(arrays.get(i)?),
+                ObjectiveMessage::RunnerUp(i) => Objective::RunnerUp(arrays.get(i)?),
+                ObjectiveMessage::Output(name, i) => Objective::Output(name, arrays.get(i)?),
+                ObjectiveMessage::Site(site, i) => Objective::Site(site, arrays.get(i)?),
             })
         };
         Ok(Request {
@@ -111,6 +79,7 @@ impl Request {
                 .map(|set| set.into_iter().map(objective).collect::<Result<Vec<_>>>())
                 .collect::<Result<_>>()?,
             grads: wire.grads,
+            pairs: wire.pairs,
             rules: wire.rules,
         })
     }
@@ -119,13 +88,13 @@ impl Request {
     fn check(&self, spec: &ModelSpec) -> Result<()> {
         let b = match &self.start {
             None => {
-                let [b, c, h, w] = self.images.dims("images")?;
-                let input = &spec.input;
-                if b == 0 || (c, h, w) != (input.channels, input.height, input.width) {
-                    let (ic, ih, iw) = (input.channels, input.height, input.width);
+                let shape = self.images.shape();
+                let b = shape.first().copied().unwrap_or(0);
+                if b == 0 || shape != spec.input.shape(b) {
+                    let (name, size) = (&spec.name, [vec![spec.input.channels], spec.input.size.clone()].concat());
                     return Err(Error::invalid(format!(
-                        "images have shape [{b}, {c}, {h}, {w}], model {} takes [B, {ic}, {ih}, {iw}] with B of at least 1",
-                        spec.name
+                        "images have shape {shape:?}, model {name} takes [B, {}] with B of at least 1",
+                        size.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
                     )));
                 }
                 if self.images.dtype() != DType::F32 {
@@ -160,13 +129,24 @@ impl Request {
                 Objective::Site(site, _) => {
                     spec.site(site)?;
                 }
-                Objective::Class(targets) => {
+                Objective::Output(name, _) => {
+                    spec.output(name)?;
+                }
+                Objective::Class(targets) | Objective::RunnerUp(targets) => {
                     let [n] = targets.dims("targets")?;
                     if n != b {
                         return Err(Error::invalid(format!("{n} targets for {b} images")));
                     }
                 }
             }
+        }
+        if self.pairs && b % 2 != 0 {
+            return Err(Error::invalid(format!("a batch of pairs has an even number of images, not {b}")));
+        }
+        if let Some(rule) = self.rules.iter().find(|r| PAIR_RULES.contains(&r.as_str())).filter(|_| !self.pairs) {
+            return Err(Error::invalid(format!(
+                "rule {rule} needs a batch of pairs, and the request does not say that it has one (Request::pairs)"
+            )));
         }
         if let Some(rule) = self.rules.iter().find(|r| !spec.has_rule(r)) {
             return Err(Error::unsupported(format!("model {} has no rule {rule}", spec.name)));
@@ -179,15 +159,16 @@ impl Response {
     fn pack(&self) -> Result<Message> {
         let mut packer = Packer::default();
         let logits = packer.add(&self.logits);
-        let values = packer.add_map(&self.values);
+        let (outputs, values) = (packer.add_map(&self.outputs), packer.add_map(&self.values));
         let grads = self.grads.iter().map(|set| packer.add_map(set)).collect();
-        packer.finish(&ResponseWire { logits, values, grads })
+        packer.finish(&ResponseMessage { logits, outputs, values, grads })
     }
 
     fn unpack(message: Message) -> Result<Self> {
-        let (wire, arrays): (ResponseWire, _) = Unpacker::open(message)?;
+        let (wire, arrays): (ResponseMessage, _) = Unpacker::open(message)?;
         Ok(Response {
             logits: arrays.get(wire.logits)?,
+            outputs: arrays.map(wire.outputs)?,
             values: arrays.map(wire.values)?,
             grads: wire.grads.into_iter().map(|set| arrays.map(set)).collect::<Result<_>>()?,
         })
@@ -311,11 +292,14 @@ impl TrainerHandle {
 /// Puts an author's model behind the ABI. A panic in its drop is reported, not thrown.
 struct Adapter {
     name: String,
+    /// The model's description, asked for once.
+    spec: ModelSpec,
     model: ManuallyDrop<Box<dyn Model>>,
 }
 
 fn model_box(name: String, model: Box<dyn Model>) -> ModelBox {
-    ModelAbi_TO::from_value(Adapter { name, model: ManuallyDrop::new(model) }, TD_Opaque)
+    let spec = model.spec();
+    ModelAbi_TO::from_value(Adapter { name, spec, model: ManuallyDrop::new(model) }, TD_Opaque)
 }
 
 impl Drop for Adapter {
@@ -345,13 +329,13 @@ impl Adapter {
 
 impl ModelAbi for Adapter {
     fn spec(&self) -> RResult<RString, RString> {
-        self.reply(|m| abi::print(&m.spec()))
+        self.reply(|_| abi::print(&self.spec))
     }
 
     fn run(&self, request: Message) -> RResult<Message, RString> {
         self.reply(|m| {
             let request = Request::unpack(request)?;
-            request.check(&m.spec())?;
+            request.check(&self.spec)?;
             m.run(&request)?.pack()
         })
     }

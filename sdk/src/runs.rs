@@ -1,11 +1,13 @@
 //! How an explainer runs the model many times: in batches that fit the memory, with progress, and ended when the user wants
 //! it.
 
+use crate::spec::{AttentionPart, Role, Site};
+use crate::target;
 #[cfg(feature = "tch")]
-use crate::TensorView;
-use crate::spec::{Layout, Site, SiteKind};
-use crate::{Array, Context, Error, Objective, Request, Response, Result};
+use crate::{Array, TensorView};
+use crate::{Context, Error, Objective, Request, Response, Result, Score, Target};
 use ndarray::Array2;
+use std::collections::BTreeMap;
 #[cfg(feature = "tch")]
 use tch::Tensor;
 
@@ -14,12 +16,14 @@ pub type Pairs<'a> = &'a [(usize, usize)];
 
 /// Numbers that a site holds for one image.
 fn numbers(site: &Site) -> usize {
-    let grid = site.grid.map_or(1, |[h, w]| h * w);
-    match (site.layout, site.kind) {
+    let tokens = site.prefix.len() + site.places().max(1);
+    match site.role {
         // Queries times keys a head; a single query's row is small beside them.
-        (Layout::BHQK, _) if site.query == "tokens" => site.channels * (grid + site.prefix.len()).pow(2),
-        (_, SiteKind::Query | SiteKind::Key | SiteKind::Value) => 0,
-        _ => site.channels * (grid + site.prefix.len()),
+        Role::Attention(AttentionPart::Weights | AttentionPart::Logits) if site.query == "tokens" => {
+            site.channels * tokens.pow(2)
+        }
+        Role::Attention(AttentionPart::Query | AttentionPart::Key | AttentionPart::Value) => 0,
+        _ => site.channels * tokens,
     }
 }
 
@@ -69,10 +73,9 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The class to explain, a row.
-    pub fn targets_of(&self, pairs: Pairs<'_>) -> Result<Vec<i64>> {
-        let targets = self.targets.to_vec::<i64>()?;
-        let of = |&(b, _): &(usize, usize)| targets.get(b).copied();
+    /// The targets of some rows.
+    fn targets_of(&self, pairs: Pairs<'_>) -> Result<Vec<&Target>> {
+        let of = |&(b, _): &(usize, usize)| self.targets.get(b);
         pairs.iter().map(|p| of(p).ok_or_else(|| Error::invalid("there are fewer targets than images"))).collect()
     }
 
@@ -87,67 +90,42 @@ impl Context<'_> {
     ) -> Result<Array2<f64>> {
         let mut found = Vec::new();
         self.sweep(variants, at_once, make, |pairs, response| {
-            found.extend(self.score_of(&response.logits, pairs, score)?);
+            found.extend(self.score_of(&response, pairs, score)?);
             Ok(())
         })?;
         Ok(Array2::from_shape_vec((self.ids.len(), variants), found)?)
     }
 
-    /// The scores of the batch itself.
+    /// The targets' scores of the batch itself.
     pub fn scores_now(&self, score: Score) -> Result<Vec<f64>> {
-        let pairs: Vec<(usize, usize)> = (0..self.ids.len()).map(|b| (b, 0)).collect();
-        self.score_of(&self.logits, &pairs, score)
+        let (outputs, values) = (self.outputs.clone(), BTreeMap::new());
+        let response = Response { logits: self.logits.clone(), outputs, values, grads: vec![] };
+        self.score_of(&response, &self.each(), score)
     }
 
-    /// The scores of the rows' targets, from logits [rows, classes].
-    pub fn score_of(&self, logits: &Array, pairs: Pairs<'_>, score: Score) -> Result<Vec<f64>> {
-        #[cfg(feature = "tch")]
-        let logits = logits.to_cpu()?;
-        let [rows, classes] = logits.dims("logits")?;
-        let targets = self.targets_of(pairs)?;
-        if rows != targets.len() {
-            return Err(Error::invalid(format!("logits of {rows} rows for {} variants", targets.len())));
-        }
-        let values = logits.to_vec::<f32>()?;
-        let mut scores = Vec::with_capacity(rows);
-        for (row, target) in values.chunks(classes.max(1)).zip(targets) {
-            let of = |i: i64| row.get(i as usize).map(|v| f64::from(*v));
-            let logit = of(target).ok_or_else(|| Error::invalid(format!("target class {target} of {classes}")))?;
-            let largest = row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(f64::from(*v)));
-            scores.push(match score {
-                Score::Logit => logit,
-                Score::Probability => {
-                    (logit - largest).exp() / row.iter().map(|v| (f64::from(*v) - largest).exp()).sum::<f64>()
-                }
-            });
-        }
-        Ok(scores)
+    /// One variant of each row: the batch itself.
+    pub fn each(&self) -> Vec<(usize, usize)> {
+        (0..self.targets.len()).map(|b| (b, 0)).collect()
     }
 
-    /// The target's logit of each row as an objective.
+    /// The logits or scores of the rows' targets in a response.
+    pub fn score_of(&self, response: &Response, pairs: Pairs<'_>, score: Score) -> Result<Vec<f64>> {
+        target::scores(&self.model, &self.targets_of(pairs)?, response, score)
+    }
+
+    /// The sum of the rows' targets' logits as an objective.
     pub fn objective_of(&self, pairs: Pairs<'_>) -> Result<Objective> {
-        Ok(Objective::Class(Array::from_vec(&[pairs.len()], self.targets_of(pairs)?)?))
-    }
-}
-
-/// What a variant's score is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Score {
-    /// The target's logit.
-    Logit,
-    /// Its softmax.
-    Probability,
-}
-
-impl Score {
-    /// The parameter `score` of methods that offer both.
-    pub fn parameter(default: &str) -> crate::spec::ParamSpec {
-        crate::spec::ParamSpec::choice("score", default, &["logit", "probability"], "what of the target is read")
+        target::objective(&self.model, &self.targets_of(pairs)?)
     }
 
-    /// What that parameter says.
-    pub fn of(params: &crate::spec::Params) -> Result<Self> {
-        Ok(if params.text("score")? == "logit" { Score::Logit } else { Score::Probability })
+    /// The objective whose gradient is that of the rows' scores, at what the model answered to them.
+    pub fn score_objective(&self, response: &Response, pairs: Pairs<'_>) -> Result<Objective> {
+        target::score_objective(&self.model, &self.targets_of(pairs)?, response)
+    }
+
+    /// The sum of the batch's targets' logits as an objective.
+    pub fn objective(&self) -> Result<Objective> {
+        self.objective_of(&self.each())
     }
 }
 
@@ -195,9 +173,8 @@ impl Context<'_> {
         })
     }
 
-    /// The images, [B, C, H, W]; an error for another shape.
+    /// The images, [B, C, size...].
     pub fn image_tensor(&self) -> Result<TensorView> {
-        self.images.dims::<4>("images")?;
         self.images.to_tensor()
     }
 }

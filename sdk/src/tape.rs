@@ -15,6 +15,8 @@ type Backward<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor> + 'a>;
 pub struct Tape<'a> {
     request: &'a Request,
     values: BTreeMap<String, Array>,
+    /// Outputs beyond the first, on the tape.
+    outputs: BTreeMap<String, Tensor>,
     /// Values of the sites that are differentiated, or part of an objective, on the tape.
     kept: BTreeMap<String, Tensor>,
     /// Sites that were patched.
@@ -80,8 +82,8 @@ impl<'a> Tape<'a> {
         forward: impl FnOnce(&mut Tape<'a>, Tensor) -> Result<Tensor>,
     ) -> Result<Response> {
         let begun = request.start.is_none();
-        let (values, kept, passed, backward) = Default::default();
-        let mut tape = Tape { request, values, kept, passed, begun, backward, kind, full };
+        let (values, outputs, kept, passed, backward) = Default::default();
+        let mut tape = Tape { request, values, outputs, kept, passed, begun, backward, kind, full };
         let images = tape.taken(&request.images, kind)?;
         if request.grads.is_empty() {
             let _off = tch::no_grad_guard();
@@ -180,6 +182,11 @@ impl<'a> Tape<'a> {
         Ok(value)
     }
 
+    /// One of the model's outputs beyond the first, which `forward` returns.
+    pub fn output(&mut self, name: &str, value: Tensor) {
+        self.outputs.insert(name.into(), value);
+    }
+
     /// For a model that computes a part of itself without recording it: gradients at `site`, where that part begins, are those
     /// at `value`, where it ends, taken through `backward`. What is returned is what the model goes on with.
     pub fn custom_backward(
@@ -196,22 +203,50 @@ impl<'a> Tape<'a> {
 
     fn sum_of(&self, set: &[Objective], logits: &Tensor) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        for seed in set {
-            let part = match seed {
+        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_to_device(logits.device())?.f_unsqueeze(1)?) };
+        for objective in set {
+            let part = match objective {
                 Objective::Class(targets) => {
-                    if targets.place() == Place::Cpu {
-                        let classes = logits.size()[1];
-                        if let Some(bad) = targets.to_vec::<i64>()?.into_iter().find(|t| *t >= classes || *t < -classes)
-                        {
-                            return Err(Error::invalid(format!("target class {bad} of {classes} classes")));
-                        }
+                    let classes = logits.size().get(1).copied().unwrap_or(0);
+                    if logits.dim() != 2 {
+                        return Err(Error::invalid(
+                            "an objective of a class, and the first output is no logit a class",
+                        ));
                     }
-                    let targets = targets.share_tensor()?.f_to_device(logits.device())?;
+                    if targets.place() == Place::Cpu
+                        && let Some(bad) = targets.to_vec::<i64>()?.into_iter().find(|t| *t >= classes || *t < -classes)
+                    {
+                        return Err(Error::invalid(format!("target class {bad} of {classes} classes")));
+                    }
+                    let targets = rows(&targets.share_tensor()?)?;
                     let ranked = logits.f_detach()?.f_argsort_stable(true, 1, true)?;
-                    let place = targets.f_add_scalar(1)?.f_neg()?.f_clamp_min(0)?.f_unsqueeze(1)?;
-                    let ranked = ranked.f_gather(1, &place, false)?.f_squeeze_dim(1)?;
-                    let index = ranked.f_where_self(&targets.f_lt(0)?, &targets)?.f_unsqueeze(1)?;
+                    let place = targets.f_add_scalar(1)?.f_neg()?.f_clamp_min(0)?;
+                    let ranked = ranked.f_gather(1, &place, false)?;
+                    let index = ranked.f_where_self(&targets.f_lt(0)?, &targets)?;
                     logits.f_gather(1, &index, false)?.f_sum(Kind::Float)?
+                }
+                Objective::RunnerUp(targets) => {
+                    if logits.dim() != 2 || logits.size()[1] < 2 {
+                        return Err(Error::invalid(
+                            "a runner-up needs a first output with a logit for each of two classes",
+                        ));
+                    }
+                    let without =
+                        logits.f_detach()?.f_scatter_value(1, &rows(&targets.share_tensor()?)?, f64::NEG_INFINITY)?;
+                    let index = without.f_argmax(1, true)?;
+                    logits.f_gather(1, &index, false)?.f_sum(Kind::Float)?
+                }
+                Objective::Output(name, tensor) => {
+                    // Whatever is no further output is the first.
+                    let value = self.outputs.get(name).unwrap_or(logits);
+                    let tensor = tensor.share_tensor()?.f_to_device(value.device())?;
+                    if tensor.size() != value.size() {
+                        let (a, b) = (tensor.size(), value.size());
+                        return Err(Error::invalid(format!(
+                            "an objective of shape {a:?} for output {name} of shape {b:?}"
+                        )));
+                    }
+                    self.given(value)?.f_mul(&tensor)?.f_sum(Kind::Float)?
                 }
                 Objective::Site(site, tensor) => {
                     let value = self.kept.get(site);
@@ -262,7 +297,7 @@ impl<'a> Tape<'a> {
             if leaves.is_empty() || !sum.requires_grad() {
                 return Err(Error::invalid("a set of objectives depends on none of the sites to differentiate at"));
             }
-            let logits_only = set.iter().all(|o| matches!(o, Objective::Class(_)));
+            let logits_only = set.iter().all(|o| !matches!(o, Objective::Site(..)));
             let more = i + 1 < self.request.objectives.len();
             let found = Tensor::f_run_backward(&[&sum], &leaves, more, false)?;
             let mut set = BTreeMap::new();
@@ -286,6 +321,10 @@ impl<'a> Tape<'a> {
             }
             grads.push(set);
         }
-        Ok(Response { logits: Array::from_tensor(&logits)?, values: self.values, grads })
+        let mut outputs = BTreeMap::new();
+        for (name, value) in &self.outputs {
+            outputs.insert(name.clone(), Array::from_tensor(&self.given(value)?.f_detach()?)?);
+        }
+        Ok(Response { logits: Array::from_tensor(&logits)?, outputs, values: self.values, grads })
     }
 }

@@ -134,7 +134,7 @@ masks = np.zeros((len(names), SIDE, SIDE), np.uint8)
 for name, mine in boxes.items():
     for box in mine:
         ellipse(masks[number[name]], SIDE, SIDE, box)
-same("masks", prepared["masks"], masks, 0)
+same("masks", prepared["masks"][:, 0], masks, 0)
 mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 images = (prepared["images"].astype(np.float64) / 255 - mean[:, None, None]) / std[:, None, None]
 label = np.array([labels[n] for n in names])
@@ -155,11 +155,11 @@ for record in sorted((RUN / "units").glob("*.json")):
     if unit["unit"] == "explain":
         for r in pyarrow.parquet.read_table(f"{stem}.predictions.parquet").to_pylist():
             stored_predictions[(r["fold"], r["image"], r["class"])] = r
-        state = load_file(f"{stem}.maps.safetensors")
-        for key, value in state.items():
+        for file in sorted((RUN / "units").glob(f"{record.stem}.maps.*.safetensors")):
+            state = load_file(file)
+            explainer = file.name[len(f"{record.stem}.maps.") : -len(".safetensors")]
             for row, i in enumerate(state["images"]):
-                if key != "images":
-                    stored_maps[(unit["fold"], key[len("maps.") :], int(i))] = value[row, 0]
+                stored_maps[(unit["fold"], explainer, int(i))] = state["maps"][row, 0]
 
 summary = json.loads((RUN / "summary.json").read_text())["summary"]
 cells = {(c["explainer"], c["metric"]): c for c in summary["cells"]}

@@ -89,7 +89,7 @@ fn check(model: &str, golden: &str, limit: f64, cases: &[(&str, &str, As)]) {
                 .fold(0.0, |worst, e: f64| if e.is_nan() || e > worst { e } else { worst }),
             Final => {
                 let map = min_max(&map.relu()).unwrap();
-                let map = if map.size()[1] == SIDE { map } else { resize(&map, [SIDE, SIDE]).unwrap() };
+                let map = if map.size()[1] == SIDE { map } else { resize(&map, &[SIDE, SIDE]).unwrap() };
                 relative(&min_max(&map).unwrap(), &wanted)
             }
             Times(factor) => relative(&map, &(wanted * *factor)),

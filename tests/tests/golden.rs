@@ -80,7 +80,7 @@ fn check_cams(model: &str, golden: &str, ending: &str, layer: &str) {
     let goldens = checkpoint::read(&oracle("pgc.safetensors")).unwrap();
     let mut seen = 0;
     let last = |map: &Tensor| {
-        let map = min_max(&resize(&min_max(&map.relu()).unwrap(), [224, 224]).unwrap()).unwrap();
+        let map = min_max(&resize(&min_max(&map.relu()).unwrap(), &[224, 224]).unwrap()).unwrap();
         map.unsqueeze(1).avg_pool2d([16], [16], [0], false, true, None::<i64>).squeeze_dim(1)
     };
     for (name, (method, theirs)) in names.iter().zip(methods) {

@@ -1,7 +1,9 @@
 //! The hard kinds of method, written against the public SDK alone (`tests/hard`): fit, rules, beginning at a site, several
 //! maps.
 
-use lightbox::engine::{self, Engine, ExplainerChoice};
+use lightbox::choice::ExplainerChoice;
+use lightbox::engine::{self, Engine, Settings};
+use lightbox::watch::terminal;
 use lightbox_core::checkpoint;
 use lightbox_sdk::spec::ModelOptions;
 use lightbox_tests::{built, relative, small_spec, succeed, unit, values};
@@ -14,13 +16,13 @@ fn map(plugin: &str, model: &str, size: i64, choice: &str) -> (Tensor, u64) {
     options.params.insert("size".into(), size.into());
     let file = built(&format!("plugins/liblightbox_{plugin}.so"));
     let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
-    let mut engine = Engine::new(model, tch::Device::Cpu, 0, engine::terminal()).unwrap();
+    let mut engine = Engine::new(model, Settings::new(tch::Device::Cpu, 0), terminal()).unwrap();
     let hard = built("test-plugins/hard/liblightbox_hard.so");
     engine.add(&hard, &ExplainerChoice::parse(choice).unwrap()).unwrap();
     let values: Vec<f32> =
         unit("hard", (2 * 3 * size * size) as usize).iter().map(|u| (2.0 * u - 1.0) as f32).collect();
     let images = Tensor::from_slice(&values).reshape([2, 3, size, size]);
-    let mut batch = engine.run(&images, &[1, 0], &[1, 2], &[0], &mut |_| {}).unwrap();
+    let mut batch = engine.run(&images, &engine::classes(&[1, 0]), &[1, 2], &[0], &mut |_| {}).unwrap();
     let outputs = batch.maps.remove(0).1.unwrap();
     (outputs.maps, engine.runs(0))
 }

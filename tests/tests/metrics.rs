@@ -4,12 +4,13 @@
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::maps;
 use lightbox_core::metrics::memo::Memo;
-use lightbox_core::metrics::{self, Answer, Batch, Bench, Evaluation, Form, NoBench, Score, Setting};
+use lightbox_core::metrics::{self, Answer, Batch, Bench, Evaluation, Form, NoBench, Score};
 use lightbox_core::stats::correlation::{pearson, spearman};
 use lightbox_core::stats::paired::{mcnemar, wilcoxon};
 use lightbox_core::stats::ranking::friedman;
 use lightbox_core::{Error, Result};
 use lightbox_tests::oracle;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -36,9 +37,9 @@ fn close(name: &str, found: &[f64], wanted: &[f64], limit: f64) {
     }
 }
 
-fn start(name: &str, given: &[(&str, Setting)]) -> Box<dyn Evaluation> {
+fn start(name: &str, given: &[(&str, Value)]) -> Box<dyn Evaluation> {
     let metric = metrics::find(name).unwrap();
-    let given: BTreeMap<String, Setting> = given.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
+    let given: BTreeMap<String, Value> = given.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
     metric.start(&metric.spec().resolve(&given).unwrap(), 0).unwrap()
 }
 
@@ -77,13 +78,13 @@ fn values(scores: &[Score]) -> Vec<f64> {
 fn metrics_of_one_map_equal_quantus_and_scikit_learn() {
     let golden = golden();
     let (maps, masks) = (get(&golden, "maps"), get(&golden, "masks"));
-    let check = |name: &str, given: &[(&str, Setting)], limit: f64| {
+    let check = |name: &str, given: &[(&str, Value)], limit: f64| {
         let mut evaluation = start(name, given);
         let found = update(name, evaluation.as_mut(), (&maps, &maps, &masks), 0, &mut NoBench);
         close(name, &values(&found), &floats(&get(&golden, name)), limit);
     };
     check("hit", &[], 0.0);
-    check("top-k", &[("share", Setting::Number(0.05))], 1e-12);
+    check("top-k", &[("share", Value::from(0.05))], 1e-12);
     for name in ["relevance-rank", "iou-otsu", "dice-otsu"] {
         check(name, &[], 1e-12);
     }
@@ -93,7 +94,7 @@ fn metrics_of_one_map_equal_quantus_and_scikit_learn() {
     }
     // Quantus asks for more than 0.25, not for more than a share of the largest: of maps scaled to 1 that is the same.
     let scaled = &maps / maps.amax([1i64, 2].as_slice(), true);
-    let mut evaluation = start("effective-complexity", &[("limit", Setting::Number(0.25))]);
+    let mut evaluation = start("effective-complexity", &[("limit", Value::from(0.25))]);
     let found = update("effective-complexity", evaluation.as_mut(), (&maps, &scaled, &masks), 0, &mut NoBench);
     let by_hand: Vec<f64> =
         rows(&scaled).iter().map(|m| m.iter().filter(|v| **v > 0.25).count() as f64 / 576.0).collect();
@@ -151,7 +152,7 @@ fn deletion_equals_quantus_pixel_flipping_with_the_image_first() {
     let golden = golden();
     let (images, maps) = (get(&golden, "model.images"), get(&golden, "model.maps"));
     let mut small = Small(get(&golden, "model.weights").to_kind(Kind::Double));
-    let given = [("steps", Setting::Number(8.0)), ("baseline", Setting::Choice("zero".into()))];
+    let given = [("steps", Value::from(8.0)), ("baseline", Value::from("zero"))];
     let mut evaluation = start("deletion", &given);
     let masks = maps.to_kind(Kind::Uint8);
     let found = update("deletion", evaluation.as_mut(), (&images, &maps, &masks), 0, &mut small);
@@ -167,7 +168,7 @@ fn an_insertion_curve_goes_from_the_baseline_to_the_image() {
     let golden = golden();
     let (images, maps) = (get(&golden, "model.images"), get(&golden, "model.maps"));
     let mut small = Small(get(&golden, "model.weights").to_kind(Kind::Double));
-    let given = [("steps", Setting::Number(8.0)), ("baseline", Setting::Choice("zero".into()))];
+    let given = [("steps", Value::from(8.0)), ("baseline", Value::from("zero"))];
     let mut evaluation = start("insertion", &given);
     let masks = maps.to_kind(Kind::Uint8);
     update("insertion", evaluation.as_mut(), (&images, &maps, &masks), 0, &mut small);

@@ -1,7 +1,9 @@
 //! Every explainer on a small model of each family: it makes the passes that it states, and gives an image the same map alone and
 //! in a batch, with few and with many runs at a time.
 
-use lightbox::engine::{self, Engine, ExplainerChoice};
+use lightbox::choice::ExplainerChoice;
+use lightbox::engine::{self, Engine, Settings};
+use lightbox::watch::terminal;
 use lightbox_sdk::spec::{ExplainerSpec, Family, ModelOptions, Passes, Plan};
 use lightbox_tests::{built, input_of, relative, succeed};
 use std::path::PathBuf;
@@ -68,9 +70,8 @@ fn engine(plugin: &str, model: &str, explainer: &(PathBuf, ExplainerSpec), param
     let mut options = ModelOptions { classes: 3, ..ModelOptions::default() };
     options.params.insert("size".into(), 64.into());
     let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
-    let mut engine = Engine::new(model, Device::Cpu, 5, engine::terminal()).unwrap();
-    engine.set_at_once(at_once);
-    engine.set_mean_mask((0..64 * 64).map(|i| (i % 64) as f32 / 64.0).collect(), 64).unwrap();
+    let mut engine = Engine::new(model, Settings { at_once, ..Settings::new(Device::Cpu, 5) }, terminal()).unwrap();
+    engine.set_mean_mask((0..64 * 64).map(|i| (i % 64) as f32 / 64.0).collect()).unwrap();
     let choice = ExplainerChoice::parse(&format!("{}:{params}", explainer.1.name)).unwrap();
     engine.add(&explainer.0, &choice).unwrap();
     engine
@@ -90,7 +91,7 @@ fn explainers() -> Vec<(PathBuf, ExplainerSpec)> {
 }
 
 fn maps(engine: &Engine, images: &Tensor, targets: &[i64], ids: &[u64]) -> Result<Tensor, String> {
-    let mut batch = engine.run(images, targets, ids, &[0], &mut |_| {}).map_err(|e| e.message)?;
+    let mut batch = engine.run(images, &engine::classes(targets), ids, &[0], &mut |_| {}).map_err(|e| e.message)?;
     assert!(batch.tampered.is_none());
     batch.maps.remove(0).1.map(|o| o.maps).map_err(|e| e.message)
 }

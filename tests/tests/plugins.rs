@@ -129,8 +129,9 @@ fn bad_files_are_rejected_each_with_its_reason_and_hide_no_good_one() {
     std::fs::write(at("e-arm.so"), arm).unwrap();
     c_library(folder.path(), "f-library.so", "int f(void) { return 1; }");
     c_library(folder.path(), "g-abi.so", &record("9.7", "none"));
-    c_library(folder.path(), "h-torch.so", &record("0.2", "1.13.1+cu117"));
-    c_library(folder.path(), "i-record-only.so", &record("0.2", "none"));
+    c_library(folder.path(), "g-older.so", &record("0.2", "none"));
+    c_library(folder.path(), "h-torch.so", &record("0.3", "1.13.1+cu117"));
+    c_library(folder.path(), "i-record-only.so", &record("0.3", "none"));
     let crash = format!(
         "{}\n__attribute__((constructor)) static void c(void) {{ *(volatile int *)0 = 1; }}",
         record("0.2", "none")
@@ -155,7 +156,8 @@ fn bad_files_are_rejected_each_with_its_reason_and_hide_no_good_one() {
         ("d-text.so", "not a shared library"),
         ("e-arm.so", "built for another CPU (ELF machine 183, this one is 62)"),
         ("f-library.so", "not a Lightbox plugin (it has no preflight record"),
-        ("g-abi.so", "built for ABI 9.7, this host has 0.2; build it against this host's SDK"),
+        ("g-abi.so", "built for ABI 9.7, this host has 0.3; build it against this host's SDK"),
+        ("g-older.so", "built for ABI 0.2, this host has 0.3; its explainers must implement `bind` in place of"),
         ("h-torch.so", "built against libtorch 1.13.1+cu117, this host has 2.11"),
         ("i-record-only.so", "not a Lightbox plugin"),
         ("j-crash.so", "it crashed when it was opened (SIGSEGV, segmentation fault)"),

@@ -2,7 +2,7 @@
 
 use lightbox::engine;
 use lightbox_sdk::spec::{ModelOptions, Site};
-use lightbox_sdk::{Array, ModelHandle, Patch, Request};
+use lightbox_sdk::{Array, ModelHandle, Objective, Patch, Request};
 use lightbox_tests::{built, input_of};
 use tch::{Kind, Tensor};
 
@@ -39,7 +39,7 @@ fn bfloat16_is_float32_up_to_its_digits() {
             let targets = Array::from_vec(&[2], vec![1i64, 0]).unwrap();
             let grads = [site.clone(), "input".to_string()];
             let images = Array::from_tensor(&input_of(128)).unwrap();
-            let mut request = Request::explain(images, targets, &grads[..1], &grads);
+            let mut request = Request::explain(images, Objective::Class(targets), &grads[..1], &grads);
             request.rules = rules.iter().map(|r| r.to_string()).collect();
             let response = model.run(&request).unwrap();
             let found = &response.grads[0];

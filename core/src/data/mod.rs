@@ -9,6 +9,7 @@ pub mod mha;
 pub mod nih;
 pub mod node21;
 pub mod phantom;
+pub mod preparation;
 pub mod resize;
 pub mod split;
 pub mod store;

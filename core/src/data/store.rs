@@ -1,14 +1,14 @@
 //! The images of a run: decoded and resized once, then given out as normalised batches on the device.
 //!
 //! Preparing writes one file with `images` [N, C, H, W] (C 1 or 3; U8, or I16 with 32768 subtracted where any image is
-//! deeper), `masks` [N, H, W] U8 (bit k: the k-th class of the image, see [`Sample::mask_bit`](super::Sample::mask_bit); bit 7 of an
-//! image of fewer than eight classes: a planted shortcut) and
-//! `known` `[N]` U8 (whether the mask is known). The file is mapped, not read: when the
+//! deeper), `masks` [N, P, H, W] U8 (bit k % 8 of plane k / 8: the k-th class of the image, see
+//! [`Sample::mask_bit`](super::Sample::mask_bit); the last bit of the last plane: a planted shortcut) and `known` `[N]` U8 (whether the mask is known). The file is mapped, not read: when the
 //! set fits the memory budget its images are put on the device whole and batches are gathered there; otherwise a thread
 //! gathers batches from the map ahead of their use, and the operating system decides which pages stay in memory.
 
 use super::image::Image;
 use super::mask::draw_ellipse;
+use super::preparation::{Depth, Preparation};
 use super::resize::resize;
 use super::{Source, Truth, image};
 use crate::{Error, Result};
@@ -19,8 +19,11 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// The bit of a planted shortcut.
-const SHORTCUT: usize = 7;
+/// How many planes of masks a source needs: a bit for each class that an image has at most, and one for a planted shortcut.
+fn planes(source: &dyn Source) -> usize {
+    let most = source.samples().iter().map(|s| s.classes.len()).max().unwrap_or(0);
+    (most + 1).div_ceil(8)
+}
 
 /// How many images are decoded before they are written.
 const CHUNK: usize = 256;
@@ -33,31 +36,37 @@ struct Mapped {
     n: usize,
     pixels: usize,
     channels: usize,
+    /// Planes of masks.
+    planes: usize,
     /// Bytes a value of an image: 1 or 2.
     depth: usize,
 }
 
 impl Mapped {
-    /// Maps a prepared file; also its side. What is not whole is an error.
-    fn open(file: &Path) -> Result<(Self, usize)> {
+    /// Maps a prepared file; also its height and width. What is not whole is an error.
+    fn open(file: &Path) -> Result<(Self, [usize; 2])> {
         let opened = File::open(file).map_err(|e| Error::io(file, &e))?;
         // SAFETY: the file is ours and complete: it took its name after its last byte was written, and nobody changes it.
         let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(|e| Error::io(file, &e))?;
         let broken = |e: &dyn std::fmt::Display| {
             Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
         };
-        let (start, n, channels, size, depth) = {
+        let (start, n, channels, planes, size, depth) = {
             let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
             let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
             let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
-            let [n, channels, size, _] = info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
-            let end = 8 + length + n * size * size * (channels * depth + 1) + n;
+            let [n, channels, height, width] =
+                info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
+            let masks = header.info("masks").ok_or_else(|| broken(&"no masks"))?;
+            let [_, planes, ..] = masks.shape[..] else { return Err(broken(&"masks are not [N, P, H, W]")) };
+            let end = 8 + length + n * height * width * (channels * depth + planes) + n;
             if map.len() < end {
                 return Err(broken(&"truncated"));
             }
-            (8 + length, n, channels, size, depth)
+            (8 + length, n, channels, planes, [height, width], depth)
         };
-        Ok((Mapped { map: Arc::new(map), start, n, pixels: size * size, channels, depth }, size))
+        let pixels = size[0] * size[1];
+        Ok((Mapped { map: Arc::new(map), start, n, pixels, channels, planes, depth }, size))
     }
 
     fn image(&self, i: usize) -> &[u8] {
@@ -70,12 +79,19 @@ impl Mapped {
         self.start + self.n * self.pixels * self.channels * self.depth
     }
 
-    fn mask(&self, i: usize) -> &[u8] {
-        &self.map[self.masks() + i * self.pixels..][..self.pixels]
+    /// The plane of the masks of image `i` that holds a bit.
+    fn mask(&self, i: usize, bit: usize) -> &[u8] {
+        let plane = (bit / 8).min(self.planes - 1);
+        &self.map[self.masks() + (i * self.planes + plane) * self.pixels..][..self.pixels]
+    }
+
+    /// The bit of a planted shortcut.
+    fn shortcut(&self) -> usize {
+        self.planes * 8 - 1
     }
 
     fn known(&self, i: usize) -> bool {
-        self.map[self.masks() + self.n * self.pixels + i] != 0
+        self.map[self.masks() + self.n * self.planes * self.pixels + i] != 0
     }
 
     /// Raw values of some images, CPU.
@@ -93,7 +109,8 @@ impl Mapped {
 /// A prepared set on a device.
 pub struct Store {
     mapped: Mapped,
-    size: usize,
+    /// Height and width.
+    size: [usize; 2],
     device: Device,
     resident: Option<Tensor>,
     /// Per channel: batch = raw * scale + shift.
@@ -104,39 +121,53 @@ pub struct Store {
 /// What the store holds, and where.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Holding {
+    /// How many images.
     pub images: usize,
-    pub size: usize,
+    /// Their height and width.
+    pub size: [usize; 2],
     pub bits: usize,
     pub bytes: usize,
     /// Whether all images are on the device, or stream from the file.
     pub resident: bool,
 }
 
-/// One image as it is stored: resized, channels first, and its mask if that is known.
-fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, Option<Vec<u8>>, bool)> {
+/// One image as it is stored.
+struct Prepared {
+    /// Resized, channels first, in [0, 1].
+    pixels: Vec<f32>,
+    /// Planes of masks; zeros where they are not known.
+    marks: Vec<u8>,
+    known: bool,
+    /// 8 bits hold all that it says.
+    eight: bool,
+}
+
+/// Reads and resizes one image and its masks.
+fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes: usize) -> Result<Prepared> {
+    let [height, width] = preparation.size;
     let sample = &source.samples()[i];
     let name = |e: Error| match e.path {
         Some(_) => e,
         None => Error { what: format!("image {}: {}", sample.id, e.what), ..e },
     };
     let image: Image = source.image(i).map_err(name)?;
-    let pixels = image.resized((size, size), source.intensity()).map_err(name)?;
-    if sample.classes.len() > 8 {
-        return Err(Error::new(format!("image {}: {} classes; masks are kept for 8", sample.id, sample.classes.len())));
-    }
-    let mask = match &sample.truth {
-        Truth::Unknown => None,
+    let pixels = preparation.values(&image).map_err(name)?;
+    let mut marks = vec![0u8; planes * height * width];
+    let known = !matches!(sample.truth, Truth::Unknown);
+    // The plane of a bit, and the bit in it.
+    let plane = |bit: usize| ((bit / 8) * height * width..(bit / 8 + 1) * height * width, 1u8 << (bit % 8));
+    match &sample.truth {
+        Truth::Unknown => {}
         Truth::Boxes(boxes) => {
-            let mut mask = vec![0; size * size];
             for b in boxes {
                 if let Some(fault) = b.fault(image.width, image.height) {
                     return Err(Error::new(format!("image {}: {fault}", sample.id)));
                 }
                 if let Some(bit) = sample.mask_bit(b.class) {
-                    draw_ellipse(&mut mask, (size, size), (image.width, image.height), b, 1 << bit);
+                    let (range, value) = plane(bit);
+                    draw_ellipse(&mut marks[range], (width, height), (image.width, image.height), b, value);
                 }
             }
-            Some(mask)
         }
         Truth::MaskFile(path) => {
             let file = image::read(path, false)?;
@@ -146,43 +177,44 @@ fn prepare_one(source: &dyn Source, i: usize, size: usize) -> Result<(Vec<f32>, 
             }
             let binary: Vec<f32> = file.unit()?.into_iter().map(|v| f32::from(u8::from(v > 0.0))).collect();
             // Half covered is covered; a mask that would vanish keeps its most covered pixels.
-            let scaled = resize(&binary, (file.width, file.height), (size, size));
+            let scaled = resize(&binary, (file.width, file.height), (width, height));
             let most = scaled.iter().copied().fold(0.0, f32::max);
             let least = if most > 0.0 { most.min(0.5) } else { 1.0 };
-            let all = ((1u16 << sample.classes.len()) - 1) as u8;
-            Some(scaled.into_iter().map(|v| if v >= least { all } else { 0 }).collect())
+            for bit in 0..sample.classes.len() {
+                let (range, value) = plane(bit);
+                marks[range].iter_mut().zip(&scaled).filter(|(_, v)| **v >= least).for_each(|(m, _)| *m |= value);
+            }
         }
-    };
-    let mut mask = mask;
-    let planted = source.shortcut(i, (image.width, image.height));
-    if let (Some(mask), false) = (&mut mask, planted.is_empty()) {
-        if sample.classes.len() > SHORTCUT {
-            return Err(Error::new(format!(
-                "image {}: a shortcut takes the place of an eighth class's mask",
-                sample.id
-            )));
-        }
-        for b in planted {
+    }
+    if known {
+        let (range_of_plane, value) = plane(planes * 8 - 1);
+        for b in source.shortcut(i, (image.width, image.height)) {
             // Pixels whose centre lies in the rectangle; at least one.
-            let range = |at: f64, length: f64, of: usize| {
+            let range = |at: f64, length: f64, of: usize, size: usize| {
                 let scale = size as f64 / of as f64;
                 let first = ((at * scale - 0.5).ceil().max(0.0) as usize).min(size - 1);
                 let end = ((at + length) * scale - 0.5).ceil().max(0.0) as usize;
                 first..end.clamp(first + 1, size)
             };
-            for y in range(b.y, b.height, image.height) {
-                range(b.x, b.width, image.width).for_each(|x| mask[y * size + x] |= 1 << SHORTCUT);
+            let marks = &mut marks[range_of_plane.clone()];
+            for y in range(b.y, b.height, image.height, height) {
+                range(b.x, b.width, image.width, width).for_each(|x| marks[y * width + x] |= value);
             }
         }
     }
-    Ok((pixels, mask, image.is_8_bit()))
+    Ok(Prepared { pixels, marks, known, eight: image.is_8_bit() })
 }
 
 /// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread.
 /// A broken image or a box outside its image is an error that names it; nothing is left half written.
 ///
 /// The depth is the deepest image's: the set is read anew, once, if an image is deeper than all before it.
-pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+pub fn prepare(
+    source: &dyn Source,
+    size: [usize; 2],
+    file: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<()> {
     if file.is_file() {
         return Ok(());
     }
@@ -196,20 +228,23 @@ pub fn prepare(source: &dyn Source, size: usize, file: &Path, progress: &mut dyn
 /// Writes the file with this depth; true, and nothing is written, if an image is deeper.
 fn write(
     source: &dyn Source,
-    size: usize,
+    size: [usize; 2],
     file: &Path,
     depth: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<bool> {
     let n = source.samples().len();
-    let pixels = size * size;
+    let [height, width] = size;
+    let (pixels, planes) = (height * width, planes(source));
+    let depth_of = if depth == 1 { Depth::Eight } else { Depth::Sixteen };
+    let preparation = Preparation { size, colour: source.is_colour(), intensity: source.intensity(), depth: depth_of };
     let channels = if source.is_colour() { 3 } else { 1 };
     let dtype = if depth == 1 { "U8" } else { "I16" };
     let values = pixels * channels;
-    let (a, b) = (n * values * depth, n * pixels);
+    let (a, b) = (n * values * depth, n * planes * pixels);
     let mut header = serde_json::json!({
-        "images": {"dtype": dtype, "shape": [n, channels, size, size], "data_offsets": [0, a]},
-        "masks": {"dtype": "U8", "shape": [n, size, size], "data_offsets": [a, a + b]},
+        "images": {"dtype": dtype, "shape": [n, channels, height, width], "data_offsets": [0, a]},
+        "masks": {"dtype": "U8", "shape": [n, planes, height, width], "data_offsets": [a, a + b]},
         "known": {"dtype": "U8", "shape": [n], "data_offsets": [a + b, a + b + n]},
     })
     .to_string();
@@ -226,13 +261,16 @@ fn write(
     let start = 8 + header.len();
     for first in (0..n).step_by(CHUNK) {
         let range = first..(first + CHUNK).min(n);
-        let done: Vec<_> =
-            range.clone().into_par_iter().map(|i| prepare_one(source, i, size)).collect::<Result<_>>()?;
-        if depth == 1 && done.iter().any(|(.., eight)| !eight) {
+        let done: Vec<_> = range
+            .clone()
+            .into_par_iter()
+            .map(|i| prepare_one(source, i, &preparation, planes))
+            .collect::<Result<_>>()?;
+        if depth == 1 && done.iter().any(|p| !p.eight) {
             return Ok(true);
         }
         let (mut images, mut masks, mut known) = (vec![], vec![], vec![]);
-        for (i, (image, mask, _)) in range.clone().zip(done) {
+        for (i, Prepared { pixels: image, marks, known: is_known, .. }) in range.clone().zip(done) {
             if image.len() != values {
                 let id = &source.samples()[i].id;
                 return Err(Error::new(format!(
@@ -241,16 +279,16 @@ fn write(
                 )));
             }
             if depth == 1 {
-                images.extend(image.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8));
+                images.extend(image.iter().map(|v| depth_of.level(*v) as u8));
             } else {
-                let deep = image.iter().map(|v| ((v.clamp(0.0, 1.0) * 65535.0 + 0.5) as i32 - 32768) as i16);
+                let deep = image.iter().map(|v| (depth_of.level(*v) as i32 - 32768) as i16);
                 images.extend(deep.flat_map(i16::to_le_bytes));
             }
-            known.push(u8::from(mask.is_some()));
-            masks.extend(mask.unwrap_or_else(|| vec![0; pixels]));
+            known.push(u8::from(is_known));
+            masks.extend(marks);
         }
         out.write_all_at(&images, (start + first * values * depth) as u64).map_err(at)?;
-        out.write_all_at(&masks, (start + a + first * pixels) as u64).map_err(at)?;
+        out.write_all_at(&masks, (start + a + first * planes * pixels) as u64).map_err(at)?;
         out.write_all_at(&known, (start + a + b + first) as u64).map_err(at)?;
         progress(range.end, n);
     }
@@ -276,7 +314,7 @@ impl Store {
         };
         let scale = channel(&|_, s| unit_scale / s)?;
         let shift = channel(&|m, s| (unit_shift - m) / s)?;
-        let bytes = n * size * size * channels * depth;
+        let bytes = n * mapped.pixels * channels * depth;
         let resident = (bytes <= budget)
             .then(|| -> Result<Tensor> {
                 let all: Vec<usize> = (0..n).collect();
@@ -297,9 +335,9 @@ impl Store {
     }
 
     fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
-        let (n, side) = (raw.size()[0], self.size as i64);
+        let (n, [height, width]) = (raw.size()[0], self.size.map(|v| v as i64));
         // One channel is spread over all of the model's.
-        let raw = raw.f_reshape([n, self.mapped.channels as i64, side, side])?.f_to_kind(Kind::Float)?;
+        let raw = raw.f_reshape([n, self.mapped.channels as i64, height, width])?.f_to_kind(Kind::Float)?;
         Ok(raw.f_mul(&self.scale)?.f_add(&self.shift)?)
     }
 
@@ -343,17 +381,15 @@ impl Store {
     /// The mask of image `i` for the class of this bit ([`Sample::mask_bit`](super::Sample::mask_bit)), row-major, 0 and 1;
     /// all 0 for a class that the image does not have. `None` where it is unknown.
     pub fn mask(&self, i: usize, bit: Option<usize>) -> Option<Vec<u8>> {
-        let bits = self.mapped.known(i).then(|| self.mapped.mask(i))?;
-        Some(match bit {
-            Some(bit) => bits.iter().map(|b| b >> bit & 1).collect(),
-            None => vec![0; bits.len()],
+        self.mapped.known(i).then(|| match bit {
+            Some(bit) => self.mapped.mask(i, bit).iter().map(|b| b >> (bit % 8) & 1).collect(),
+            None => vec![0; self.mapped.pixels],
         })
     }
 
     /// The planted shortcut of image `i`, row-major, 0 and 1; all 0 where there is none.
-    pub fn shortcut(&self, i: usize, classes: usize) -> Vec<u8> {
-        let has = classes <= SHORTCUT && self.mapped.known(i);
-        self.mapped.mask(i).iter().map(|b| if has { b >> SHORTCUT & 1 } else { 0 }).collect()
+    pub fn shortcut(&self, i: usize) -> Vec<u8> {
+        self.mask(i, Some(self.mapped.shortcut())).unwrap_or_else(|| vec![0; self.mapped.pixels])
     }
 
     /// The image's grey values as stored (the mean of its channels), scaled to 8 bits.
@@ -422,7 +458,7 @@ mod tests {
         let file = folder.path().join("images.safetensors");
         let source = phantoms(9);
         let mut seen = 0;
-        prepare(source.as_ref(), 32, &file, &mut |done, _| seen = done).unwrap();
+        prepare(source.as_ref(), [32, 32], &file, &mut |done, _| seen = done).unwrap();
         assert_eq!(seen, 9);
         let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
         let open = |budget| Store::open(&file, &mean, &std, Device::Cpu, budget).unwrap();
@@ -447,10 +483,10 @@ mod tests {
         let source = open(&DataSpec::Phantom(phantom), &Task::default()).unwrap();
         for side in [128, 64] {
             let file = folder.path().join(format!("{side}.safetensors"));
-            prepare(source.as_ref(), side, &file, &mut |_, _| {}).unwrap();
+            prepare(source.as_ref(), [side, side], &file, &mut |_, _| {}).unwrap();
             let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
             for (i, sample) in source.samples().iter().enumerate() {
-                let shortcut = store.shortcut(i, sample.classes.len());
+                let shortcut = store.shortcut(i);
                 let grey = store.grey(i);
                 assert_eq!(shortcut.contains(&1), sample.has(1), "image {i}");
                 // An L of bars of a thirty-second: 4 + 2 squares, all as bright as can be.
@@ -479,7 +515,7 @@ mod tests {
         let sample = crate::data::Sample::binary("d", "d", 1, Truth::Unknown);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
-        prepare(&Deep(vec![sample]), 2, &file, &mut |_, _| {}).unwrap();
+        prepare(&Deep(vec![sample]), [2, 2], &file, &mut |_, _| {}).unwrap();
         let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
         let values = Vec::<f32>::try_from(store.batch(&[0]).unwrap().flatten(0, -1)).unwrap();
         for (value, wanted) in values.iter().zip([0.0, 0.25, 0.5, 1.0]) {
@@ -505,7 +541,7 @@ mod tests {
         let sample = crate::data::Sample::binary("n1.mha", "p", 1, truth);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
-        let error = prepare(&Off(vec![sample]), 8, &file, &mut |_, _| {}).unwrap_err().to_string();
+        let error = prepare(&Off(vec![sample]), [8, 8], &file, &mut |_, _| {}).unwrap_err().to_string();
         assert_eq!(error, "image n1.mha: box (30, 0, 2 x 2) lies outside the image of 8 x 8 pixels");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing half written");
     }
@@ -527,7 +563,7 @@ mod tests {
         let sample = |id: &str| crate::data::Sample::binary(id, id, 1, Truth::Unknown);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
-        prepare(&Mixed(vec![sample("a"), sample("b")]), 2, &file, &mut |_, _| {}).unwrap();
+        prepare(&Mixed(vec![sample("a"), sample("b")]), [2, 2], &file, &mut |_, _| {}).unwrap();
         let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
         assert_eq!(store.holding().bits, 16);
         let values = Vec::<f32>::try_from(store.batch(&[0, 1]).unwrap().flatten(0, -1)).unwrap();

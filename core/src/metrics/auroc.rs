@@ -3,7 +3,7 @@
 
 use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score, over_classes};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use lightbox_sdk::params::ParamValues;
 
 pub struct Auroc;
 
@@ -25,6 +25,7 @@ impl Metric for Auroc {
             cost: "0",
             edge_cases: "N/A when one class is absent or a score is NaN; a constant score gives 0.5",
             reference: "Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 1982",
+            version: 1,
             parameters: vec![],
         }
     }
@@ -33,7 +34,7 @@ impl Metric for Auroc {
         Needs::PREDICTIONS
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         Err(Error::new("auroc is a metric of predictions"))
     }
 

@@ -8,7 +8,7 @@
 use super::pixels::Pixels;
 use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score as Answer, over_classes};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use lightbox_sdk::params::ParamValues;
 use tch::{Kind, Tensor};
 
 /// The average precision of the classification; that of maps is in `pixel_auprc.rs`.
@@ -32,6 +32,7 @@ impl Metric for Auprc {
             cost: "0",
             edge_cases: "N/A when no image is positive or a score is NaN; ties are one step",
             reference: "scikit-learn average_precision_score",
+            version: 1,
             parameters: vec![],
         }
     }
@@ -40,7 +41,7 @@ impl Metric for Auprc {
         Needs::PREDICTIONS
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         Err(Error::new("auprc is a metric of predictions"))
     }
 

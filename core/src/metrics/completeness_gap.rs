@@ -3,10 +3,10 @@
 //! not brought to another size. Only methods whose maps are signed claim it. Quantus 0.6 asks for equality, after normalising.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::mu_fidelity::{WORDS, WORDS_TEXT};
-use super::removal::{Baseline, at_targets, of_blank, plain};
-use super::{Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::removal::{SetBaseline, at_targets, of_blank, plain};
+use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
+use lightbox_sdk::params::Params;
 use tch::{Device, Kind};
 
 pub static COMPLETENESS_GAP: Asking = Asking {
@@ -17,10 +17,15 @@ pub static COMPLETENESS_GAP: Asking = Asking {
     score,
 };
 
-/// `zero` first, which is what the methods' own baselines are by default.
-const ZERO_FIRST: [&str; 3] = ["zero", "mean", "blur"];
 /// A gain of the logit below this counts as this.
 const LEAST: f64 = 1e-3;
+
+#[derive(Params)]
+struct Settings {
+    // What the methods' own baselines are by default.
+    #[param(default = SetBaseline::Zero)]
+    baseline: SetBaseline,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -34,7 +39,7 @@ fn spec() -> MetricSpec {
         cost: "2 forward, shared by all explainers",
         edge_cases: "N/A for maps without a sign; a map that is not finite is a failure, and in no mean; a constant map is counted",
         reference: "Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365",
-        parameters: vec![Parameter::choice("baseline", &ZERO_FIRST, WORDS_TEXT)],
+        parameters: Settings::specs(),
         ..share("completeness-gap", "faithfulness")
     }
 }
@@ -44,9 +49,8 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     if !batch.signed {
         return Ok(ask.each(|_| Score::not_applicable("the method's maps have no sign")));
     }
-    let word = ZERO_FIRST[(ask.number("baseline")? as usize).min(2)];
-    let baseline = Baseline::of(WORDS.iter().position(|w| *w == word).unwrap_or(0) as f64);
-    let (with, without) = (plain(batch, bench)?, of_blank(batch, bench, baseline)?);
+    let Settings { baseline } = ask.settings()?;
+    let (with, without) = (plain(batch, bench)?, of_blank(batch, bench, baseline.into())?);
     let (with, without) = (at_targets(&with.logits, batch.targets)?, at_targets(&without.logits, batch.targets)?);
     let sums = ask.maps()?.f_to_kind(Kind::Double)?.f_sum_dim_intlist([1i64, 2].as_slice(), false, Kind::Double)?;
     let sums = Vec::<f64>::try_from(sums.f_to_device(Device::Cpu)?)?;
@@ -58,9 +62,10 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::super::removal::tests::{Linear, check, check_with};
-    use super::super::{Setting, Status};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn contributions_are_complete() {
@@ -71,7 +76,7 @@ mod tests {
         let found = check(&COMPLETENESS_GAP, &[], &[image; 3], &maps, 2, &mut bench);
         assert_eq!(found.iter().map(|s| s.value).collect::<Vec<_>>(), [Some(0.0), Some(1.0), Some(1.5)]);
         // Against the image's mean, 1.25: the gain is 2 - 7.5.
-        let mean = [("baseline", Setting::Choice("mean".into()))];
+        let mean = [("baseline", Value::from("mean"))];
         assert_eq!(check(&COMPLETENESS_GAP, &mean, &[image], &maps[..1], 2, &mut bench)[0].value, Some(7.5 / 5.5));
         let none = check_with(&COMPLETENESS_GAP, &[], &[image], &maps[..1], 2, &mut bench, false);
         assert_eq!(none[0].status, Status::NotApplicable);

@@ -8,9 +8,10 @@
 //! steps of length 1.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::removal::{BASELINE_TEXT, BASELINES, Baseline, Order, area, even, scores};
-use super::{Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::removal::{Baseline, Order, area, even, scores};
+use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
+use lightbox_sdk::params::Params;
 
 pub static DELETION: Asking = Asking {
     spec,
@@ -20,12 +21,14 @@ pub static DELETION: Asking = Asking {
     score,
 };
 
-/// Parameters of metrics that remove pixels step by step.
-pub(super) fn parameters(baselines: &'static [&'static str]) -> Vec<Parameter> {
-    vec![
-        Parameter::number("steps", 16.0, 1.0, 10000.0, "in how many equal shares the pixels are removed"),
-        Parameter::choice("baseline", baselines, BASELINE_TEXT),
-    ]
+/// Of metrics that remove pixels step by step.
+#[derive(Params)]
+pub(super) struct Settings {
+    /// in how many equal shares the pixels are removed
+    #[param(default = 16, range = (1, 10_000))]
+    pub steps: usize,
+    #[param(default = Baseline::Mean)]
+    pub baseline: Baseline,
 }
 
 fn spec() -> MetricSpec {
@@ -37,13 +40,13 @@ fn spec() -> MetricSpec {
         cost: "steps - 1 forward; the endpoints are shared by all explainers",
         edge_cases: "a map that is not finite is a failure and counts as 1; of equal pixels the order is drawn from seed and image, and a constant map is counted",
         reference: "Petsiuk, Das, Saenko: RISE, BMVC 2018, arXiv:1806.07421",
-        parameters: parameters(&BASELINES),
+        parameters: Settings::specs(),
         ..share("deletion", "faithfulness")
     }
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let (steps, baseline) = (ask.number("steps")? as usize, Baseline::of(ask.number("baseline")?));
+    let Settings { steps, baseline } = ask.settings()?;
     let curves = scores(ask.batch, bench, baseline, Order::Highest, &even(ask.batch, steps), ask.seed)?;
     let found = ask.each(|i| Score::ok(area(&curves[i])));
     Ok(Found { curves: curves.to_vec(), ..found })
@@ -51,16 +54,17 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::super::removal::tests::{Linear, check};
-    use super::super::{Setting, Status};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn a_curve_by_hand() {
         // Mean 0, so that a removed pixel counts nothing. What is left after 0..4 pixels: 0, -3, -4, -3, 0.
         let image: &[f32] = &[3.0, 1.0, -1.0, -3.0];
         let mut bench = Linear::new(&[1.0; 4]);
-        let four = [("steps", Setting::Number(4.0))];
+        let four = [("steps", Value::from(4.0))];
         let maps: [&[f32]; 3] = [&[4.0, 3.0, 2.0, 1.0], &[1.0, 2.0, 3.0, 4.0], &[f32::NAN, 0.0, 0.0, 0.0]];
         let found = check(&DELETION, &four, &[image; 3], &maps, 2, &mut bench);
         assert_eq!((found[0].value, found[1].value), (Some(-2.5), Some(2.5)));
@@ -76,7 +80,7 @@ mod tests {
         // After all is removed, the baseline is left: the mean 2, or 0.
         let image: &[f32] = &[1.0, 1.0, 3.0, 3.0];
         let value = |baseline: &str| {
-            let given = [("steps", Setting::Number(1.0)), ("baseline", Setting::Choice(baseline.into()))];
+            let given = [("steps", Value::from(1.0)), ("baseline", Value::from(baseline))];
             check(&DELETION, &given, &[image], &[&[4.0, 3.0, 2.0, 1.0]], 2, &mut Linear::new(&[1.0; 4]))[0].value
         };
         assert_eq!((value("mean"), value("zero"), value("noisy")), (Some(8.0), Some(4.0), Some(8.0)));

@@ -18,7 +18,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     image.above_otsu().map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.dice()))
 }
 
@@ -29,6 +29,6 @@ mod tests {
 
     #[test]
     fn is_twice_the_overlap_over_both() {
-        assert_eq!(value(&DICE_OTSU, 0.0, &[0.0, 0.1, 5.0, 6.0], &[0, 1, 1, 0], 2), Some(0.5));
+        assert_eq!(value(&DICE_OTSU, (), &[0.0, 0.1, 5.0, 6.0], &[0, 1, 1, 0], 2), Some(0.5));
     }
 }

@@ -11,19 +11,19 @@ use super::{
 use super::{otsu, relevance_mass};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
+use lightbox_sdk::params::{ParamValues, Params};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use tch::Tensor;
 
-/// A metric that is such a function; its parameter, if it has one, is the function's second argument.
-pub struct OfOneMap {
+/// A metric that is such a function, with its parameters.
+pub struct OfOneMap<P = ()> {
     pub masks: Masks,
     pub spec: fn() -> MetricSpec,
-    pub score: fn(&Image<'_>, f64) -> Score,
+    pub score: fn(&Image<'_>, &P) -> Score,
 }
 
-impl Metric for OfOneMap {
+impl<P: Params + Sync> Metric for OfOneMap<P> {
     fn spec(&self) -> MetricSpec {
         (self.spec)()
     }
@@ -32,9 +32,9 @@ impl Metric for OfOneMap {
         Needs { masks: self.masks, ..Needs::of_maps(Size::Mask, Form::Raw) }
     }
 
-    fn start(&self, parameters: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
-        let parameter = parameters.values().next().copied().unwrap_or_default();
-        Ok(Box::new(Each { masks: self.masks, score: self.score, parameter }))
+    fn start(&self, parameters: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
+        let settings = P::read(parameters).map_err(|e| Error::new(e.message))?;
+        Ok(Box::new(Each { masks: self.masks, score: self.score, settings }))
     }
 }
 
@@ -55,6 +55,7 @@ pub fn share(name: &'static str, family: &'static str) -> MetricSpec {
         cost: "0",
         edge_cases: "",
         reference: "",
+        version: 1,
         parameters: vec![],
     }
 }
@@ -147,16 +148,15 @@ pub fn each_image(
 }
 
 /// The evaluation by such a function.
-struct Each {
+struct Each<P> {
     masks: Masks,
-    score: fn(&Image<'_>, f64) -> Score,
-    parameter: f64,
+    score: fn(&Image<'_>, &P) -> Score,
+    settings: P,
 }
 
-impl Evaluation for Each {
+impl<P: Send + Sync> Evaluation for Each<P> {
     fn update(&mut self, batch: &Batch<'_>, _: &mut dyn Bench) -> Result<Vec<Score>> {
-        let (score, parameter) = (self.score, self.parameter);
-        each_image(batch, self.masks, |image| score(image, parameter))
+        each_image(batch, self.masks, |image| (self.score)(image, &self.settings))
     }
 }
 
@@ -183,13 +183,14 @@ pub enum Constant {
 /// What is asked.
 pub struct Ask<'a> {
     pub batch: &'a Batch<'a>,
-    pub parameters: &'a BTreeMap<String, f64>,
+    pub parameters: &'a ParamValues,
     pub seed: u64,
 }
 
 impl Ask<'_> {
-    pub fn number(&self, name: &str) -> Result<f64> {
-        super::number(self.parameters, name)
+    /// The parameters as the metric's own type.
+    pub fn settings<P: Params>(&self) -> Result<P> {
+        P::read(self.parameters).map_err(|e| Error::new(e.message))
     }
 
     /// The maps, as the metric wants them.
@@ -223,7 +224,7 @@ impl Metric for Asking {
         self.needs
     }
 
-    fn start(&self, parameters: &BTreeMap<String, f64>, seed: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, parameters: &ParamValues, seed: u64) -> Result<Box<dyn Evaluation>> {
         let (score, axes, constant) = (self.score, self.axes, self.constant);
         Ok(Box::new(Asked { score, axes, constant, parameters: parameters.clone(), seed, sum: vec![], curves: 0 }))
     }
@@ -233,7 +234,7 @@ struct Asked {
     score: fn(&Ask<'_>, &mut dyn Bench) -> Result<Found>,
     axes: Option<(&'static str, &'static str)>,
     constant: Constant,
-    parameters: BTreeMap<String, f64>,
+    parameters: ParamValues,
     seed: u64,
     /// Of the curves, and how many.
     sum: Vec<f64>,
@@ -311,8 +312,8 @@ pub mod tests {
     }
 
     /// The value of a metric's function on a map and a mask, or `None`.
-    pub fn value(metric: &OfOneMap, parameter: f64, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
-        of(map, mask, width, |image| (metric.score)(image, parameter).value)
+    pub fn value<P>(metric: &OfOneMap<P>, settings: P, map: &[f32], mask: &[u8], width: usize) -> Option<f64> {
+        of(map, mask, width, |image| (metric.score)(image, &settings).value)
     }
 
     /// The mean over all orders of equal pixels, by shuffling.

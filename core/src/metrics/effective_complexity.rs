@@ -3,9 +3,17 @@
 //! that neither size nor scale matters. Quantus 0.6 counts values above 1e-5 after dividing by the largest of all images.
 
 use super::each::{Image, OfOneMap, share};
-use super::{Better, Masks, MetricSpec, Parameter, Score};
+use super::{Better, Masks, MetricSpec, Score};
+use lightbox_sdk::params::Params;
 
-pub static EFFECTIVE_COMPLEXITY: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
+pub static EFFECTIVE_COMPLEXITY: OfOneMap<Settings> = OfOneMap { masks: Masks::None, spec, score };
+
+#[derive(Params)]
+pub struct Settings {
+    /// above which a magnitude counts, of the largest
+    #[param(default = 0.05, range = (0.0, 1.0))]
+    limit: f64,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -16,12 +24,12 @@ fn spec() -> MetricSpec {
         chance: "that of the control `noise`",
         edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
         reference: "Nguyen, Martínez: On quantitative aspects of model interpretability, 2020, arXiv:2007.07584",
-        parameters: vec![Parameter::number("limit", 0.05, 0.0, 1.0, "above which a magnitude counts, of the largest")],
+        parameters: Settings::specs(),
         ..share("effective-complexity", "complexity")
     }
 }
 
-fn score(image: &Image<'_>, limit: f64) -> Score {
+fn score(image: &Image<'_>, Settings { limit }: &Settings) -> Score {
     let (low, high) = image.extremes();
     let largest = low.abs().max(high.abs());
     if largest == 0.0 {
@@ -39,8 +47,8 @@ mod tests {
 
     #[test]
     fn counts_what_is_not_negligible() {
-        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[-100.0, 6.0, 5.0, 0.0], &[], 2), Some(0.5));
-        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[0.5; 4], &[], 2), Some(1.0));
-        assert_eq!(value(&EFFECTIVE_COMPLEXITY, 0.05, &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[-100.0, 6.0, 5.0, 0.0], &[], 2), Some(0.5));
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[0.5; 4], &[], 2), Some(1.0));
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[0.0; 4], &[], 2), None);
     }
 }

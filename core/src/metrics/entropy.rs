@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     let all = maps::sum(image.map, |v| f64::from(v.abs()));
     if all <= 0.0 {
         return Score::failed("the map is zero everywhere");
@@ -40,11 +40,11 @@ mod tests {
 
     #[test]
     fn an_even_map_has_all_and_a_point_none() {
-        assert!((value(&ENTROPY, 0.0, &[0.5; 4], &[], 2).unwrap() - 1.0).abs() < 1e-12);
-        assert_eq!(value(&ENTROPY, 0.0, &[0.0, 0.0, -3.0, 0.0], &[], 2), Some(0.0));
+        assert!((value(&ENTROPY, (), &[0.5; 4], &[], 2).unwrap() - 1.0).abs() < 1e-12);
+        assert_eq!(value(&ENTROPY, (), &[0.0, 0.0, -3.0, 0.0], &[], 2), Some(0.0));
         // Two halves of eight pixels: ln 2 / ln 8.
-        let half = value(&ENTROPY, 0.0, &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &[], 4).unwrap();
+        let half = value(&ENTROPY, (), &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &[], 4).unwrap();
         assert!((half - 2f64.ln() / 8f64.ln()).abs() < 1e-12);
-        assert_eq!(value(&ENTROPY, 0.0, &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&ENTROPY, (), &[0.0; 4], &[], 2), None);
     }
 }

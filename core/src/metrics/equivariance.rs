@@ -4,9 +4,10 @@
 //! bounds the value.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::pearson;
 use crate::{Error, Result, maps};
+use lightbox_sdk::params::Params;
 use tch::{Device, Tensor};
 
 pub static EQUIVARIANCE: Asking = Asking {
@@ -16,6 +17,13 @@ pub static EQUIVARIANCE: Asking = Asking {
     axes: None,
     score,
 };
+
+#[derive(Params)]
+struct Settings {
+    /// of the image's width
+    #[param(default = 0.1, range = (0.0, 0.5))]
+    shift: f64,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -28,7 +36,7 @@ fn spec() -> MetricSpec {
         cost: "3 explanations",
         edge_cases: "a map that is not finite or constant is a failure and counts as -1; a transformed image's constant map correlates by 0",
         reference: "Crabbé, van der Schaar: Evaluating the Robustness of Interpretability Methods through Explanation Invariance and Equivariance, NeurIPS 2023, arXiv:2304.06715",
-        parameters: vec![Parameter::number("shift", 0.1, 0.0, 0.5, "of the image's width")],
+        parameters: Settings::specs(),
         ..share("equivariance", "robustness")
     }
 }
@@ -44,7 +52,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     let batch = ask.batch;
     let size = batch.images.size();
     let (height, width) = (size[2] as usize, size[3] as usize);
-    let far = (ask.number("shift")? * width as f64).round() as i64;
+    let far = (ask.settings::<Settings>()?.shift * width as f64).round() as i64;
     let own = ask.maps()?.f_to_device(Device::Cpu)?;
     let mut pairs = Vec::new();
     for (mirrored, down, right) in [(true, 0, 0), (false, far, 0), (false, 0, far)] {
@@ -86,14 +94,15 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::super::removal::tests::{Linear, check};
-    use super::super::{Setting, Status};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn a_map_of_the_image_moves_with_it_and_one_of_places_does_not() {
         let image: Vec<f32> = (0..100).map(|i| ((i * 29) % 17) as f32 - 8.0).collect();
-        let shift = [("shift", Setting::Number(0.2))];
+        let shift = [("shift", Value::from(0.2))];
         // Weights that are the same everywhere: the map is the image.
         let found = check(
             &EQUIVARIANCE,

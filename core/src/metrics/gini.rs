@@ -45,7 +45,7 @@ fn ascending(map: &[f32]) -> Vec<f32> {
     values.into_iter().map(f32::from_bits).collect()
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     let (n, all) = (image.map.len() as f64, maps::sum(image.map, |v| f64::from(v.abs())));
     if all <= 0.0 {
         return Score::failed("the map is zero everywhere");
@@ -67,10 +67,10 @@ mod tests {
         let of = |i: usize| f64::from(map[i].abs());
         let pairs: f64 = (0..25).map(|k| (of(k / 5) - of(k % 5)).abs()).sum();
         let wanted = pairs / 25.0 / (2.0 * (0..5).map(of).sum::<f64>() / 5.0);
-        assert!((value(&GINI, 0.0, &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
-        assert!(value(&GINI, 0.0, &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
-        assert_eq!(value(&GINI, 0.0, &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
-        assert_eq!(value(&GINI, 0.0, &[0.0; 4], &[], 2), None);
+        assert!((value(&GINI, (), &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
+        assert!(value(&GINI, (), &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
+        assert_eq!(value(&GINI, (), &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
+        assert_eq!(value(&GINI, (), &[0.0; 4], &[], 2), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     let (_, highest) = image.extremes();
     let found = Overlap::of(image.map, image.mask, |v| v == highest);
     Score::ok(found.both as f64 / found.predicted.max(1) as f64)
@@ -34,9 +34,9 @@ mod tests {
 
     #[test]
     fn ties_are_shared() {
-        assert_eq!(value(&HIT, 0.0, &[0.1, 0.9, 0.3, 0.2], &[0, 1, 0, 0], 2), Some(1.0));
-        assert_eq!(value(&HIT, 0.0, &[0.1, 0.9, 0.9, 0.2], &[0, 1, 0, 0], 2), Some(0.5));
-        assert_eq!(value(&HIT, 0.0, &[0.9, 0.1, 0.3, 0.2], &[0, 1, 0, 0], 2), Some(0.0));
-        assert_eq!(value(&HIT, 0.0, &[0.0; 4], &[0, 1, 0, 0], 2), Some(0.25));
+        assert_eq!(value(&HIT, (), &[0.1, 0.9, 0.3, 0.2], &[0, 1, 0, 0], 2), Some(1.0));
+        assert_eq!(value(&HIT, (), &[0.1, 0.9, 0.9, 0.2], &[0, 1, 0, 0], 2), Some(0.5));
+        assert_eq!(value(&HIT, (), &[0.9, 0.1, 0.3, 0.2], &[0, 1, 0, 0], 2), Some(0.0));
+        assert_eq!(value(&HIT, (), &[0.0; 4], &[0, 1, 0, 0], 2), Some(0.25));
     }
 }

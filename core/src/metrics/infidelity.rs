@@ -5,11 +5,11 @@
 //! for of methods that multiply by the input. Quantus 0.6 removes squares one after the other and never puts them back.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::mu_fidelity::{WORDS, WORDS_TEXT};
-use super::removal::Baseline;
+use super::removal::SetBaseline;
 use super::subsets::{effects, squares, sums};
-use super::{Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
+use lightbox_sdk::params::Params;
 
 pub static INFIDELITY: Asking = Asking {
     spec,
@@ -18,6 +18,18 @@ pub static INFIDELITY: Asking = Asking {
     axes: None,
     score,
 };
+
+#[derive(Params)]
+struct Settings {
+    /// squares an image
+    #[param(default = 64, range = (2, 100_000))]
+    samples: usize,
+    /// of a square, of the image's width
+    #[param(default = 0.25, range = (0.0, 1.0))]
+    side: f64,
+    #[param(default = SetBaseline::Mean)]
+    baseline: SetBaseline,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -30,11 +42,7 @@ fn spec() -> MetricSpec {
         cost: "samples forward, shared by all explainers",
         edge_cases: "sums that are all 0 leave b = 0; a map that is not finite is a failure, and in no mean; a constant map is counted",
         reference: "Yeh, Hsieh, Suggala, Inouye, Ravikumar: On the (In)fidelity and Sensitivity of Explanations, NeurIPS 2019, arXiv:1901.09392",
-        parameters: vec![
-            Parameter::number("samples", 64.0, 2.0, 100000.0, "squares an image"),
-            Parameter::number("side", 0.25, 0.0, 1.0, "of a square, of the image's width"),
-            Parameter::choice("baseline", &WORDS, WORDS_TEXT),
-        ],
+        parameters: Settings::specs(),
         ..share("infidelity", "faithfulness")
     }
 }
@@ -49,13 +57,12 @@ pub fn error(sums: &[f64], drops: &[f64]) -> f64 {
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let (samples, share) = (ask.number("samples")? as usize, ask.number("side")?);
+    let Settings { samples, side: share, baseline } = ask.settings()?;
     let name = format!("squares {samples} {share}");
-    let baseline = Baseline::of(ask.number("baseline")?);
     let draw = |rng: &mut rand_chacha::ChaCha8Rng, size: (usize, usize)| {
         squares(rng, (size.1 as f64 * share).round() as usize, samples, size)
     };
-    let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
+    let effects = effects(ask.batch, bench, baseline.into(), ask.seed, &name, draw)?;
     let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
@@ -66,9 +73,9 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Setting;
     use super::super::removal::tests::{Linear, check};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn contributions_of_any_scale_have_no_error_and_zeros_have_the_falls() {
@@ -77,7 +84,7 @@ mod tests {
         let exact: Vec<f32> = image.iter().zip(&weights).map(|(x, w)| -7.0 * x * w).collect();
         let mut other = exact.clone();
         other.reverse();
-        let zero = [("baseline", Setting::Choice("zero".into()))];
+        let zero = [("baseline", Value::from("zero"))];
         let maps: [&[f32]; 3] = [&exact, &other, &[0.0; 64]];
         let found = check(&INFIDELITY, &zero, &[&image[..]; 3], &maps, 8, &mut Linear::new(&weights));
         let value: Vec<f64> = found.iter().map(|s| s.value.unwrap()).collect();

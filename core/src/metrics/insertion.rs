@@ -3,11 +3,11 @@
 //! Gaussian of a twentieth of the image's width, so that a nodule vanishes in it (theirs has a deviation of 5 pixels of 224
 //! and ends after one deviation).
 
-use super::deletion::parameters;
 use super::each::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
+use lightbox_sdk::params::Params;
 
 pub static INSERTION: Asking = Asking {
     spec,
@@ -17,8 +17,14 @@ pub static INSERTION: Asking = Asking {
     score,
 };
 
-/// The blurred image first: the default.
-const WORDS: [&str; 4] = ["blur", "mean", "zero", "noisy"];
+#[derive(Params)]
+struct Settings {
+    /// in how many equal shares the pixels are removed
+    #[param(default = 16, range = (1, 10_000))]
+    steps: usize,
+    #[param(default = Baseline::Blur)]
+    baseline: Baseline,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -28,19 +34,13 @@ fn spec() -> MetricSpec {
         cost: "steps - 1 forward; the endpoints are shared by all explainers",
         edge_cases: "a map that is not finite is a failure and counts as 0; of equal pixels the order is drawn from seed and image, and a constant map is counted",
         reference: "Petsiuk, Das, Saenko: RISE, BMVC 2018, arXiv:1806.07421",
-        parameters: parameters(&WORDS),
+        parameters: Settings::specs(),
         ..share("insertion", "faithfulness")
     }
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let steps = ask.number("steps")? as usize;
-    let baseline = match WORDS.get(ask.number("baseline")? as usize) {
-        Some(&"mean") => Baseline::Mean,
-        Some(&"zero") => Baseline::Zero,
-        Some(&"noisy") => Baseline::Noisy,
-        _ => Baseline::Blur,
-    };
+    let Settings { steps, baseline } = ask.settings()?;
     // What is not yet removed when the lowest go first is what was inserted when the highest come first.
     let removed = scores(ask.batch, bench, baseline, Order::Lowest, &even(ask.batch, steps), ask.seed)?;
     let curves: Vec<Vec<f64>> = removed.iter().map(|c| c.iter().rev().copied().collect()).collect();
@@ -50,15 +50,15 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Setting;
     use super::super::removal::tests::{Linear, check};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn a_curve_by_hand() {
         // Mean 0: what is inserted after 0..4 pixels is 0, 3, 4, 3, 0.
         let image: &[f32] = &[3.0, 1.0, -1.0, -3.0];
-        let given = [("steps", Setting::Number(4.0)), ("baseline", Setting::Choice("mean".into()))];
+        let given = [("steps", Value::from(4.0)), ("baseline", Value::from("mean"))];
         let mut bench = Linear::new(&[1.0; 4]);
         let maps: [&[f32]; 2] = [&[4.0, 3.0, 2.0, 1.0], &[1.0, 2.0, 3.0, 4.0]];
         let found = check(&INSERTION, &given, &[image; 2], &maps, 2, &mut bench);

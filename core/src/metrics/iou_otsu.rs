@@ -19,7 +19,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     image.above_otsu().map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.iou()))
 }
 
@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn is_over_the_union() {
-        assert_eq!(value(&IOU_OTSU, 0.0, &[0.0, 0.1, 5.0, 6.0], &[0, 1, 1, 0], 2), Some(1.0 / 3.0));
-        assert_eq!(value(&IOU_OTSU, 0.0, &[0.5; 4], &[0, 1, 1, 0], 2), None);
+        assert_eq!(value(&IOU_OTSU, (), &[0.0, 0.1, 5.0, 6.0], &[0, 1, 1, 0], 2), Some(1.0 / 3.0));
+        assert_eq!(value(&IOU_OTSU, (), &[0.5; 4], &[0, 1, 1, 0], 2), None);
     }
 }

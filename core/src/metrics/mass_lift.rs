@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     let chance = image.marked() as f64 / image.map.len() as f64;
     match image.mass_inside() {
         Some(mass) => Score::ok(mass / chance),
@@ -36,8 +36,8 @@ mod tests {
 
     #[test]
     fn an_even_map_has_no_lift() {
-        assert_eq!(value(&MASS_LIFT, 0.0, &[0.5; 4], &[0, 1, 0, 0], 2), Some(1.0));
-        assert_eq!(value(&MASS_LIFT, 0.0, &[1.0, -5.0, 3.0, 0.0], &[0, 0, 1, 0], 2), Some(3.0));
-        assert_eq!(value(&MASS_LIFT, 0.0, &[-1.0; 4], &[0, 0, 1, 0], 2), None);
+        assert_eq!(value(&MASS_LIFT, (), &[0.5; 4], &[0, 1, 0, 0], 2), Some(1.0));
+        assert_eq!(value(&MASS_LIFT, (), &[1.0, -5.0, 3.0, 0.0], &[0, 0, 1, 0], 2), Some(3.0));
+        assert_eq!(value(&MASS_LIFT, (), &[-1.0; 4], &[0, 0, 1, 0], 2), None);
     }
 }

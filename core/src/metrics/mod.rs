@@ -55,12 +55,16 @@ pub mod threshold;
 pub mod tolerant_hit;
 pub mod top_k;
 mod vary;
+#[cfg(test)]
+mod versions;
 
 use self::memo::Memo;
 use crate::maps::{self, Fault, Flat};
 use crate::task::Task;
 use crate::{Error, Result};
+use lightbox_sdk::params::{ParamSpec, ParamValues};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::Tensor;
@@ -78,82 +82,6 @@ pub enum Level {
 pub enum Better {
     Higher,
     Lower,
-}
-
-/// A number that a spec may set, or one of several words.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Parameter {
-    pub name: &'static str,
-    pub default: f64,
-    pub least: f64,
-    pub greatest: f64,
-    pub text: &'static str,
-    /// The words; empty for a number. A word's value is its place, from 0.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    pub choices: &'static [&'static str],
-}
-
-impl Parameter {
-    /// A number from `least` to `greatest`.
-    pub const fn number(name: &'static str, default: f64, least: f64, greatest: f64, text: &'static str) -> Self {
-        Parameter { name, default, least, greatest, text, choices: &[] }
-    }
-
-    /// One of several words, by default the first.
-    pub const fn choice(name: &'static str, choices: &'static [&'static str], text: &'static str) -> Self {
-        Parameter { name, default: 0.0, least: 0.0, greatest: choices.len() as f64 - 1.0, text, choices }
-    }
-
-    /// The default, and what else it may be, in words.
-    pub fn shown(&self) -> (String, String) {
-        match self.choices.first() {
-            Some(first) => (format!("\"{first}\""), self.choices.join(" | ")),
-            None => (self.default.to_string(), format!("number, {} to {}", self.least, self.greatest)),
-        }
-    }
-
-    fn read(&self, given: Option<&Setting>) -> Result<f64> {
-        let name = self.name;
-        match given {
-            None => Ok(self.default),
-            Some(Setting::Number(value)) if self.choices.is_empty() => {
-                match (self.least..=self.greatest).contains(value) {
-                    true => Ok(*value),
-                    false => {
-                        let (least, most) = (self.least, self.greatest);
-                        Err(Error::new(format!("parameter {name}: {value} is not a number from {least} to {most}")))
-                    }
-                }
-            }
-            Some(other) => {
-                let place = match other {
-                    Setting::Choice(word) => self.choices.iter().position(|c| c == word),
-                    Setting::Number(_) => None,
-                };
-                let wanted = self.shown().1;
-                place
-                    .map(|p| p as f64)
-                    .ok_or_else(|| Error::new(format!("parameter {name}: {other} is none of {wanted}")))
-            }
-        }
-    }
-}
-
-/// What a spec sets a parameter to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Setting {
-    Number(f64),
-    Choice(String),
-}
-
-impl std::fmt::Display for Setting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Setting::Number(value) => write!(f, "{value}"),
-            Setting::Choice(word) => write!(f, "\"{word}\""),
-        }
-    }
 }
 
 /// Least and greatest value; an end that is open is null in JSON.
@@ -197,7 +125,9 @@ pub struct MetricSpec {
     pub cost: &'static str,
     pub edge_cases: &'static str,
     pub reference: &'static str,
-    pub parameters: Vec<Parameter>,
+    /// Raised whenever the metric's values change, so that a run that has values of an older one scores its maps anew.
+    pub version: u32,
+    pub parameters: Vec<ParamSpec>,
 }
 
 impl MetricSpec {
@@ -206,25 +136,15 @@ impl MetricSpec {
         worst(self.better, self.range)
     }
 
-    /// Values for all parameters. An unknown name or a value outside its range is an error.
-    pub fn resolve(&self, given: &BTreeMap<String, Setting>) -> Result<BTreeMap<String, f64>> {
-        if let Some(name) = given.keys().find(|n| self.parameters.iter().all(|p| p.name != n.as_str())) {
-            let known: Vec<&str> = self.parameters.iter().map(|p| p.name).collect();
-            let known = if known.is_empty() { "it has none".into() } else { format!("known: {}", known.join(", ")) };
-            return Err(Error::new(format!("unknown parameter {name} ({known})")));
-        }
-        self.parameters.iter().map(|p| Ok((p.name.to_string(), p.read(given.get(p.name))?))).collect()
+    /// Values of all parameters. An unknown name or a value outside its range is an error.
+    pub fn resolve(&self, given: &BTreeMap<String, Value>) -> Result<ParamValues> {
+        ParamValues::resolve(&self.parameters, given).map_err(|e| Error::new(e.message))
     }
 }
 
 /// The worse end of a range, where it is not open.
 pub fn worst(better: Better, range: [f64; 2]) -> Option<f64> {
     Some(if better == Better::Higher { range[0] } else { range[1] }).filter(|v| v.is_finite())
-}
-
-/// A resolved parameter.
-fn number(parameters: &BTreeMap<String, f64>, name: &str) -> Result<f64> {
-    parameters.get(name).copied().ok_or_else(|| Error::new(format!("parameter {name} is missing")))
 }
 
 /// At which size a metric wants maps.
@@ -501,7 +421,7 @@ pub trait Metric: Send + Sync {
     fn needs(&self) -> Needs;
 
     /// Begins with resolved parameters. `seed` is the run's; random draws depend on it and the image's id alone.
-    fn start(&self, parameters: &BTreeMap<String, f64>, seed: u64) -> Result<Box<dyn Evaluation>>;
+    fn start(&self, parameters: &ParamValues, seed: u64) -> Result<Box<dyn Evaluation>>;
 
     /// The value of predictions, for a metric of them.
     fn predictions(&self, predictions: &Predictions<'_>) -> Result<Score> {
@@ -585,16 +505,18 @@ mod tests {
     #[test]
     fn parameters_are_checked_and_filled() {
         let spec = deletion::DELETION.spec();
-        let given = |name: &str, value: f64| spec.resolve(&[(name.to_string(), Setting::Number(value))].into());
-        let word = |word: &str| spec.resolve(&[("baseline".to_string(), Setting::Choice(word.into()))].into());
-        assert_eq!(word("blur").unwrap()["baseline"], 1.0);
-        let text = "parameter baseline: \"blurr\" is none of mean | blur | zero | noisy";
-        assert_eq!(word("blurr").unwrap_err().to_string(), text);
-        assert!(given("baseline", 1.0).is_err());
-        assert_eq!(given("steps", 5.0).unwrap()["steps"], 5.0);
-        assert!(spec.resolve(&BTreeMap::new()).unwrap().contains_key("steps"));
-        assert!(given("steps", 0.0).unwrap_err().to_string().contains("parameter steps: 0 is not a number from"));
-        assert!(given("step", 5.0).unwrap_err().to_string().contains("unknown parameter step (known: steps"));
+        let given = |name: &str, value: Value| spec.resolve(&[(name.to_string(), value)].into());
+        assert_eq!(given("baseline", "blur".into()).unwrap().values()["baseline"], "blur");
+        let error = |name: &str, value: Value| given(name, value).unwrap_err().to_string();
+        let text = "parameter baseline: \"blurr\" is not one of mean, blur, zero, noisy";
+        assert_eq!(error("baseline", "blurr".into()), text);
+        assert!(given("baseline", 1.into()).is_err());
+        assert_eq!(given("steps", 5.into()).unwrap().values()["steps"], 5);
+        // A whole number of a TOML file may be written 5.0, and is the same number.
+        assert_eq!(given("steps", 5.0.into()).unwrap(), given("steps", 5.into()).unwrap());
+        assert_eq!(spec.resolve(&BTreeMap::new()).unwrap(), given("steps", 16.into()).unwrap());
+        assert!(error("steps", 0.into()).contains("parameter steps: 0 is not an integer from 1 to"));
+        assert!(error("step", 5.into()).contains("unknown parameter step (known: steps"));
         assert!(find("auprx").err().unwrap().to_string().contains("no metric is named auprx (known: auprc, auroc"));
     }
 

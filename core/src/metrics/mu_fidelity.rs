@@ -3,11 +3,12 @@
 //! correlation and sets of cells of a grid as in Xplique 1.4 `MuFidelity`, which gives 0 where a side does not vary.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::removal::Baseline;
+use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
-use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use crate::stats::correlation::spearman;
+use lightbox_sdk::params::Params;
 
 pub static MU_FIDELITY: Asking = Asking {
     spec,
@@ -17,10 +18,20 @@ pub static MU_FIDELITY: Asking = Asking {
     score,
 };
 
-/// Baselines of metrics that remove sets of pixels.
-pub(super) const WORDS: [&str; 3] = ["mean", "blur", "zero"];
-pub(super) const WORDS_TEXT: &str =
-    "what stands in a removed pixel's place: the image's mean a channel, the blurred image, or 0";
+#[derive(Params)]
+struct Settings {
+    /// sets an image
+    #[param(default = 64, range = (3, 100_000))]
+    samples: usize,
+    /// cells along each side
+    #[param(default = 9, range = (2, 64))]
+    grid: usize,
+    /// of the cells in a set
+    #[param(default = 0.2, range = (0.0, 1.0))]
+    share: f64,
+    #[param(default = SetBaseline::Mean)]
+    baseline: SetBaseline,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -33,23 +44,17 @@ fn spec() -> MetricSpec {
         cost: "samples forward, shared by all explainers",
         edge_cases: "a logit that no set changes is N/A; a map that is not finite or constant is a failure and counts as -1",
         reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
-        parameters: vec![
-            Parameter::number("samples", 64.0, 3.0, 100000.0, "sets an image"),
-            Parameter::number("grid", 9.0, 2.0, 64.0, "cells along each side"),
-            Parameter::number("share", 0.2, 0.0, 1.0, "of the cells in a set"),
-            Parameter::choice("baseline", &WORDS, WORDS_TEXT),
-        ],
+        parameters: Settings::specs(),
         ..share("mu-fidelity", "faithfulness")
     }
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let (samples, grid, share) = (ask.number("samples")? as usize, ask.number("grid")? as usize, ask.number("share")?);
+    let Settings { samples, grid, share, baseline } = ask.settings()?;
     let count = ((grid * grid) as f64 * share).round() as usize;
     let name = format!("mu {samples} {grid} {count}");
-    let baseline = Baseline::of(ask.number("baseline")?);
     let draw = |rng: &mut rand_chacha::ChaCha8Rng, size| cells(rng, grid, count, samples, size);
-    let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
+    let effects = effects(ask.batch, bench, baseline.into(), ask.seed, &name, draw)?;
     let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
@@ -65,9 +70,10 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::super::removal::tests::{Linear, check};
-    use super::super::{Setting, Status};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn contributions_are_faithful_and_their_negatives_are_not() {
@@ -75,7 +81,7 @@ mod tests {
         let weights: Vec<f32> = (0..81).map(|i| ((i * 13) % 7) as f32 - 3.0).collect();
         let exact: Vec<f32> = image.iter().zip(&weights).map(|(x, w)| x * w).collect();
         let wrong: Vec<f32> = exact.iter().map(|v| -v).collect();
-        let zero = [("baseline", Setting::Choice("zero".into()))];
+        let zero = [("baseline", Value::from("zero"))];
         let mut bench = Linear::new(&weights);
         let found = check(&MU_FIDELITY, &zero, &[&image[..]; 2], &[&exact, &wrong], 9, &mut bench);
         assert_eq!(found.iter().map(|s| s.value.unwrap()).collect::<Vec<_>>(), [1.0, -1.0]);

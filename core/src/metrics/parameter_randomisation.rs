@@ -5,9 +5,10 @@
 //! (Binder et al., CVPR 2023, arXiv:2211.12486).
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::{Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::spearman;
 use crate::{Error, Result, maps, seed};
+use lightbox_sdk::params::Params;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +22,16 @@ pub static PARAMETER_RANDOMISATION: Asking = Asking {
     score,
 };
 
+#[derive(Params)]
+struct Settings {
+    /// steps from the output to the input; at most the number of layers
+    #[param(default = 3, range = (1, 1000))]
+    stages: usize,
+    /// randomisations
+    #[param(default = 5, range = (1, 1000))]
+    seeds: u64,
+}
+
 fn spec() -> MetricSpec {
     MetricSpec {
         short: "MPRT",
@@ -33,16 +44,7 @@ fn spec() -> MetricSpec {
         cost: "seeds x stages explanations, each of a copy of the model",
         edge_cases: "a map that is not finite or constant is a failure and counts as 1; a randomised model's constant map correlates by 0, and one of its that is not finite is left out",
         reference: "Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim: Sanity Checks for Saliency Maps, NeurIPS 2018, arXiv:1810.03292",
-        parameters: vec![
-            Parameter::number(
-                "stages",
-                3.0,
-                1.0,
-                1000.0,
-                "steps from the output to the input; at most the number of layers",
-            ),
-            Parameter::number("seeds", 5.0, 1.0, 1000.0, "randomisations"),
-        ],
+        parameters: Settings::specs(),
         ..share("parameter-randomisation", "randomisation")
     }
 }
@@ -62,7 +64,7 @@ fn permuted(tensor: &Tensor, seed: u64) -> Result<Tensor> {
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     let batch = ask.batch;
-    let (stages, seeds) = (ask.number("stages")? as usize, ask.number("seeds")? as u64);
+    let Settings { stages, seeds } = ask.settings()?;
     let parameters = bench.parameters()?;
     let mut layers: Vec<&str> = Vec::new();
     for (name, _) in &parameters {
@@ -116,16 +118,16 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Setting;
     use super::super::removal::tests::{Linear, check};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn a_map_of_the_weights_is_lost_with_them() {
         let image = [1f32; 400];
         let weights: Vec<f32> = (0..400).map(|i| ((i * 29) % 401) as f32).collect();
         let mut bench = Linear::new(&weights);
-        let given = [("seeds", Setting::Number(4.0))];
+        let given = [("seeds", Value::from(4.0))];
         let found = check(&PARAMETER_RANDOMISATION, &given, &[&image], &[&weights], 20, &mut bench);
         let value = found[0].value.unwrap();
         assert!(value.abs() < 0.1, "{value}");

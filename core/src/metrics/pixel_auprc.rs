@@ -7,7 +7,7 @@ use super::each::each_image;
 use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size};
 use crate::maps::Fault;
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use lightbox_sdk::params::ParamValues;
 use tch::{Device, Kind, Tensor};
 
 pub(super) const REFERENCE: &str = "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation";
@@ -32,6 +32,7 @@ impl Metric for PixelAuprc {
             edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0; a \
                          constant map gives the share of mask pixels and is counted",
             reference: REFERENCE,
+            version: 1,
             parameters: vec![],
         }
     }
@@ -40,7 +41,7 @@ impl Metric for PixelAuprc {
         Needs::masked(Size::Mask, Form::Raw)
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         Ok(Box::new(At))
     }
 }
@@ -117,10 +118,10 @@ pub(super) mod tests {
 
     /// Scores [n, 1, w] maps against masks that are all known.
     pub fn score(metric: &dyn Metric, maps: &[&[f32]], masks: &[&[u8]]) -> (Vec<Score>, Option<Score>) {
-        let mut evaluation = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+        let mut evaluation = metric.start(&metric.spec().resolve(&Default::default()).unwrap(), 0).unwrap();
         let scores = see(metric, evaluation.as_mut(), maps, masks);
         // What was saved and merged into a new evaluation is what was seen.
-        let mut other = metric.start(&metric.spec().resolve(&BTreeMap::new()).unwrap(), 0).unwrap();
+        let mut other = metric.start(&metric.spec().resolve(&Default::default()).unwrap(), 0).unwrap();
         other.merge(&evaluation.state().unwrap()).unwrap();
         let (set, merged) = (evaluation.finish().unwrap(), other.finish().unwrap());
         assert_eq!(set, merged);

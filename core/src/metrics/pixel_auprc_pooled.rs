@@ -8,7 +8,7 @@ use super::pixel_auprc::REFERENCE;
 use super::pooled::{Histograms, Pooled, thinned};
 use super::{Better, Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
 use crate::Result;
-use std::collections::BTreeMap;
+use lightbox_sdk::params::ParamValues;
 
 pub struct PixelAuprcPooled;
 
@@ -30,6 +30,7 @@ impl Metric for PixelAuprcPooled {
             cost: "0",
             edge_cases: "as pixel-auprc; a constant map becomes 0, and so does one that is not finite",
             reference: REFERENCE,
+            version: 1,
             parameters: vec![],
         }
     }
@@ -38,7 +39,7 @@ impl Metric for PixelAuprcPooled {
         Needs::masked(Size::Mask, Form::MinMax)
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         Ok(Box::new(Pooled::new(value, curve)))
     }
 }

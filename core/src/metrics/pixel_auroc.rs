@@ -20,7 +20,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     let value = image.ranks().and_then(|ranks| ranks.auroc);
     value.map_or(Score::not_applicable("the mask is the whole image"), Score::ok)
 }
@@ -32,8 +32,8 @@ mod tests {
 
     #[test]
     fn is_the_share_of_pairs_in_order() {
-        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1], 2), Some(0.875));
-        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.5; 4], &[0, 0, 1, 1], 2), Some(0.5));
-        assert_eq!(value(&PIXEL_AUROC, 0.0, &[0.1, 0.4, 0.4, 0.8], &[1; 4], 2), None);
+        assert_eq!(value(&PIXEL_AUROC, (), &[0.1, 0.4, 0.4, 0.8], &[0, 0, 1, 1], 2), Some(0.875));
+        assert_eq!(value(&PIXEL_AUROC, (), &[0.5; 4], &[0, 0, 1, 1], 2), Some(0.5));
+        assert_eq!(value(&PIXEL_AUROC, (), &[0.1, 0.4, 0.4, 0.8], &[1; 4], 2), None);
     }
 }

@@ -6,7 +6,7 @@ use super::each::share;
 use super::pooled::{Histograms, Pooled, thinned};
 use super::{Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
 use crate::Result;
-use std::collections::BTreeMap;
+use lightbox_sdk::params::ParamValues;
 
 pub struct PixelAurocPooled;
 
@@ -29,7 +29,7 @@ impl Metric for PixelAurocPooled {
         Needs::masked(Size::Mask, Form::MinMax)
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         Ok(Box::new(Pooled::new(value, curve)))
     }
 }
@@ -81,7 +81,7 @@ mod tests {
         assert!((found - auroc(&scaled, &masks.concat()).unwrap()).abs() < 1e-12);
         // What two units have counted adds up.
         let mut parts = [0..2, 2..3].map(|part| {
-            let mut one = PixelAurocPooled.start(&BTreeMap::new(), 0).unwrap();
+            let mut one = PixelAurocPooled.start(&ParamValues::default(), 0).unwrap();
             crate::metrics::pixel_auprc::tests::see(&PixelAurocPooled, one.as_mut(), &m[part.clone()], &g[part]);
             one
         });

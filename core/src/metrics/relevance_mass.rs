@@ -28,7 +28,7 @@ pub(super) fn mass_inside(image: &Image<'_>) -> Option<f64> {
     (all > 0.0).then(|| marked.map(|(v, _)| mass(*v)).sum::<f64>() / all)
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     match image.mass_inside() {
         Some(mass) => Score::ok(mass),
         None => Score::failed("the map has no positive value"),
@@ -42,8 +42,8 @@ mod tests {
 
     #[test]
     fn negative_values_have_no_mass() {
-        assert_eq!(value(&RELEVANCE_MASS, 0.0, &[1.0, -5.0, 3.0, 0.0], &[0, 1, 1, 0], 2), Some(0.75));
-        assert_eq!(value(&RELEVANCE_MASS, 0.0, &[0.5; 4], &[0, 1, 0, 0], 2), Some(0.25));
-        assert_eq!(value(&RELEVANCE_MASS, 0.0, &[0.0, -1.0, 0.0, 0.0], &[0, 1, 0, 0], 2), None);
+        assert_eq!(value(&RELEVANCE_MASS, (), &[1.0, -5.0, 3.0, 0.0], &[0, 1, 1, 0], 2), Some(0.75));
+        assert_eq!(value(&RELEVANCE_MASS, (), &[0.5; 4], &[0, 1, 0, 0], 2), Some(0.25));
+        assert_eq!(value(&RELEVANCE_MASS, (), &[0.0, -1.0, 0.0, 0.0], &[0, 1, 0, 0], 2), None);
     }
 }

@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     Score::ok(share_of_highest(image, image.marked()))
 }
 
@@ -32,9 +32,9 @@ mod tests {
 
     #[test]
     fn k_is_the_size_of_the_mask() {
-        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.9, 0.1, 0.8, 0.3], &[1, 0, 0, 1], 2), Some(0.5));
-        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.9, 0.1, 0.2, 0.3], &[1, 0, 0, 1], 2), Some(1.0));
+        assert_eq!(value(&RELEVANCE_RANK, (), &[0.9, 0.1, 0.8, 0.3], &[1, 0, 0, 1], 2), Some(0.5));
+        assert_eq!(value(&RELEVANCE_RANK, (), &[0.9, 0.1, 0.2, 0.3], &[1, 0, 0, 1], 2), Some(1.0));
         // Zeros say nothing, wherever the mask lies.
-        assert_eq!(value(&RELEVANCE_RANK, 0.0, &[0.0; 4], &[1, 1, 0, 0], 2), Some(0.5));
+        assert_eq!(value(&RELEVANCE_RANK, (), &[0.0; 4], &[1, 1, 0, 0], 2), Some(0.5));
     }
 }

@@ -14,26 +14,40 @@ use rayon::prelude::*;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// What stands in a removed pixel's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Baseline {
-    /// The image's mean a channel.
-    Mean,
-    /// The image, blurred by a Gaussian of a twentieth of its width.
-    Blur,
-    /// 0 of the normalised image: the mean of the model's training images.
-    Zero,
-    /// [`impute`]: what the surroundings suggest.
-    Noisy,
+lightbox_sdk::choice! {
+    /// what stands in a removed pixel's place: the image's mean a channel, the blurred image, 0, or noisy linear imputation
+    pub enum Baseline {
+        /// The image's mean a channel.
+        Mean = "mean",
+        /// The image, blurred by a Gaussian of a twentieth of its width.
+        Blur = "blur",
+        /// 0 of the normalised image: the mean of the model's training images.
+        Zero = "zero",
+        /// [`impute`]: what the surroundings suggest.
+        Noisy = "noisy",
+    }
 }
 
-/// Their words, in the order of their places.
-pub const BASELINES: [&str; 4] = ["mean", "blur", "zero", "noisy"];
-pub const BASELINE_TEXT: &str = "what stands in a removed pixel's place: the image's mean a channel, the blurred image, 0, or noisy linear imputation";
+lightbox_sdk::choice! {
+    /// what stands in a removed pixel's place: the image's mean a channel, the blurred image, or 0
+    pub enum SetBaseline {
+        /// [`Baseline::Mean`].
+        Mean = "mean",
+        /// [`Baseline::Blur`].
+        Blur = "blur",
+        /// [`Baseline::Zero`].
+        Zero = "zero",
+    }
+}
 
-impl Baseline {
-    pub fn of(place: f64) -> Self {
-        [Baseline::Mean, Baseline::Blur, Baseline::Zero, Baseline::Noisy][(place as usize).min(3)]
+/// The same baseline among all.
+impl From<SetBaseline> for Baseline {
+    fn from(baseline: SetBaseline) -> Self {
+        match baseline {
+            SetBaseline::Mean => Baseline::Mean,
+            SetBaseline::Blur => Baseline::Blur,
+            SetBaseline::Zero => Baseline::Zero,
+        }
     }
 }
 
@@ -311,8 +325,9 @@ pub fn area(curve: &[f64]) -> f64 {
 #[cfg(test)]
 pub mod tests {
     use super::super::memo::Memo;
-    use super::super::{Bench, Metric, Score, Setting};
+    use super::super::{Bench, Metric, Score};
     use super::*;
+    use serde_json::Value;
     use std::collections::BTreeMap;
 
     /// A linear model: the logit of class 1 is `weights` times the first channel, that of class 0 is 0; scores are logits.
@@ -368,7 +383,7 @@ pub mod tests {
     /// Scores of maps of one channel's images [h, w], target 1, ids from 7. Rows of images and maps are flat.
     pub fn check(
         metric: &dyn Metric,
-        given: &[(&str, Setting)],
+        given: &[(&str, Value)],
         images: &[&[f32]],
         maps: &[&[f32]],
         width: usize,
@@ -379,14 +394,14 @@ pub mod tests {
 
     pub fn check_with(
         metric: &dyn Metric,
-        given: &[(&str, Setting)],
+        given: &[(&str, Value)],
         images: &[&[f32]],
         maps: &[&[f32]],
         width: usize,
         bench: &mut dyn Bench,
         signed: bool,
     ) -> Vec<Score> {
-        let given: BTreeMap<String, Setting> = given.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
+        let given: BTreeMap<String, Value> = given.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
         let parameters = metric.spec().resolve(&given).unwrap();
         let (n, height) = (images.len() as i64, (images[0].len() / width) as i64);
         let raw = Tensor::from_slice(&maps.concat()).reshape([n, height, width as i64]);

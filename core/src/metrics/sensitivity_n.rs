@@ -4,12 +4,12 @@
 //! the first batch, which is another quantity.
 
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::mu_fidelity::{WORDS, WORDS_TEXT};
-use super::removal::Baseline;
+use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
-use super::{Bench, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use crate::stats::correlation::pearson;
+use lightbox_sdk::params::Params;
 
 pub static SENSITIVITY_N: Asking = Asking {
     spec,
@@ -18,6 +18,21 @@ pub static SENSITIVITY_N: Asking = Asking {
     axes: None,
     score,
 };
+
+#[derive(Params)]
+struct Settings {
+    /// how many n
+    #[param(default = 6, range = (1, 100))]
+    sizes: usize,
+    /// sets of each size, an image
+    #[param(default = 16, range = (3, 100_000))]
+    samples: usize,
+    /// cells along each side
+    #[param(default = 16, range = (2, 64))]
+    grid: usize,
+    #[param(default = SetBaseline::Mean)]
+    baseline: SetBaseline,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -30,12 +45,7 @@ fn spec() -> MetricSpec {
         cost: "sizes x samples forward, shared by all explainers",
         edge_cases: "sizes at which no set changes the logit are left out, and where that is all the image is N/A; sums that are all equal correlate by 0; a map that is not finite or constant is a failure and counts as -1",
         reference: "Ancona, Ceolini, Öztireli, Gross: Towards better understanding of gradient-based attribution methods, ICLR 2018, arXiv:1711.06104",
-        parameters: vec![
-            Parameter::number("sizes", 6.0, 1.0, 100.0, "how many n"),
-            Parameter::number("samples", 16.0, 3.0, 100000.0, "sets of each size, an image"),
-            Parameter::number("grid", 16.0, 2.0, 64.0, "cells along each side"),
-            Parameter::choice("baseline", &WORDS, WORDS_TEXT),
-        ],
+        parameters: Settings::specs(),
         ..share("sensitivity-n", "faithfulness")
     }
 }
@@ -50,14 +60,13 @@ fn sizes(many: usize, cells: usize) -> Vec<usize> {
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let (samples, grid) = (ask.number("samples")? as usize, ask.number("grid")? as usize);
-    let sizes = sizes(ask.number("sizes")? as usize, grid * grid);
+    let Settings { sizes: many, samples, grid, baseline } = ask.settings()?;
+    let sizes = sizes(many, grid * grid);
     let name = format!("n {sizes:?} {samples} {grid}");
-    let baseline = Baseline::of(ask.number("baseline")?);
     let draw = |rng: &mut rand_chacha::ChaCha8Rng, size| {
         sizes.iter().flat_map(|n| cells(rng, grid, *n, samples, size)).collect::<Vec<_>>()
     };
-    let effects = effects(ask.batch, bench, baseline, ask.seed, &name, draw)?;
+    let effects = effects(ask.batch, bench, baseline.into(), ask.seed, &name, draw)?;
     let (values, width) = ask.batch.values()?;
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
@@ -74,9 +83,10 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Status;
     use super::super::removal::tests::{Linear, check};
-    use super::super::{Setting, Status};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn sizes_are_spread_and_distinct() {
@@ -91,7 +101,7 @@ mod tests {
         let weights: Vec<f32> = (0..256).map(|i| ((i * 13) % 7) as f32 - 3.0).collect();
         let exact: Vec<f32> = image.iter().zip(&weights).map(|(x, w)| 3.0 * x * w).collect();
         let wrong: Vec<f32> = exact.iter().map(|v| -v).collect();
-        let zero = [("baseline", Setting::Choice("zero".into()))];
+        let zero = [("baseline", Value::from("zero"))];
         let found = check(&SENSITIVITY_N, &zero, &[&image[..]; 2], &[&exact, &wrong], 16, &mut Linear::new(&weights));
         assert!((found[0].value.unwrap() - 1.0).abs() < 1e-5 && (found[1].value.unwrap() + 1.0).abs() < 1e-5);
         let none = check(&SENSITIVITY_N, &zero, &[&image], &[&exact], 16, &mut Linear::new(&[0.0; 256]));

@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
     }
 }
 
-fn score(image: &Image<'_>, _: f64) -> Score {
+fn score(image: &Image<'_>, _: &()) -> Score {
     match image.mass_inside() {
         Some(mass) => Score::ok(mass),
         None => Score::failed("the map has no positive value"),
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn is_the_mass_on_its_pixels() {
-        assert_eq!(value(&SHORTCUT_MASS, 0.0, &[1.0, -5.0, 3.0, 0.0], &[1, 0, 0, 0], 2), Some(0.25));
-        assert_eq!(value(&SHORTCUT_MASS, 0.0, &[0.0; 4], &[1, 0, 0, 0], 2), None);
+        assert_eq!(value(&SHORTCUT_MASS, (), &[1.0, -5.0, 3.0, 0.0], &[1, 0, 0, 0], 2), Some(0.25));
+        assert_eq!(value(&SHORTCUT_MASS, (), &[0.0; 4], &[1, 0, 0, 0], 2), None);
     }
 }

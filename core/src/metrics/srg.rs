@@ -3,11 +3,12 @@
 //! 2024, arXiv:2401.06654: the difference orders explainers alike whatever stands in a removed pixel's place, which deletion
 //! and insertion alone do not. With `s` the score it is the area between the curves (ABPC) of Samek et al., TNNLS 2017.
 
-use super::deletion::parameters;
+use super::deletion::Settings;
 use super::each::{Ask, Asking, Constant, Found, share};
-use super::removal::{BASELINES, Baseline, Order, area, even, scores};
+use super::removal::{Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
+use lightbox_sdk::params::Params;
 
 pub static SRG: Asking = Asking {
     spec,
@@ -28,13 +29,14 @@ fn spec() -> MetricSpec {
         cost: "2 (steps - 1) forward, of which deletion and insertion of the same baseline and steps are made",
         edge_cases: "a map that is not finite is a failure and counts as -1; a constant map is a random order, about 0, and counted",
         reference: "Blücher, Vielhaben, Strodthoff: Decoupling Pixel Flipping and Occlusion Strategy, TMLR 2024, arXiv:2401.06654",
-        parameters: parameters(&BASELINES),
+        parameters: Settings::specs(),
         ..share("srg", "faithfulness")
     }
 }
 
 fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
-    let (counts, baseline) = (even(ask.batch, ask.number("steps")? as usize), Baseline::of(ask.number("baseline")?));
+    let Settings { steps, baseline } = ask.settings()?;
+    let counts = even(ask.batch, steps);
     let most = scores(ask.batch, bench, baseline, Order::Highest, &counts, ask.seed)?;
     let least = scores(ask.batch, bench, baseline, Order::Lowest, &counts, ask.seed)?;
     let curves: Vec<Vec<f64>> =
@@ -46,13 +48,14 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 #[cfg(test)]
 mod tests {
     use super::super::removal::tests::{Linear, check};
-    use super::super::{Setting, deletion::DELETION, insertion::INSERTION};
+    use super::super::{deletion::DELETION, insertion::INSERTION};
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn is_insertion_less_deletion() {
         let image: &[f32] = &[3.0, 1.0, -1.0, -3.0];
-        let given = [("steps", Setting::Number(4.0)), ("baseline", Setting::Choice("mean".into()))];
+        let given = [("steps", Value::from(4.0)), ("baseline", Value::from("mean"))];
         let maps: [&[f32]; 2] = [&[4.0, 3.0, 2.0, 1.0], &[1.0, 4.0, 2.0, 3.0]];
         let value = |metric: &Asking| -> Vec<f64> {
             let found = check(metric, &given, &[image; 2], &maps, 2, &mut Linear::new(&[1.0, 2.0, -1.0, 0.5]));

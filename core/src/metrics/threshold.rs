@@ -10,8 +10,8 @@
 use super::{Batch, Bench, Curve, Evaluation, Form, Masks, Metric, MetricSpec, Needs, Score, Size, State};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
+use lightbox_sdk::params::ParamValues;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 /// Thresholds in tenths: 1 to 9.
@@ -287,7 +287,7 @@ impl Metric for AtThreshold {
         Needs { validation: true, ..Needs::masked(Size::Mask, Form::Raw) }
     }
 
-    fn start(&self, _: &BTreeMap<String, f64>, _: u64) -> Result<Box<dyn Evaluation>> {
+    fn start(&self, _: &ParamValues, _: u64) -> Result<Box<dyn Evaluation>> {
         let (candidates, image, set) = (self.candidates, self.image, self.set);
         Ok(Box::new(Tuned { candidates, image, set, entries: vec![], threshold: None }))
     }
@@ -373,7 +373,7 @@ pub mod tests {
             let mut states = Vec::new();
             let mut id = 0;
             for part in parts {
-                let mut evaluation = metric.start(&BTreeMap::new(), 0).unwrap();
+                let mut evaluation = metric.start(&ParamValues::default(), 0).unwrap();
                 let n = part.len() as i64;
                 let shape = [n, -1, width as i64];
                 let flat =
@@ -401,7 +401,7 @@ pub mod tests {
             }
             states
         };
-        let mut end = metric.start(&BTreeMap::new(), 0).unwrap();
+        let mut end = metric.start(&ParamValues::default(), 0).unwrap();
         let halves = test.split_at(test.len() / 2);
         let parts: Vec<&[(&[f32], &[u8])]> = [halves.0, halves.1].into_iter().filter(|p| !p.is_empty()).collect();
         // The order of blocks does not matter.

@@ -2,9 +2,17 @@
 //! game of Zhang et al., ECCV 2016, arXiv:1608.00507, whose tolerance is 15 pixels.
 
 use super::each::{Image, OfOneMap, share};
-use super::{Masks, MetricSpec, Parameter, Score};
+use super::{Masks, MetricSpec, Score};
+use lightbox_sdk::params::Params;
 
-pub static TOLERANT_HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
+pub static TOLERANT_HIT: OfOneMap<Settings> = OfOneMap { masks: Masks::Finding, spec, score };
+
+#[derive(Params)]
+pub struct Settings {
+    /// how near counts, of the image's width
+    #[param(default = 0.05, range = (0.0, 1.0))]
+    radius: f64,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -15,7 +23,7 @@ fn spec() -> MetricSpec {
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of pixels near the mask and is counted",
         reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
-        parameters: vec![Parameter::number("radius", 0.05, 0.0, 1.0, "how near counts, of the image's width")],
+        parameters: Settings::specs(),
         ..share("tolerant-hit", "localisation")
     }
 }
@@ -48,7 +56,7 @@ fn near(mask: &[u8], width: usize, reach: f64) -> Vec<bool> {
     rows.collect()
 }
 
-fn score(image: &Image<'_>, radius: f64) -> Score {
+fn score(image: &Image<'_>, Settings { radius }: &Settings) -> Score {
     let (_, highest) = image.extremes();
     let width = image.width.max(1);
     let near = near(image.mask, width, radius * width as f64);
@@ -74,10 +82,10 @@ mod tests {
         map[6] = 1.0;
         let mut mask = [0u8; 16];
         mask[0] = 1;
-        let at = |radius: f64| value(&TOLERANT_HIT, radius, &map, &mask, 4);
+        let at = |radius: f64| value(&TOLERANT_HIT, Settings { radius }, &map, &mask, 4);
         assert_eq!((at(0.0), at(0.5), at(0.56)), (Some(0.0), Some(0.0), Some(1.0)));
         // A constant map: the share of pixels that are near. Within one pixel of the corner there are three.
-        assert_eq!(value(&TOLERANT_HIT, 0.25, &[0.5; 16], &mask, 4), Some(3.0 / 16.0));
+        assert_eq!(value(&TOLERANT_HIT, Settings { radius: 0.25 }, &[0.5; 16], &mask, 4), Some(3.0 / 16.0));
     }
 
     #[test]

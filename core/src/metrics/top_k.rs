@@ -3,9 +3,17 @@
 //! Quantus 0.6 takes them in the order of their numbers.
 
 use super::each::{Image, OfOneMap, share, share_of_highest};
-use super::{Masks, MetricSpec, Parameter, Score};
+use super::{Masks, MetricSpec, Score};
+use lightbox_sdk::params::Params;
 
-pub static TOP_K: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
+pub static TOP_K: OfOneMap<Settings> = OfOneMap { masks: Masks::Finding, spec, score };
+
+#[derive(Params)]
+pub struct Settings {
+    /// k, of the image's pixels; at least one pixel
+    #[param(default = 0.01, range = (0.0, 1.0))]
+    share: f64,
+}
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -16,12 +24,12 @@ fn spec() -> MetricSpec {
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted; a mask smaller than k bounds the value by its size over k",
         reference: "Theiner, Mueller-Budack, Ewerth: Interpretable Semantic Photo Geolocation, WACV 2022, arXiv:2104.14995",
-        parameters: vec![Parameter::number("share", 0.01, 0.0, 1.0, "k, of the image's pixels; at least one pixel")],
+        parameters: Settings::specs(),
         ..share("top-k", "localisation")
     }
 }
 
-fn score(image: &Image<'_>, share: f64) -> Score {
+fn score(image: &Image<'_>, Settings { share }: &Settings) -> Score {
     Score::ok(share_of_highest(image, (share * image.map.len() as f64).round() as usize))
 }
 
@@ -33,9 +41,9 @@ mod tests {
     #[test]
     fn a_share_of_the_pixels_is_looked_at() {
         let (map, mask) = ([0.9, 0.1, 0.8, 0.3, 0.2, 0.7, 0.0, 0.5], [1, 0, 0, 0, 0, 1, 0, 0]);
-        assert_eq!(value(&TOP_K, 0.0, &map, &mask, 4), Some(1.0));
-        assert_eq!(value(&TOP_K, 0.25, &map, &mask, 4), Some(0.5));
-        assert_eq!(value(&TOP_K, 0.5, &map, &mask, 4), Some(0.5));
-        assert_eq!(value(&TOP_K, 1.0, &map, &mask, 4), Some(0.25));
+        assert_eq!(value(&TOP_K, Settings { share: 0.0 }, &map, &mask, 4), Some(1.0));
+        assert_eq!(value(&TOP_K, Settings { share: 0.25 }, &map, &mask, 4), Some(0.5));
+        assert_eq!(value(&TOP_K, Settings { share: 0.5 }, &map, &mask, 4), Some(0.5));
+        assert_eq!(value(&TOP_K, Settings { share: 1.0 }, &map, &mask, 4), Some(0.25));
     }
 }

@@ -2,25 +2,22 @@
 //! drawn from the run's seed and the image's id, and are the same for all explainers; the maps are made once an explainer.
 
 use super::each::{Ask, Found, share};
-use super::{Batch, Bench, Better, Form, MetricSpec, Needs, Parameter, Score, Size};
+use super::{Batch, Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::{Result, maps, seed};
+use lightbox_sdk::params::Params;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-/// Parameters of metrics that vary images.
-fn parameters() -> Vec<Parameter> {
-    vec![
-        Parameter::number("copies", 8.0, 1.0, 10000.0, "of each image"),
-        Parameter::number(
-            "radius",
-            0.02,
-            0.0,
-            10.0,
-            "of the noise, uniform in [-radius, radius] of the normalised image",
-        ),
-    ]
+#[derive(Params)]
+struct Settings {
+    /// of each image
+    #[param(default = 8, range = (1, 10_000))]
+    copies: usize,
+    /// of the noise, uniform in [-radius, radius] of the normalised image
+    #[param(default = 0.02, range = (0.0, 10.0))]
+    radius: f64,
 }
 
 /// What these metrics' specifications share.
@@ -32,7 +29,7 @@ pub fn base(name: &'static str) -> MetricSpec {
         chance: "0, of a map that does not look at the image",
         cost: "copies explanations, shared with the other metrics of robustness",
         edge_cases: "a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
-        parameters: parameters(),
+        parameters: Settings::specs(),
         ..share(name, "robustness")
     }
 }
@@ -78,7 +75,7 @@ pub fn score(
     over: impl Fn(&[f64]) -> f64,
 ) -> Result<Found> {
     let batch = ask.batch;
-    let (many, radius) = (ask.number("copies")? as usize, ask.number("radius")?);
+    let Settings { copies: many, radius } = ask.settings()?;
     let copies = copies(batch, many, radius, ask.seed)?;
     let list = |t: &Tensor| maps::values(t);
     let own = batch.cell.get("native values", || list(ask.maps()?))?;
@@ -173,10 +170,10 @@ pub fn relative(pair: &Pair<'_>, of: f64) -> Option<f64> {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::Setting;
     use super::super::removal::tests::{Linear, check};
     use super::super::{Metric, Status};
     use super::*;
+    use serde_json::Value;
     use tch::Device;
 
     pub const IMAGE: [f32; 4] = [3.0, 1.0, -1.0, 2.0];
@@ -185,7 +182,7 @@ pub mod tests {
     /// The value on one image of the linear model's explanation, whose map is weights times image.
     pub fn value(metric: &dyn Metric, copies: f64, radius: f64) -> f64 {
         let map: Vec<f32> = IMAGE.iter().zip(WEIGHTS).map(|(x, w)| x * w).collect();
-        let given = [("copies", Setting::Number(copies)), ("radius", Setting::Number(radius))];
+        let given = [("copies", Value::from(copies)), ("radius", Value::from(radius))];
         check(metric, &given, &[&IMAGE], &[&map], 2, &mut Linear::new(&WEIGHTS))[0].value.unwrap()
     }
 

@@ -38,7 +38,9 @@ fn case(bench: &Bench, table: &mut Table, case: &Case<'_>) -> Result<()> {
     let mut peer = bench.peer("attributions", job, &state)?;
     let x = x.to_device(bench.device);
     let rounds = alternate(bench.rounds(5), &mut peer, case.peer, || {
-        let (mut result, time) = timed(bench.device, || Ok(engine.run(&x, &classes, &ids, &[0], &mut |_| {})?))?;
+        let (mut result, time) = timed(bench.device, || {
+            Ok(engine.run(&x, &lightbox::engine::classes(&classes), &ids, &[0], &mut |_| {})?)
+        })?;
         Ok((result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?, time))
     })?;
     let side = case.side as usize;
@@ -104,7 +106,7 @@ pub fn rise(bench: &Bench, table: &mut Table) -> Result<()> {
     let (masks, side) = (if bench.quick { 32 } else { 256 }, 224);
     // Those that the explainer draws for the first image of a run of seed 0.
     let mut rng = image_rng(0, "rise", 0);
-    let drawn = (0..masks).map(|_| smooth(&mut rng, 8, 0.1, [side; 2])).collect::<std::result::Result<Vec<_>, _>>()?;
+    let drawn = (0..masks).map(|_| smooth(&mut rng, 8, 0.1, &[side; 2])).collect::<std::result::Result<Vec<_>, _>>()?;
     case(
         bench,
         table,

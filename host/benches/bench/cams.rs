@@ -35,7 +35,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let mut forward = vec![];
     let rounds = alternate(bench.rounds(5), &mut peer, "pytorch-grad-cam", || {
         forward.push(timed(bench.device, || Ok(engine.classify(&x)?))?.1);
-        timed(bench.device, || Ok(engine.run(&x, &classes, &ids, &all, &mut |_| {})?))
+        timed(bench.device, || Ok(engine.run(&x, &lightbox::engine::classes(&classes), &ids, &all, &mut |_| {})?))
     })?;
     let work = format!("eight class activation maps, densenet121, {batch} images");
     let peer = Some(("our forward pass", "", &forward[1..]));

@@ -40,7 +40,7 @@ fn model(bench: &Bench, table: &mut Table, name: &str, explainers: &[&str], targ
         logits = Some(value);
         let mut times = vec![first];
         for (i, found) in found.iter_mut().enumerate().take(explainers.len()) {
-            let run = || Ok(engine.run(&x, &classes, &ids, &[i], &mut |_| {})?);
+            let run = || Ok(engine.run(&x, &lightbox::engine::classes(&classes), &ids, &[i], &mut |_| {})?);
             let (mut result, time) = timed(bench.device, run)?;
             *found = Some(result.maps.remove(0).1?.output(0)?);
             times.push(time);

@@ -27,7 +27,8 @@ mod table;
 mod training;
 
 use clap::Parser;
-use lightbox::engine::{Engine, ExplainerChoice};
+use lightbox::choice::ExplainerChoice;
+use lightbox::engine::{Engine, Settings};
 use lightbox::registry;
 use lightbox_core::checkpoint::{self, State};
 use lightbox_sdk::spec::ModelOptions;
@@ -136,7 +137,7 @@ impl Bench {
         let family = model.split(['_', '-']).next().unwrap_or_default().trim_end_matches(char::is_numeric);
         let options = ModelOptions { device: self.name(), classes, seed: 1, params };
         let made = registry::open(&plugin(family)?)?.make_model(model, &options)?;
-        let mut engine = Engine::new(made, self.device, 0, lightbox::engine::terminal())?;
+        let mut engine = Engine::new(made, Settings::new(self.device, 0), lightbox::watch::terminal())?;
         for explainer in explainers {
             let (file, choice) = explainer.split_once('/').ok_or("plugin/name")?;
             engine.add(&plugin(file)?, &ExplainerChoice::parse(choice)?)?;

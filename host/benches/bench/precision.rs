@@ -46,8 +46,9 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         for round in 0..bench.rounds(9) + 1 {
             for (at, (_, tf32, engine)) in ways.iter().enumerate() {
                 lightbox::device::tf32(*tf32)?;
-                let (mut result, time) =
-                    timed(bench.device, || Ok(engine.run(&x, &classes, &ids, &[0], &mut |_| {})?))?;
+                let (mut result, time) = timed(bench.device, || {
+                    Ok(engine.run(&x, &lightbox::engine::classes(&classes), &ids, &[0], &mut |_| {})?)
+                })?;
                 let map = result.maps.remove(0).1?.output(0)?.f_to_device(Device::Cpu)?;
                 found[at] = Some((result.logits, maps::upsample(&map, (224, 224))?));
                 if round > 0 {

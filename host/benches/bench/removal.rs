@@ -7,7 +7,8 @@ use crate::{Bench, Result, highest, images, timed};
 use lightbox::engine::Engine;
 use lightbox_core::maps;
 use lightbox_core::metrics::memo::Memo;
-use lightbox_core::metrics::{self, Answer, Batch, NoBench, Setting};
+use lightbox_core::metrics::{self, Answer, Batch, NoBench};
+use serde_json::Value;
 use serde_json::json;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -58,11 +59,8 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let job = json!({ "targets": classes, "steps": STEPS, "device": bench.name() });
     let mut peer = bench.peer("removal", job, &state)?;
     let (x, map) = (x.to_device(bench.device), map.to_device(bench.device));
-    let given: BTreeMap<String, Setting> = [
-        ("steps".to_string(), Setting::Number(STEPS as f64)),
-        ("baseline".to_string(), Setting::Choice("zero".into())),
-    ]
-    .into();
+    let given: BTreeMap<String, Value> =
+        [("steps".to_string(), STEPS.into()), ("baseline".to_string(), "zero".into())].into();
     let curves = || -> Result<Vec<Vec<f64>>> {
         let (scene, cell) = (Memo::default(), Memo::default());
         let mut all = Vec::new();

@@ -4,7 +4,7 @@
 use crate::map_metrics::of_maps;
 use crate::table::{Spread, Table};
 use crate::{Bench, Result, built};
-use lightbox::run::spent::Spent;
+use lightbox::run::timings::Timings;
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -233,7 +233,7 @@ pub fn shares(bench: &Bench, table: &mut Table) -> Result<()> {
     if ![Some(0), Some(5)].contains(&output.status.code()) {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
     }
-    let spent: Spent = serde_json::from_slice(&std::fs::read(folder.path().join("run/spent.json"))?)?;
+    let spent: Timings = serde_json::from_slice(&std::fs::read(folder.path().join("run/spent.json"))?)?;
     let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join("run/summary.json"))?)?;
     let columns = summary["summary"]["columns"].as_array().map_or(0, Vec::len);
     let total = spent.total();

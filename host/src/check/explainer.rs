@@ -4,12 +4,18 @@ use super::{
     EXPLAINER_MADE, FITS, FITS_AGAIN, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass,
     refuses, rows, tensor,
 };
-use crate::engine::{check_fitted, default_paths, shared, with_rules};
+use crate::binding::{self, default_paths};
+use crate::engine::{check_fitted, shared_request};
+use crate::host_calls::Calls;
 use crate::loader::Plugin;
-use crate::proxy::{Calls, Watch};
+use crate::watch::Watch;
+use lightbox_core::data::image::Intensity;
+use lightbox_core::data::preparation::{Depth, Preparation};
 use lightbox_sdk::host::Serving;
-use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, Params, Plan};
-use lightbox_sdk::{Array, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request};
+use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, ParamValues, Plan};
+use lightbox_sdk::{
+    Array, BoundHandle, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request, Target,
+};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,13 +36,13 @@ pub(super) fn check(
 ) {
     let subject = spec.name.clone();
     let folder = file.parent().unwrap_or(Path::new(".")).to_path_buf();
-    let mut cell: Option<(ExplainerHandle, Params)> = None;
+    let mut cell: Option<(ExplainerHandle, BTreeMap<String, serde_json::Value>)> = None;
     let mut make = || {
         let explainer = plugin.make_explainer(&spec.name).map_err(|e| e.to_string())?;
         let mut given = given.clone();
         default_paths(&mut given, &spec.parameters, file);
-        let params = Params::resolve(&spec.parameters, &given).map_err(|e| e.to_string())?;
-        Ok((explainer, params))
+        ParamValues::resolve(&spec.parameters, &given).map_err(|e| e.to_string())?;
+        Ok((explainer, given))
     };
     test(&subject, EXPLAINER_MADE, &mut || {
         made(&mut cell, &mut make)?;
@@ -55,27 +61,17 @@ pub(super) fn check(
     if made(&mut cell, &mut make).is_err() {
         return;
     }
-    let Some((explainer, params)) = cell else { return };
-    let mut ready: Option<(ModelHandle, ModelSpec, Plan)> = None;
+    let Some((explainer, given)) = cell else { return };
+    let mut ready: Option<(ModelHandle, ModelSpec, BoundHandle, Plan)> = None;
     let mut plan = || {
         let model = model()?;
         let model_spec = model.spec().map_err(|e| e.to_string())?;
-        let plan = explainer.plan(&model_spec, &params).map_err(|e| e.to_string())?;
-        let plan = with_rules(plan, &model_spec);
-        if let Plan::Run(needs) = &plan {
-            needs.check_requires().map_err(|e| e.to_string())?;
-            needs.check_others(model_spec.classes).map_err(|e| e.to_string())?;
-            model_spec.check_rules(&needs.rules).map_err(|e| e.to_string())?;
-            let fit = needs.fit.iter().flat_map(|f| &f.values);
-            for site in needs.values.iter().chain(&needs.gradients).chain(fit) {
-                model_spec.site(site).map_err(|e| e.to_string())?;
-            }
-        }
-        Ok((model, model_spec, plan))
+        let (bound, plan) = binding::bind(&explainer, &model_spec, &[], &given).map_err(|e| e.to_string())?;
+        Ok((model, model_spec, bound, plan))
     };
     test(&subject, PLANS, &mut || match made(&mut ready, &mut plan) {
         Ok(()) => match &ready {
-            Some((_, model, Plan::NotApplicable { reason })) => {
+            Some((_, model, _, Plan::NotApplicable { reason })) => {
                 Ok((Status::Warn, format!("not applicable to {}: {reason}", model.name)))
             }
             _ => pass(),
@@ -86,20 +82,21 @@ pub(super) fn check(
     if made(&mut ready, &mut plan).is_err() {
         return;
     }
-    let Some((model, model_spec, Plan::Run(needs))) = ready else { return };
+    let Some((model, model_spec, bound, Plan::Run(needs))) = ready else { return };
 
+    let (device, preparation) = (tch::Device::Cpu, preparation(&model_spec));
     let calls =
-        Calls { watch: watch.as_ref(), input: &model_spec.input, device: tch::Device::Cpu, colour: false, fit: None };
+        Calls { watch: watch.as_ref(), input: &model_spec.input, device, preparation: preparation.as_ref(), fit: None };
     let serving = Serving::new(&calls);
     let owned: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
     let model = crate::proxy::handle(&owned, &model_spec, watch, None, &Arc::default());
-    let side = [model_spec.input.height, model_spec.input.width];
-    let mask = Array::from_vec(&side, (0..side[0] * side[1]).map(|i| (i % 97) as f32 / 97.0).collect());
+    let size = &model_spec.input.size;
+    let mask = Array::from_vec(size, (0..size.iter().product()).map(|i| (i % 97) as f32 / 97.0).collect());
     // What a fit learns of a made training set.
     let mut fitted: Option<BTreeMap<String, Array>> = None;
     if let Some(wanted) = &needs.fit {
         let mut learn = || {
-            let named = fit(&explainer, &model, &model_spec, &params, wanted, needs.model, watch)?;
+            let named = fit(&bound, &model, &model_spec, wanted, needs.model, watch)?;
             check_fitted(&named, &spec.name).map_err(|e| e.to_string())?;
             Ok(named.into_iter().collect())
         };
@@ -128,18 +125,18 @@ pub(super) fn check(
     }
     let fitted = fitted.unwrap_or_default();
     let explain =
-        |explainer: &ExplainerHandle, images: &Array, ids: &[u64]| -> std::result::Result<Maps, lightbox_sdk::Error> {
+        |bound: &BoundHandle, images: &Array, ids: &[u64]| -> std::result::Result<Maps, lightbox_sdk::Error> {
             let n = images.shape()[0];
-            let targets = Array::from_vec(&[n], vec![0i64; n])?;
-            let response = model.run(&shared(images, &targets, &needs)?)?;
+            let targets = vec![Target::Class(0); n];
+            let wanted: Vec<Option<Target>> = targets.iter().cloned().map(Some).collect();
+            let response = model.run(&shared_request(&model_spec, images, &wanted, &needs)?)?;
             let mut sets = response.grads.into_iter();
-            explainer.explain(ExplainInput {
+            bound.explain(ExplainInput {
                 images: images.clone(),
                 targets,
                 logits: response.logits,
+                outputs: response.outputs,
                 ids: ids.to_vec(),
-                model: &model_spec,
-                params: &params,
                 seed: 3,
                 at_once: 0,
                 values: response.values,
@@ -155,14 +152,14 @@ pub(super) fn check(
         };
     let batch = images(&model_spec, 3);
     let ids = [11, 22, 33];
-    let map = || explain(&explainer, &batch, &ids).map(|m| m.array).map_err(|e| e.to_string());
+    let map = || explain(&bound, &batch, &ids).map(|m| m.array).map_err(|e| e.to_string());
 
     test(&subject, "maps have the right shape and are finite", &mut || {
-        let Maps { array: map, names } = explain(&explainer, &batch, &ids).map_err(|e| e.to_string())?;
-        let (shape, k) = (map.shape(), names.len());
+        let Maps { array: map, names } = explain(&bound, &batch, &ids).map_err(|e| e.to_string())?;
+        let (shape, k, axes) = (map.shape(), names.len(), model_spec.input.size.len());
         let fits = match k {
-            0 => shape.len() == 3,
-            _ => shape.len() == 4 && shape[1] == k,
+            0 => shape.len() == 1 + axes,
+            _ => shape.len() == 2 + axes && shape[1] == k,
         };
         if !fits || shape[0] != 3 || shape.contains(&0) {
             let wanted = if k == 0 { "[3, h, w]".into() } else { format!("[3, {k}, h, w], a map a name") };
@@ -187,7 +184,7 @@ pub(super) fn check(
         let whole = map()?;
         for i in 0..3 {
             let image = rows(&batch, i, 1).map_err(|e| e.to_string())?;
-            let alone = explain(&explainer, &image, &ids[i..=i]).map_err(|e| e.to_string())?.array;
+            let alone = explain(&bound, &image, &ids[i..=i]).map_err(|e| e.to_string())?.array;
             let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
             if d > 1e-3 {
                 return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
@@ -205,7 +202,7 @@ pub(super) fn check(
     });
     test(&subject, "refuses wrong parameters with an error", &mut || {
         let wrong = BTreeMap::from([("no-such-parameter".to_string(), serde_json::Value::from(1))]);
-        match Params::resolve(&spec.parameters, &wrong) {
+        match explainer.bind(&model_spec, &[], &wrong) {
             Ok(_) => Err("an unknown parameter is accepted".into()),
             Err(_) => pass(),
         }
@@ -214,13 +211,12 @@ pub(super) fn check(
         // Arrays of another shape than planned for: an error or, where they are not read, a map; never a panic.
         let odd = Array::from_vec(&[3, 5], vec![0f32; 15]).map_err(|e| e.to_string())?;
         let replace = |names: &[String]| names.iter().map(|n| (n.clone(), odd.clone())).collect::<BTreeMap<_, _>>();
-        let outcome = explainer.explain(ExplainInput {
+        let outcome = bound.explain(ExplainInput {
             images: odd.clone(),
-            targets: odd.clone(),
+            targets: vec![],
             logits: odd.clone(),
+            outputs: BTreeMap::new(),
             ids: vec![],
-            model: &model_spec,
-            params: &params,
             seed: 0,
             at_once: 0,
             values: replace(&needs.values),
@@ -238,6 +234,12 @@ pub(super) fn check(
     });
 }
 
+/// How images that a plugin reads are prepared in a check.
+fn preparation(spec: &ModelSpec) -> Option<Preparation> {
+    let size = spec.input.flat().ok()?;
+    Some(Preparation { size, colour: false, intensity: Intensity::Auto, depth: Depth::OfImage })
+}
+
 /// What is said of a made image.
 fn record(id: u64) -> ImageRecord {
     ImageRecord { name: format!("image-{id}.png"), patient: Some(format!("patient-{id}")), ..ImageRecord::default() }
@@ -245,16 +247,15 @@ fn record(id: u64) -> ImageRecord {
 
 /// Runs a fit on eight made images, four a batch, of which every second has class 1 and a mask.
 fn fit(
-    explainer: &ExplainerHandle,
+    bound: &BoundHandle,
     model: &ModelHandle,
     spec: &ModelSpec,
-    params: &Params,
     needs: &FitNeeds,
     with_model: bool,
     watch: &Arc<dyn Watch>,
 ) -> Result<Named, String> {
     let whole = images(spec, 8);
-    let (h, w, classes) = (spec.input.height, spec.input.width, spec.classes);
+    let ([h, w], classes) = (spec.input.flat().map_err(|e| e.to_string())?, spec.classes());
     let at = Cell::new(0);
     let next = |rewind: bool| -> Result<Option<FitBatch>, lightbox_sdk::Error> {
         if rewind {
@@ -283,16 +284,20 @@ fn fit(
             logits: response.logits,
         }))
     };
-    let calls =
-        Calls { watch: watch.as_ref(), input: &spec.input, device: tch::Device::Cpu, colour: false, fit: Some(&next) };
+    let (device, preparation) = (tch::Device::Cpu, preparation(spec));
+    let calls = Calls {
+        watch: watch.as_ref(),
+        input: &spec.input,
+        device,
+        preparation: preparation.as_ref(),
+        fit: Some(&next),
+    };
     let serving = Serving::new(&calls);
     let input = FitInput {
-        model: spec,
-        params,
-        target: Some(1.min(classes as i64 - 1)),
+        class: Some(1.min(classes.saturating_sub(1))),
         seed: 5,
         runner: with_model.then(|| model.as_ref()),
         host: &serving,
     };
-    explainer.fit(input).map_err(|e| e.to_string())
+    bound.fit(input).map_err(|e| e.to_string())
 }

@@ -4,7 +4,7 @@
 mod explainer;
 mod model;
 
-use crate::child::{Child, Mouth, Said};
+use crate::child::{Child, EventWriter, Reply};
 use crate::error::{Error, Exit, Result};
 use crate::loader::{self, Plugin};
 use crate::registry::Registry;
@@ -162,24 +162,24 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
         let mut silent = false;
         let how = loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(Said::Line(Line::Started { subject, test })) => now = Some((subject, test)),
-                Ok(Said::Line(Line::Ended(f))) => {
+                Ok(Reply::Line(Line::Started { subject, test })) => now = Some((subject, test)),
+                Ok(Reply::Line(Line::Ended(f))) => {
                     all.push(f);
                     skip += 1;
                     now = None;
                 }
-                Ok(Said::Line(Line::Done)) => {
+                Ok(Reply::Line(Line::Done)) => {
                     child.end();
                     return Ok(all);
                 }
-                Ok(Said::Malformed(line)) => break format!("it wrote to the host's channel: {line}"),
+                Ok(Reply::Malformed(line)) => break format!("it wrote to the host's channel: {line}"),
                 Err(RecvTimeoutError::Timeout) if last.elapsed() < limit => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     silent = true;
                     child.kill();
                     break format!("no answer within {} s", args.limit);
                 }
-                Ok(Said::Ended) | Err(RecvTimeoutError::Disconnected) => break child.end(),
+                Ok(Reply::Ended) | Err(RecvTimeoutError::Disconnected) => break child.end(),
             }
             last = Instant::now();
         };
@@ -210,10 +210,10 @@ fn pass() -> Outcome {
 
 /// The child: runs the tests in a fixed order, from `skip` on.
 pub fn worker(args: &WorkerArgs) -> Result<()> {
-    let mouth = Mouth::open();
+    let writer = EventWriter::open();
     THREADS.get_or_init(tch::get_num_threads);
-    let watch = crate::engine::terminal();
-    let say = |line: &Line| mouth.say(line);
+    let watch = crate::watch::terminal();
+    let say = |line: &Line| writer.say(line);
     let mut params = BTreeMap::new();
     for pair in &args.params {
         let (key, value) =
@@ -316,7 +316,7 @@ fn build(file: &Path, name: &str) -> std::result::Result<ModelHandle, String> {
 fn make_small(plugin: &Plugin, name: &str) -> std::result::Result<ModelHandle, String> {
     let spec = plugin.model_spec(name, &ModelOptions::default()).map_err(|e| e.to_string())?;
     let mut options = ModelOptions::default();
-    if spec.parameters.iter().any(|p| p.name == "size") && spec.input.height > 64 {
+    if spec.parameters.iter().any(|p| p.name == "size") && spec.input.size.iter().any(|n| *n > 64) {
         options.params.insert("size".into(), 64.into());
         if let Ok(model) = plugin.make_model(name, &options) {
             return Ok(model);
@@ -329,9 +329,10 @@ fn make_small(plugin: &Plugin, name: &str) -> std::result::Result<ModelHandle, S
 /// A batch that is no noise and no constant.
 fn images(spec: &ModelSpec, n: usize) -> Array {
     let i = &spec.input;
-    let count = n * i.channels * i.height * i.width;
+    let shape = i.shape(n);
+    let count = shape.iter().product::<usize>();
     let values = (0..count).map(|k| ((k as f32 * 0.37).sin() + (k as f32 * 0.0011).cos()) * 0.8).collect();
-    Array::from_vec(&[n, i.channels, i.height, i.width], values).unwrap_or_else(|e| unreachable!("own images: {e}"))
+    Array::from_vec(&shape, values).unwrap_or_else(|e| unreachable!("own images: {e}"))
 }
 
 fn rows(array: &Array, from: usize, n: usize) -> std::result::Result<Array, lightbox_sdk::Error> {

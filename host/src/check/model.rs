@@ -4,8 +4,8 @@ use super::{
     MODEL_MADE, Status, Test, difference, finite, images, keeps_globals, made, make_small, pass, refuses, rows, tensor,
 };
 use crate::loader::Plugin;
-use lightbox_sdk::spec::{Layout, ModelSpec};
-use lightbox_sdk::{Array, ModelHandle, Objective, Patch, Request};
+use lightbox_sdk::spec::{Axis, ModelSpec, PAIR_RULES, Role};
+use lightbox_sdk::{Array, ModelHandle, Objective, Patch, Request, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
@@ -29,8 +29,10 @@ const DIRECTIONS: u64 = 1;
 /// The gradient of the first class's logits at a site, and the site's value.
 fn gradient(model: &ModelHandle, batch: &Array, site: &str, values: &[String]) -> Result<(Tensor, Tensor), String> {
     let n = batch.shape()[0];
-    let targets = Array::from_vec(&[n], vec![0i64; n]).map_err(|e| e.to_string())?;
-    let request = Request::explain(batch.clone(), targets, values, &[site.to_string()]);
+    let wanted = vec![&Target::Class(0); n];
+    let objective =
+        lightbox_sdk::objective(&model.spec().map_err(|e| e.to_string())?, &wanted).map_err(|e| e.to_string())?;
+    let request = Request::explain(batch.clone(), objective, values, &[site.to_string()]);
     let response = model.run(&request).map_err(|e| e.to_string())?;
     let gradient = response.grads.first().and_then(|g| g.get(site)).ok_or(format!("no gradient at {site}"))?;
     finite(gradient, &format!("the gradient at {site}"))?;
@@ -133,18 +135,26 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
         let names: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
         let request = Request { values: names, ..Request::forward(batch.clone()) };
         let response = model.run(&request).map_err(|e| e.to_string())?;
-        if response.logits.shape() != [2, spec.classes] {
-            return Err(format!("logits have shape {:?}, expected [2, {}]", response.logits.shape(), spec.classes));
+        for output in &spec.outputs {
+            let array = response.output(&spec, &output.name).map_err(|e| e.to_string())?;
+            let (shape, wanted) = (array.shape(), [vec![2], output.shape()].concat());
+            if shape != wanted {
+                return Err(format!("output {} has shape {shape:?}, expected {wanted:?}", output.name));
+            }
+            finite(array, &format!("output {}", output.name))?;
         }
         finite(&response.logits, "logits")?;
         for site in &spec.sites {
             let value = response.values.get(&site.name).ok_or(format!("site {} is not handed back", site.name))?;
             let shape = value.shape();
-            let expected = match (site.layout, site.grid) {
-                (Layout::BCHW, Some([h, w])) => Some(vec![2, site.channels, h, w]),
-                (Layout::BNC, Some([h, w])) => Some(vec![2, site.prefix.len() + h * w, site.channels]),
-                (Layout::BC, _) => Some(vec![2, site.channels]),
-                _ => None,
+            let expected = if site.is_map() {
+                Some([vec![2, site.channels], site.grid.clone()].concat())
+            } else if site.is_tokens() {
+                Some(vec![2, site.prefix.len() + site.places(), site.channels])
+            } else if site.axes == [Axis::Batch, Axis::Channel] || site.axes == [Axis::Batch, Axis::Class] {
+                Some(vec![2, site.channels])
+            } else {
+                None
             };
             if expected.as_ref().is_some_and(|e| *e != shape) {
                 return Err(format!(
@@ -262,9 +272,15 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
     });
     test(&subject, "rules change gradients and no value", &mut || {
         let plain = forward(&batch)?.logits;
+        let input = spec.site_of(Role::Input).map(|s| s.name.clone());
+        let Some(input) = input.filter(|_| !spec.rules.is_empty()) else {
+            return Ok((Status::Pass, "it has none".into()));
+        };
         for rule in &spec.rules {
             let targets = Array::from_vec(&[2], vec![0i64; 2]).map_err(|e| e.to_string())?;
-            let request = Request::explain(batch.clone(), targets, &[], &["input".to_string()]);
+            let pairs = PAIR_RULES.contains(&rule.as_str());
+            let request = Request::explain(batch.clone(), Objective::Class(targets), &[], std::slice::from_ref(&input));
+            let request = Request { pairs, ..request };
             let rules = vec![rule.clone()];
             let ruled = model.run(&Request { rules, ..request.clone() }).map_err(|e| e.to_string())?;
             let d = difference(&ruled.logits, &plain)?;
@@ -272,14 +288,14 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
                 return Err(format!("rule {rule} moves the logits by {d:.1e}"));
             }
             let usual = model.run(&request).map_err(|e| e.to_string())?;
-            let at = |r: &lightbox_sdk::Response| r.grads.first().and_then(|g| g.get("input")).cloned();
+            let at = |r: &lightbox_sdk::Response| r.grads.first().and_then(|g| g.get(&input)).cloned();
             let (a, b) = (at(&ruled).ok_or("no gradient")?, at(&usual).ok_or("no gradient")?);
             finite(&a, "the gradient")?;
             if difference(&a, &b)? == 0.0 {
                 return Err(format!("rule {rule} leaves the gradient as it was"));
             }
         }
-        Ok((Status::Pass, if spec.rules.is_empty() { "it has none".into() } else { spec.rules.join(", ") }))
+        Ok((Status::Pass, spec.rules.join(", ")))
     });
     test(&subject, "a fork with other parameters leaves the original as it was", &mut || {
         let before = forward(&batch)?.logits;
@@ -309,15 +325,15 @@ pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Te
         let i = &spec.input;
         let array =
             |shape: &[usize]| Array::from_vec(shape, vec![0f32; shape.iter().product()]).map_err(|e| e.to_string());
-        refuses(
-            model.run(&Request::forward(array(&[2, i.channels, i.height + 1, i.width])?)),
-            "an image of another size",
-        )?;
+        let mut other = i.shape(2);
+        other[2] += 1;
+        refuses(model.run(&Request::forward(array(&other)?)), "an image of another size")?;
         refuses(model.run(&Request::forward(array(&[4])?)), "a vector for images")?;
         let unknown = Request { values: vec!["no such site".into()], ..Request::forward(batch.clone()) };
         refuses(model.run(&unknown), "an unknown site")?;
-        let site = spec.cam_site.clone().unwrap_or_else(|| "input".into());
-        let target = Array::from_vec(&[2], vec![spec.classes as i64; 2]).map_err(|e| e.to_string())?;
+        let input = || spec.site_of(Role::Input).map(|s| s.name.clone());
+        let site = spec.cam_site.clone().or_else(input).unwrap_or_default();
+        let target = Array::from_vec(&[2], vec![spec.classes() as i64; 2]).map_err(|e| e.to_string())?;
         let request = Request {
             grads: vec![site],
             objectives: vec![vec![Objective::Class(target)]],

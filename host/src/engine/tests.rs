@@ -1,9 +1,10 @@
 //! Tests of the engine: an explainer on CPU memory with a model elsewhere, tampering, names of explainers.
 
 use super::*;
-use lightbox_sdk::spec::{Family, FitNeeds, InputSpec, LoadReport, Site, SiteKind};
+use crate::watch::terminal;
+use lightbox_sdk::spec::{Family, InputSpec, LoadReport, Role, Site};
 use lightbox_sdk::tape::{Tape, step};
-use lightbox_sdk::{Context, Explainer, FitContext, Model, Patch, Response};
+use lightbox_sdk::{Bound, Context, Explainer, FitBatch, FitContext, Maps, Model, Objective, Patch};
 
 /// Stands for the memory of a device that the CPU cannot read: arrays in it are known by their addresses, and are kept,
 /// so that none is given twice.
@@ -50,7 +51,7 @@ struct Strict {
 
 impl Model for Strict {
     fn spec(&self) -> ModelSpec {
-        let sites = vec![Site::feature("x", 1, [2, 2]).start(), Site::vector("logits", SiteKind::Logits, 2)];
+        let sites = vec![Site::feature("x", 1, [2, 2]).start(), Site::vector("logits", Role::Logits, 2)];
         ModelSpec { sites, ..ModelSpec::new("strict", InputSpec { channels: 1, ..InputSpec::imagenet(2) }, 2) }
     }
 
@@ -84,6 +85,7 @@ impl Model for Strict {
         let there = |(name, a): (String, Array)| (name, self.elsewhere.bring(&a));
         Ok(Response {
             logits: self.elsewhere.bring(&found.logits),
+            outputs: BTreeMap::new(),
             values: found.values.into_iter().map(there).collect(),
             grads: found.grads.into_iter().map(|set| set.into_iter().map(there).collect()).collect(),
         })
@@ -117,17 +119,23 @@ impl Reader {
 }
 
 impl Explainer for Reader {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         let spec = ExplainerSpec::new("reader", "Reader", Family::Other, "none", "");
         ExplainerSpec { cpu_only: true, ..spec }
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> std::result::Result<Plan, lightbox_sdk::Error> {
-        let (site, others) = (vec!["x".to_string()], vec![OtherClass::Class(1)]);
+    fn bind(&self, _: &ModelSpec, _: ()) -> lightbox_sdk::Result<Bound> {
+        let (site, others) = (vec!["x".to_string()], vec![Contrast::Class(1)]);
         let fit = Some(FitNeeds::default());
-        Ok(Needs { values: site.clone(), gradients: site, others, model: true, fit, ..Needs::default() }.into())
+        let needs = Needs { values: site.clone(), gradients: site, others, model: true, fit, ..Needs::default() };
+        let (one, other) = (Reader(self.0.clone()), Reader(self.0.clone()));
+        Ok(Bound::new(needs, move |context| one.explain(context)).with_fit(move |context| other.fit(context)))
     }
+}
 
+impl Reader {
     fn fit(&self, context: &FitContext<'_>) -> std::result::Result<Named, lightbox_sdk::Error> {
         let batch = context.first_batch()?.ok_or_else(|| lightbox_sdk::Error::invalid("no batch"))?;
         self.read("a batch of the fit", &batch.images)?;
@@ -185,10 +193,10 @@ fn an_explainer_on_cpu_memory_works_with_a_model_elsewhere() {
     // The model refuses what is not brought to it.
     let refused = model().run(&Request::forward(Array::from_tensor(&images).unwrap())).unwrap_err();
     assert!(refused.to_string().contains("images: expected all tensors to be on the same device"), "{refused}");
-    let mut engine = Engine::over(model(), Device::Cpu, 0, terminal(), Some(elsewhere.clone())).unwrap();
+    let mut engine = Engine::over(model(), Settings::new(Device::Cpu, 0), terminal(), Some(elsewhere.clone())).unwrap();
     let reader = Reader(elsewhere.clone());
     let (spec, choice) = (reader.spec(), ExplainerChoice::parse("reader").unwrap());
-    engine.plan(ExplainerHandle::of(Box::new(reader)), spec, Path::new("none"), choice, Params::default()).unwrap();
+    engine.bind(&ExplainerHandle::of(reader), spec, Path::new("none"), choice).unwrap();
     let images_there = engine.at_model(&images).unwrap();
     let batch = |_: bool| -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error> {
         let logits = engine
@@ -208,7 +216,8 @@ fn an_explainer_on_cpu_memory_works_with_a_model_elsewhere() {
     };
     let fitted = engine.fit(0, None, 0, 0, &batch).unwrap();
     engine.set_fitted(0, fitted);
-    let batch = engine.run(&images, &[0, 1], &[0, 1], &[0], &mut |_| {}).unwrap();
+    let batch =
+        engine.run(&images, &[Some(Target::Class(0)), Some(Target::Class(1))], &[0, 1], &[0], &mut |_| {}).unwrap();
     let maps = batch.maps.into_iter().next().unwrap().1.unwrap().maps;
     assert_eq!(Vec::<f32>::try_from(maps.flatten(0, -1)).unwrap(), [0.0, 0.0]);
     assert!(batch.tampered.is_none());
@@ -218,7 +227,7 @@ fn an_explainer_on_cpu_memory_works_with_a_model_elsewhere() {
 #[test]
 fn a_change_of_any_type_and_order_is_noticed() {
     let check = |a: Tensor, b: Tensor| {
-        let print = |t: &Tensor| fingerprint(&Array::from_tensor(t).unwrap()).unwrap();
+        let print = |t: &Tensor| checksum_of(&Array::from_tensor(t).unwrap()).unwrap();
         assert_eq!(print(&a), print(&a.copy()));
         assert_ne!(print(&a), print(&b), "{a:?}");
     };

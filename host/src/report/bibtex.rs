@@ -1,6 +1,6 @@
 //! Citations as BibTeX, from the references that plugins and metrics state: `Authors: Title, Venue Year, arXiv:NUMBER`.
 
-use crate::run::about::About;
+use crate::run::manifest::RunManifest;
 use std::collections::BTreeSet;
 
 /// An entry of a reference. What cannot be told apart stays in the title.
@@ -48,7 +48,7 @@ fn entry(key: &str, citation: &str, id: &str) -> String {
 }
 
 /// Entries of all models, explainers and metrics of a run, each reference once.
-pub fn all(about: &About) -> String {
+pub fn all(about: &RunManifest) -> String {
     let mut seen = BTreeSet::new();
     let mut text = String::new();
     let mut add = |kind: &str, name: &str, citation: &str, id: &str| {

@@ -7,8 +7,9 @@ use base64::Engine as _;
 use image::{ExtendedColorType, ImageEncoder};
 use lightbox_core::data::resize::resize;
 use lightbox_core::data::store::Store;
+use lightbox_core::files;
 use lightbox_core::maps::{self, Fault};
-use lightbox_core::{checkpoint, files};
+use lightbox_core::maps_file::MapsFile;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -47,13 +48,13 @@ pub(super) fn png(grey: &[u8], width: usize, height: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Grey values at another size.
-fn sized(grey: &[u8], side: usize, to: usize) -> Vec<u8> {
-    if side == to {
+/// Grey values of height and width `size` as a square of side `to`.
+fn sized(grey: &[u8], size: [usize; 2], to: usize) -> Vec<u8> {
+    if size == [to, to] {
         return grey.to_vec();
     }
     let values: Vec<f32> = grey.iter().map(|v| f32::from(*v)).collect();
-    resize(&values, (side, side), (to, to)).into_iter().map(|v| (v + 0.5).clamp(0.0, 255.0) as u8).collect()
+    resize(&values, (size[1], size[0]), (to, to)).into_iter().map(|v| (v + 0.5).clamp(0.0, 255.0) as u8).collect()
 }
 
 /// A map [h, w] as grey values of `side` x `side`, by its own range.
@@ -71,15 +72,15 @@ pub(super) fn tile(map: &Tensor, side: usize) -> Result<Vec<u8>> {
 
 impl Run {
     /// The prepared images of a model.
-    pub(super) fn store(&self, side: usize) -> Result<Store> {
+    pub(super) fn store(&self, size: [usize; 2]) -> Result<Store> {
         // Only masks and grey values are wanted, which do not depend on a model's normalisation.
-        Ok(Store::open(&self.folder.prepared(side), &[0.0], &[1.0], Device::Cpu, 0)?)
+        Ok(Store::open(&self.folder.prepared(size), &[0.0], &[1.0], Device::Cpu, 0)?)
     }
 
-    /// The side of a model's images.
-    pub(super) fn side(&self, model: usize) -> Option<usize> {
+    /// Height and width of a model's images.
+    pub(super) fn size(&self, model: usize) -> Option<[usize; 2]> {
         let label = &self.summary.models[model];
-        self.stored.iter().find(|s| s.model == *label).map(|s| s.side)
+        self.stored.iter().find(|s| s.model == *label).map(|s| s.size)
     }
 
     /// The maps of a model and column in fold 0: place of the image in the prepared file, and map [h, w].
@@ -101,20 +102,17 @@ impl Run {
             if columns.is_empty() {
                 continue;
             }
-            let file = self.folder.0.join(&s.file);
-            let picked = checkpoint::pick(&file, &["images", &format!("maps.{}", s.explainer)])?;
-            let damaged = || {
-                let text = format!("{}: its maps are missing (hint: run the spec again)", file.display());
-                Error::input(text)
-            };
-            let [Some(images), all] = picked.as_slice() else { return Err(damaged()) };
-            if images.numel() == 0 {
-                continue;
-            }
-            let all = all.as_ref().ok_or_else(damaged)?;
-            for (row, image) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
+            let path = self.folder.0.join(&s.file);
+            let damaged = |e| Error::input(format!("{}: {e}", path.display())).hint("run the spec again");
+            let file = MapsFile::open(&path).map_err(damaged)?;
+            for (row, image) in file.images.iter().enumerate() {
+                // An image with several targets is shown by its first.
+                if file.images[..row].contains(image) {
+                    continue;
+                }
+                let all = file.rows(row, 1)?;
                 for (k, column) in &columns {
-                    see(image as usize, *column, &all.f_get(row as i64)?.f_get(*k as i64)?)?;
+                    see(*image as usize, *column, &all.f_get(0)?.f_get(*k as i64)?)?;
                 }
             }
         }
@@ -149,28 +147,30 @@ impl Run {
         }
         let place: BTreeMap<usize, usize> =
             shown.iter().enumerate().map(|(g, i)| (self.images[*i].index as usize, g)).collect();
-        let Some(first) = (0..models).find_map(|m| self.side(m)).filter(|_| !shown.is_empty()) else {
+        let Some(first) = (0..models).find_map(|m| self.size(m)).filter(|_| !shown.is_empty()) else {
             return Ok(json!({
                 "images": [], "grey": [], "mask": [], "maps": vec![Vec::<Value>::new(); models], "tile": side,
                 "across": ACROSS, "colours": colours, "explained": explained
             }));
         };
         let store = self.store(first)?;
-        let to = first.min(IMAGE);
+        let to = first[0].max(first[1]).min(IMAGE);
         let (mut grey, mut mask) = (Vec::new(), Vec::new());
         for &i in &shown {
             let index = self.images[i].index as usize;
             grey.push(uri("jpeg", &jpeg(&sized(&store.grey(index), first, to), to, to, 80)?));
             // Findings of any class are white, a shortcut is grey.
-            let findings: Vec<Vec<u8>> = (0..7).filter_map(|bit| store.mask(index, Some(bit))).collect();
-            let planted = store.shortcut(index, 1);
+            let classes = self.images[i].class.split('|').count();
+            let findings: Vec<Vec<u8>> = (0..classes).filter_map(|bit| store.mask(index, Some(bit))).collect();
+            let planted = store.shortcut(index);
             let has_planted = self.images[i].shortcut.is_some_and(|s| s > 0.0);
             let value = |p: usize| match findings.iter().any(|m| m[p] == 1) {
                 true => 255,
                 false if has_planted && planted[p] == 1 => 150,
                 false => 0,
             };
-            mask.push(uri("png", &png(&(0..first * first).map(value).collect::<Vec<u8>>(), first, first)?));
+            let [h, w] = first;
+            mask.push(uri("png", &png(&(0..h * w).map(value).collect::<Vec<u8>>(), w, h)?));
         }
         let down = columns.div_ceil(ACROSS).max(1);
         let (width, height) = (ACROSS * side, down * side);

@@ -14,10 +14,10 @@ mod gallery;
 pub mod serve;
 
 use crate::error::{Error, Result};
-use crate::run::about::About;
-use crate::run::folder::{Environment, Folder, read_json, read_lines};
-use crate::run::spent::Spent;
+use crate::run::folder::{Environment, RunFolder, read_json, read_lines};
+use crate::run::manifest::RunManifest;
 use crate::run::summary::{Curves, Stored};
+use crate::run::timings::Timings;
 use lightbox_core::compare::Comparisons;
 use lightbox_core::files;
 use lightbox_core::metrics::Level;
@@ -34,9 +34,9 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// A finished run, as its folder has it.
 pub struct Run {
-    pub folder: Folder,
+    pub folder: RunFolder,
     summary: Summary,
-    about: About,
+    about: RunManifest,
     comparisons: Comparisons,
     curves: Vec<Curves>,
     images: Vec<ImageRow>,
@@ -48,7 +48,7 @@ pub struct Run {
 struct SummaryFile {
     schema: String,
     summary: Summary,
-    about: About,
+    about: RunManifest,
 }
 
 #[derive(Deserialize)]
@@ -58,7 +58,7 @@ struct ComparisonsFile {
 
 impl Run {
     pub fn open(path: &Path) -> Result<Self> {
-        let folder = Folder(path.to_path_buf());
+        let folder = RunFolder(path.to_path_buf());
         let shown = path.display();
         if !folder.environment().is_file() {
             return Err(Error::input(format!("{shown} is not the folder of a run (hint: `lightbox run` makes them)")));
@@ -381,7 +381,7 @@ impl Run {
         // A run of an earlier version has none.
         let spent = self.folder.0.join("spent.json");
         if spent.is_file() {
-            facts.push(["Time of all workers".into(), read_json::<Spent>(&spent)?.shown()]);
+            facts.push(["Time of all workers".into(), read_json::<Timings>(&spent)?.shown()]);
         }
         Ok(json!({
             "facts": facts, "plugins": plugins, "explainers": self.about.explainers, "spec": text(self.folder.spec())?,

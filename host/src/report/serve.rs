@@ -66,17 +66,18 @@ impl Site {
             ["image", image] => {
                 let run = &self.runs[at].1;
                 let found = number(image).and_then(|i| run.images.get(i));
-                let side = (0..run.summary.models.len()).find_map(|m| run.side(m));
-                let (Some(image), Some(side)) = (found, side) else { return Ok(None) };
-                let grey = run.store(side)?.grey(image.index as usize);
-                Ok(Some(("image/png".into(), png(&grey, side, side)?)))
+                let size = (0..run.summary.models.len()).find_map(|m| run.size(m));
+                let (Some(image), Some(size)) = (found, size) else { return Ok(None) };
+                let grey = run.store(size)?.grey(image.index as usize);
+                Ok(Some(("image/png".into(), png(&grey, size[1], size[0])?)))
             }
             ["map", model, column, image] => {
                 let run = &self.runs[at].1;
                 let found = number(image).and_then(|i| run.images.get(i)).map(|r| r.index as usize);
                 let model = number(model).filter(|m| *m < run.summary.models.len());
                 let (Some(index), Some(model), Some(column)) = (found, model, number(column)) else { return Ok(None) };
-                let Some(side) = run.side(model) else { return Ok(None) };
+                let Some(size) = run.size(model) else { return Ok(None) };
+                let side = size[0].max(size[1]);
                 let mut map: Option<Tensor> = None;
                 run.each_map(model, &|c| c == column, &mut |image, _, found| {
                     if image == index {

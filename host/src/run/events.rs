@@ -1,6 +1,6 @@
 //! What a worker and a run say, one JSON object a line.
 
-use super::spent::Spent;
+use super::timings::Timings;
 use super::unit::Unit;
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +114,7 @@ pub enum Event {
         seconds: f64,
         images: usize,
         #[serde(default)]
-        spent: Spent,
+        spent: Timings,
     },
     /// The unit, not an explainer of it, failed. `fatal` is the code that the run ends with then.
     UnitFailed {
@@ -134,7 +134,7 @@ pub enum Event {
         failed_cells: usize,
         seconds: f64,
         #[serde(default)]
-        spent: Spent,
+        spent: Timings,
     },
 }
 

@@ -2,7 +2,7 @@
 //! engine that exists (a cluster's queue) instead of as processes of this machine.
 
 use super::events::{Event, Order};
-use crate::child::{Child, Said};
+use crate::child::{Child, Reply};
 use crate::error::Result;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -46,8 +46,8 @@ pub struct Local {
     /// By worker: its process and the number of its launch, which its signals carry.
     workers: Vec<Option<(Child, usize)>>,
     launches: usize,
-    send: Sender<(usize, usize, Said<Event>)>,
-    said: Receiver<(usize, usize, Said<Event>)>,
+    send: Sender<(usize, usize, Reply<Event>)>,
+    said: Receiver<(usize, usize, Reply<Event>)>,
 }
 
 impl Local {
@@ -97,9 +97,9 @@ impl Executor for Local {
             return None;
         }
         let signal = match said {
-            Said::Line(event) => Signal::Event(event),
-            Said::Malformed(line) => Signal::Malformed(line),
-            Said::Ended => Signal::Ended,
+            Reply::Line(event) => Signal::Event(event),
+            Reply::Malformed(line) => Signal::Malformed(line),
+            Reply::Ended => Signal::Ended,
         };
         Some((id, signal))
     }

@@ -14,9 +14,9 @@
 //! ```
 
 use super::events::Failure;
-use super::settle::parameter_files;
+use super::preflight::parameter_files;
 use super::spec::RunSpec;
-use super::unit::{Unit, training};
+use super::unit::{Unit, size_text, training};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
@@ -222,9 +222,9 @@ impl FileState {
 
 /// Paths in a run's folder.
 #[derive(Debug, Clone)]
-pub struct Folder(pub PathBuf);
+pub struct RunFolder(pub PathBuf);
 
-impl Folder {
+impl RunFolder {
     pub fn spec(&self) -> PathBuf {
         self.0.join("spec.toml")
     }
@@ -233,8 +233,9 @@ impl Folder {
         self.0.join("environment.json")
     }
 
-    pub fn prepared(&self, side: usize) -> PathBuf {
-        self.0.join("prepared").join(format!("images-{side}.safetensors"))
+    /// The images of this height and width.
+    pub fn prepared(&self, size: [usize; 2]) -> PathBuf {
+        self.0.join("prepared").join(format!("images-{}.safetensors", size_text(size)))
     }
 
     /// What the images' files were.
@@ -287,6 +288,11 @@ impl Folder {
         self.0.join("units").join(format!("{stem}.{kind}"))
     }
 
+    /// The maps of an explainer in a unit, see [`lightbox_core::maps_file`].
+    pub fn maps(&self, stem: &str, explainer: &str) -> PathBuf {
+        self.unit(stem, &format!("maps.{}.safetensors", super::spec::file_name(explainer)))
+    }
+
     pub fn cells(&self) -> Result<Cells> {
         let path = self.0.join("cells.json");
         if path.is_file() { read_json(&path) } else { Ok(Cells::default()) }
@@ -316,16 +322,15 @@ impl Folder {
         let Ok(entries) = std::fs::read_dir(self.0.join("units")) else { return Ok(()) };
         for path in entries.flatten().map(|e| e.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let kinds = [
-                "scores.parquet",
-                "predictions.parquet",
-                "maps.safetensors",
-                "states.safetensors",
-                "curves.jsonl",
-                "agreement.jsonl",
-            ];
-            let stem = kinds.iter().find_map(|kind| name.strip_suffix(&format!(".{kind}")));
-            if stem.is_some_and(|stem| !self.unit(stem, "json").is_file()) {
+            // The stem ends with eight digits of a hash, whatever dots a label has.
+            let kinds =
+                ["scores.parquet", "predictions.parquet", "states.safetensors", "curves.jsonl", "agreement.jsonl"];
+            let plain = kinds.iter().find_map(|kind| name.strip_suffix(&format!(".{kind}")));
+            let of_maps = name.strip_suffix(".safetensors").unwrap_or_default();
+            // Labels of models and explainers may hold the word too.
+            let of_maps = of_maps.match_indices(".maps.").map(|(at, _)| &of_maps[..at]);
+            let mut stems = plain.into_iter().chain(of_maps).peekable();
+            if stems.peek().is_some() && !stems.any(|stem| self.unit(stem, "json").is_file()) {
                 std::fs::remove_file(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
             }
         }
@@ -352,7 +357,7 @@ impl Folder {
             }
             let record: Record = read_json(&path)?;
             // A record whose files somebody has taken away is of nothing.
-            if record.kinds().iter().all(|kind| self.unit(&stem, kind).is_file()) {
+            if record.files(self, &stem).iter().all(|file| file.is_file()) {
                 all.insert(stem, record);
             }
         }
@@ -381,12 +386,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// The files that are always beside it.
-    fn kinds(&self) -> Vec<&'static str> {
-        let mut kinds = vec!["scores.parquet"];
-        kinds.extend(self.predictions.is_some().then_some("predictions.parquet"));
-        kinds.extend(matches!(self.unit, Unit::Explain { .. }).then_some("maps.safetensors"));
-        kinds
+    /// The files that must be beside it.
+    fn files(&self, folder: &RunFolder, stem: &str) -> Vec<PathBuf> {
+        let mut files = vec![folder.unit(stem, "scores.parquet")];
+        files.extend(self.predictions.is_some().then(|| folder.unit(stem, "predictions.parquet")));
+        let stored = self.cells.iter().filter(|(_, cell)| cell.maps && cell.images > 0);
+        files.extend(stored.map(|(explainer, _)| folder.maps(stem, explainer)));
+        files
     }
 }
 
@@ -487,11 +493,17 @@ mod tests {
     #[test]
     fn what_has_no_record_goes_and_the_rest_stays() {
         let place = tempfile::tempdir().unwrap();
-        let folder = Folder(place.path().to_path_buf());
+        let folder = RunFolder(place.path().to_path_buf());
         std::fs::create_dir(place.path().join("units")).unwrap();
-        for (stem, kind) in
-            [("a", "json"), ("a", "scores.parquet"), ("b.2", "scores.parquet"), ("b.2", "maps.safetensors")]
-        {
+        let maps = "maps.e.safetensors";
+        for (stem, kind) in [
+            ("a", "json"),
+            ("a", "scores.parquet"),
+            ("b.2", "scores.parquet"),
+            ("b.2", maps),
+            ("c.maps.d", "json"),
+            ("c.maps.d", maps),
+        ] {
             std::fs::write(folder.unit(stem, kind), "x").unwrap();
         }
         let half = place.path().join("checkpoints/m-fold0").join(format!("{}x", files::HALF));
@@ -501,7 +513,8 @@ mod tests {
         assert!(!half.is_file());
         let left = |stem, kind| folder.unit(stem, kind).is_file();
         assert!(left("a", "json") && left("a", "scores.parquet"));
-        assert!(!left("b.2", "scores.parquet") && !left("b.2", "maps.safetensors"));
+        assert!(!left("b.2", "scores.parquet") && !left("b.2", maps));
+        assert!(left("c.maps.d", maps));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! lightbox run SPEC.toml
-//!   supervisor    resolves the spec, plans the units that are not done, keeps workers busy, survives them
-//!     settle      checks models, plugins and files, takes the folder or finds it to be of the same run
+//!   preflight     checks spec, models, plugins, data and files, and decides all that units depend on: `plan.json`
+//!   supervisor    plans the units that are not done, keeps workers busy, survives them
 //!     plan        what is wanted, what is there: units
 //!     scheduler   which unit is next
 //!     executor    where workers come from
-//!     worker      executes units: survey, prepare; train, fit, explain, score (and reduce) each in its file
-//!       scoring   how a batch's maps become rows; beside: on another thread, where cores are free
+//!     worker      executes units, each kind in its file: unit_survey, unit_prepare, unit_train, unit_fit, unit_score,
+//!                 unit_reduce, and chunk/, the way of a chunk of test images in stages
+//!       scorer    how a batch's maps become rows; background_scoring: on another thread, where cores are free
 //!   reporter      draws the events: terminal, plain lines, or JSON lines
 //!   summary       gathers the units' tables into one summary and writes its forms
 //! ```
@@ -16,24 +17,27 @@
 //! A unit's results are files beside a record, which is written last; its presence, with the identity that is wanted, means
 //! done. Whoever is killed, the same command continues.
 
-pub mod about;
-mod beside;
+mod background_scoring;
 mod cache;
+mod chunk;
 pub mod events;
 pub mod executor;
-mod explain;
-mod fit;
 pub mod folder;
+pub mod manifest;
 pub mod plan;
+pub mod preflight;
 pub mod reporter;
 pub mod scheduler;
-mod score;
-mod scoring;
-pub mod settle;
+mod scorer;
 pub mod spec;
-pub mod spent;
 pub mod summary;
 pub mod supervisor;
-mod train;
+pub mod timings;
 pub mod unit;
+mod unit_fit;
+mod unit_prepare;
+mod unit_reduce;
+mod unit_score;
+mod unit_survey;
+mod unit_train;
 pub mod worker;

@@ -4,12 +4,12 @@
 //! record names it with the identity that is wanted now, so that what depends on a changed plugin, parameter or file is made
 //! anew and everything else is kept.
 
+use super::chunk::prepared::validation_images;
 use super::events::Failure;
-use super::folder::{Cells, Environment, Folder, Record, hash};
-use super::scoring::validation_of;
+use super::folder::{Cells, Environment, Record, RunFolder, hash};
 use super::spec::{MetricChoice, ModelChoice, RunSpec};
-use super::unit::Unit;
-use crate::engine::ExplainerChoice;
+use super::unit::{Unit, size_text};
+use crate::choice::ExplainerChoice;
 use crate::error::{Error, Result};
 use lightbox_core::data::Sample;
 use lightbox_core::data::split::Split;
@@ -39,7 +39,7 @@ pub struct Identities {
 }
 
 struct ModelIdentity {
-    side: usize,
+    size: [usize; 2],
     /// Plugin, parameters, classes.
     build: String,
     /// Weights (by fold) and training.
@@ -56,7 +56,7 @@ impl Identities {
     pub fn new(
         spec: &RunSpec,
         environment: &Environment,
-        sides: &[usize],
+        sizes: &[[usize; 2]],
         samples: &[Sample],
         split: &Split,
     ) -> Result<Self> {
@@ -73,7 +73,7 @@ impl Identities {
         };
         let data = hash([environment.data.clone(), json(&spec.data)?]);
         let mut models = BTreeMap::new();
-        for (model, &side) in spec.models.iter().zip(sides) {
+        for (model, &size) in spec.models.iter().zip(sizes) {
             let plugin = &environment.plugin("model", &model.name)?.sha256;
             let build = [&model.name, plugin, &by_content(&model.params)?, &classes(spec, model).to_string()];
             let tf32 = spec.tf32.then(|| "tf32".to_string());
@@ -83,7 +83,7 @@ impl Identities {
                 .map(|fold| hash([model.weights_file(fold).map(|f| file(&f)).unwrap_or_default(), train.clone()]))
                 .collect();
             let (trained, shared) = (model.train.is_some(), model.is_shared());
-            models.insert(model.label().to_string(), ModelIdentity { side, build, weights, trained, shared });
+            models.insert(model.label().to_string(), ModelIdentity { size, build, weights, trained, shared });
         }
         let mut explainers = BTreeMap::new();
         for explainer in &spec.explainers {
@@ -92,10 +92,13 @@ impl Identities {
             explainers.insert(explainer.label().to_string(), id);
         }
         let validation = |fold: usize| -> Result<String> {
-            let images = validation_of(split, samples, &spec.task, fold, spec.block)?;
+            let images = validation_images(split, samples, &spec.task, fold, spec.block)?;
             Ok(if images.is_empty() { String::new() } else { names(&images) })
         };
-        let metric = |m: &MetricChoice| Ok((m.label().to_string(), hash([m.name.clone(), json(&m.params)?])));
+        let metric = |m: &MetricChoice| {
+            let version = metrics::find(&m.name)?.spec().version.to_string();
+            Ok((m.label().to_string(), hash([m.name.clone(), version, json(&m.params)?])))
+        };
         Ok(Identities {
             task: json(&spec.task)?,
             labels: json(&(&spec.task.kind, &spec.task.classes))?,
@@ -128,8 +131,9 @@ impl Identities {
         self.blocks.get(block).unwrap_or(&self.validation[fold])
     }
 
-    pub fn side(&self, model: &str) -> Result<usize> {
-        Ok(self.model_of(model)?.side)
+    /// Height and width of the model's input.
+    pub fn size(&self, model: &str) -> Result<[usize; 2]> {
+        Ok(self.model_of(model)?.size)
     }
 
     /// A model with its weights in a fold and training.
@@ -141,13 +145,13 @@ impl Identities {
             parts.extend([self.seed.to_string(), fold.to_string(), seed.to_string()]);
         }
         if m.trained {
-            parts.extend([self.data.clone(), self.folds[fold].clone(), m.side.to_string(), self.labels.clone()]);
+            parts.extend([self.data.clone(), self.folds[fold].clone(), size_text(m.size), self.labels.clone()]);
         }
         Ok(hash(parts))
     }
 
     pub fn predictions(&self, model: &str, fold: usize, seed: usize, block: usize) -> Result<String> {
-        let side = self.model_of(model)?.side.to_string();
+        let side = size_text(self.model_of(model)?.size);
         let id = self.model(model, fold, seed)?;
         Ok(hash(["predictions", &id, &self.data, &side, &self.task, self.block(fold, block)]))
     }
@@ -161,7 +165,7 @@ impl Identities {
     /// The maps of an explainer on a block; [`CHANCE`] is one.
     pub fn maps(&self, model: &str, fold: usize, seed: usize, block: usize, explainer: &str) -> Result<String> {
         let m = self.model_of(model)?;
-        let side = m.side.to_string();
+        let side = size_text(m.size);
         if explainer == CHANCE {
             // Which images are explained depends on the model where the predicted class is.
             let id = self.model(model, fold, seed)?;
@@ -376,7 +380,7 @@ impl<'a> Plan<'a> {
     }
 
     /// All units of the run, and of them those that are to be done.
-    pub fn units(&self, folder: &Folder, index: &Index, train_only: bool) -> Result<(usize, Vec<Unit>)> {
+    pub fn units(&self, folder: &RunFolder, index: &Index, train_only: bool) -> Result<(usize, Vec<Unit>)> {
         let (spec, ids) = (self.spec, self.identities);
         let (mut all, mut todo) = (0, Vec::new());
         let mut want = |unit: Unit, done: bool| {
@@ -385,12 +389,12 @@ impl<'a> Plan<'a> {
                 todo.push(unit);
             }
         };
-        let mut sides = Vec::new();
+        let mut sizes = Vec::new();
         for model in spec.models.iter().map(ModelChoice::label) {
-            let side = ids.side(model)?;
-            if !sides.contains(&side) {
-                sides.push(side);
-                want(Unit::Prepare { side }, folder.prepared(side).is_file());
+            let size = ids.size(model)?;
+            if !sizes.contains(&size) {
+                sizes.push(size);
+                want(Unit::Prepare { size }, folder.prepared(size).is_file());
             }
         }
         let metrics = map_metrics(spec)?;
@@ -401,7 +405,7 @@ impl<'a> Plan<'a> {
             if self.model_failure(model)?.is_some() {
                 continue;
             }
-            let (side, running) = (ids.side(model)?, self.running(model)?);
+            let (size, running) = (ids.size(model)?, self.running(model)?);
             // A model without training has one training.
             let seeds = if choice.train.is_some() { spec.seeds } else { 1 };
             for (fold, seed) in (0..self.folds).flat_map(|f| (0..seeds).map(move |s| (f, s))) {
@@ -409,7 +413,7 @@ impl<'a> Plan<'a> {
                 let name = || model.to_string();
                 if choice.train.is_some() {
                     let done = folder.is_trained(model, fold, seed, &ids.model(model, fold, seed)?);
-                    want(Unit::Train { model: name(), fold, seed, side }, done);
+                    want(Unit::Train { model: name(), fold, seed, size }, done);
                 }
                 if train_only {
                     continue;
@@ -417,7 +421,7 @@ impl<'a> Plan<'a> {
                 for (explainer, _) in running.iter().filter(|(_, fit)| *fit) {
                     let id = ids.fit(model, fold, seed, explainer)?;
                     let done = folder.fitted(&folder.fit(model, fold, seed, explainer, &id))?.is_some();
-                    want(Unit::Fit { model: name(), fold, seed, side, explainer: explainer.clone() }, done);
+                    want(Unit::Fit { model: name(), fold, seed, size, explainer: explainer.clone() }, done);
                 }
                 // After the test images, where a metric is tuned, the fold's validation images.
                 let validates = !tuned.is_empty() && !running.is_empty() && ids.validates(fold);
@@ -454,10 +458,10 @@ impl<'a> Plan<'a> {
                         rescore.retain(|_, e| *e != [CHANCE]);
                     }
                     let done = !predict && explainers.is_empty();
-                    let unit = Unit::Explain { model: name(), fold, seed, side, block, explainers, predict };
+                    let unit = Unit::Explain { model: name(), fold, seed, size, block, explainers, predict };
                     want(unit, done);
                     for (metrics, explainers) in rescore {
-                        want(Unit::Score { model: name(), fold, seed, side, block, explainers, metrics }, false);
+                        want(Unit::Score { model: name(), fold, seed, size, block, explainers, metrics }, false);
                     }
                 }
                 let done = index.reduced(place, &self.reduced(model, fold, seed)?).is_some();

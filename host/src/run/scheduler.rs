@@ -134,12 +134,12 @@ mod tests {
     use super::*;
 
     fn train(fold: usize) -> Unit {
-        Unit::Train { model: "m".into(), fold, seed: 0, side: 64 }
+        Unit::Train { model: "m".into(), fold, seed: 0, size: [64, 64] }
     }
 
     fn explain(fold: usize, block: usize) -> Unit {
         let explainers = vec!["e".to_string()];
-        Unit::Explain { model: "m".into(), fold, seed: 0, side: 64, block, explainers, predict: true }
+        Unit::Explain { model: "m".into(), fold, seed: 0, size: [64, 64], block, explainers, predict: true }
     }
 
     fn reduce(fold: usize) -> Unit {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn all() -> Scheduler {
-        let mut units = vec![Unit::Prepare { side: 64 }];
+        let mut units = vec![Unit::Prepare { size: [64, 64] }];
         for fold in 0..2 {
             units.push(train(fold));
             units.extend((0..3).map(|block| explain(fold, block)));
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn what_is_needed_comes_first_and_each_unit_goes_to_one_worker() {
         let mut s = all();
-        assert_eq!(s.next(0), Some(Unit::Prepare { side: 64 }));
+        assert_eq!(s.next(0), Some(Unit::Prepare { size: [64, 64] }));
         // Everything else needs the images.
         assert_eq!(s.next(1), None);
         s.done(0);
@@ -209,12 +209,12 @@ mod tests {
 
     #[test]
     fn who_no_longer_has_an_explainer_does_not_need_its_fit() {
-        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, side: 64, explainer: "e".into() };
+        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "e".into() };
         let block = |explainers: &[&str]| Unit::Explain {
             model: "m".into(),
             fold: 0,
             seed: 0,
-            side: 64,
+            size: [64, 64],
             block: 0,
             explainers: explainers.iter().map(|e| e.to_string()).collect(),
             predict: true,
@@ -233,9 +233,9 @@ mod tests {
 
     #[test]
     fn a_fit_comes_before_its_explainers_blocks_only() {
-        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, side: 64, explainer: "e".into() };
+        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "e".into() };
         assert!(explain(0, 1).needs(&fit) && !explain(1, 1).needs(&fit) && fit.needs(&train(0)));
-        let other = Unit::Fit { model: "m".into(), fold: 0, seed: 0, side: 64, explainer: "f".into() };
+        let other = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "f".into() };
         assert!(!explain(0, 1).needs(&other));
     }
 }

@@ -1,9 +1,9 @@
 //! The spec of a run: TOML, resolved to every default before anything starts.
 
-use crate::engine::ExplainerChoice;
+use crate::choice::ExplainerChoice;
 use crate::error::{Error, Result};
 use lightbox_core::data::{DataSpec, split::SplitSpec};
-use lightbox_core::metrics::{self, Setting};
+use lightbox_core::metrics;
 use lightbox_core::summary::CHANCE;
 use lightbox_core::task::{Kind, Task};
 use lightbox_sdk::spec::TrainerOptions;
@@ -87,7 +87,7 @@ pub struct MetricChoice {
     #[serde(default)]
     pub label: String,
     #[serde(default)]
-    pub params: BTreeMap<String, Setting>,
+    pub params: BTreeMap<String, Value>,
 }
 
 impl MetricChoice {
@@ -249,7 +249,7 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
-                    // Which of a plugin's parameters are paths, its specification says: `settle::absolute_parameters`.
+                    // Which of a plugin's parameters are paths, its specification says: `preflight::absolute_parameters`.
                     _ if key == "params" => {}
                     other => absolute_paths(other, base),
                 }
@@ -386,7 +386,8 @@ impl RunSpec {
         Ok(spec)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks it, and fills in the metrics' parameters; plugins' are filled in when they are known.
+    fn check(&mut self) -> Result<()> {
         let plain = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
         if !plain(&self.name) {
             return Err(Error::input(format!("name = \"{}\": letters, digits, - and _ expected", self.name)));
@@ -426,15 +427,13 @@ impl RunSpec {
             }
         }
         let mut seen = HashSet::new();
-        for metric in &self.metrics {
-            let label = metric.label();
-            if !seen.insert(label) {
+        for metric in &mut self.metrics {
+            let label = metric.label().to_string();
+            let values = metrics::find(&metric.name)?.spec().resolve(&metric.params);
+            metric.params = values.map_err(|e| Error::input(format!("metric {label}: {e}")))?.values().clone();
+            if !seen.insert(label.clone()) {
                 return Err(Error::input(format!("two metrics are called {label}; give one another label")));
             }
-            metrics::find(&metric.name)?
-                .spec()
-                .resolve(&metric.params)
-                .map_err(|e| Error::input(format!("metric {label}: {e}")))?;
         }
         for model in &self.models {
             let Some(train) = &model.train else { continue };
@@ -505,7 +504,7 @@ mod tests {
         let twice = "[[metrics]]\nname = \"auroc\"\n";
         check(&format!("{MINIMAL}{twice}{twice}"), "two metrics are called auroc; give one another label");
         let steps = "[[metrics]]\nname = \"deletion\"\nparams = { steps = 0 }\n";
-        check(&format!("{MINIMAL}{steps}"), "metric deletion: parameter steps: 0 is not a number from 1");
+        check(&format!("{MINIMAL}{steps}"), "metric deletion: parameter steps: 0 is not an integer from 1");
         check(&format!("{MINIMAL}[[explainers]]\nname = \"chance\"\n"), "an explainer cannot be called chance");
         let other = "[[explainers]]\nname = \"e\"\nmodels = [\"k\"]\n";
         check(&format!("{MINIMAL}{other}"), "explainer e: models names k, which is none of the spec's (m)");

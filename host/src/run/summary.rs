@@ -1,16 +1,15 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
-use super::about::About;
+use super::chunk::prepared::explained_rows;
 use super::events::Failure;
 use super::folder::{
-    AgreementRecord, CurveRecord, Environment, Folder, read_json, read_lines, write_json, write_lines,
+    AgreementRecord, CurveRecord, Environment, RunFolder, read_json, read_lines, write_json, write_lines,
 };
+use super::manifest::RunManifest;
 use super::plan::{Index, Plan, Verdict, chance_metrics, map_metrics};
-use super::scoring::is_explained;
 use super::spec::{ModelChoice, RunSpec, file_name};
-use super::train::Epoch;
+use super::unit_train::Epoch;
 use crate::error::Result;
-use lightbox_core::checkpoint;
 use lightbox_core::compare::{Comparisons, MapAgreement};
 use lightbox_core::data::split::Split;
 use lightbox_core::data::store::Store;
@@ -18,6 +17,7 @@ use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
 use lightbox_core::gather::Gather;
 use lightbox_core::maps::{self, Fault};
+use lightbox_core::maps_file::MapsFile;
 use lightbox_core::metrics::{self, threshold::Regions};
 use lightbox_core::picture::{Picture, sheet};
 use lightbox_core::results::{self, ImageRow, ScoreWriter};
@@ -43,7 +43,7 @@ fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a s
 /// Reads all tables of a run.
 fn gather(
     plan: &Plan<'_>,
-    folder: &Folder,
+    folder: &RunFolder,
     images: &[ImageRow],
     samples: &[Sample],
     controls: &[String],
@@ -213,12 +213,12 @@ fn agreement_of(summary: &Summary, model: &str, records: &[AgreementRecord]) -> 
 }
 
 /// What is known of each test image.
-fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) -> Result<Vec<ImageRow>> {
+fn images(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Split) -> Result<Vec<ImageRow>> {
     let (spec, samples) = (plan.spec, source.samples());
     let mut store = None;
     for model in &spec.models {
         if store.is_none() {
-            store = open_store(folder, plan.identities.side(model.label())?)?;
+            store = open_store(folder, plan.identities.size(model.label())?)?;
         }
     }
     let explained = spec.task.explained()?;
@@ -226,11 +226,11 @@ fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) 
         let sample = &samples[i];
         let class = if let Explained::Class(class) = explained { class } else { sample.stratum() };
         let mask = store.as_ref().and_then(|s| s.mask(i, sample.mask_bit(class)));
-        let planted = store.as_ref().filter(|s| s.known(i)).map(|s| s.shortcut(i, sample.classes.len()));
+        let planted = store.as_ref().filter(|s| s.known(i)).map(|s| s.shortcut(i));
         let share = |m: &Vec<u8>| m.iter().filter(|v| **v == 1).count() as f64 / m.len().max(1) as f64;
         let regions = |m: &Vec<u8>| {
-            let side = (m.len() as f64).sqrt() as usize;
-            Regions::of(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), side).count as i32
+            let width = store.as_ref().map_or(1, |s| s.holding().size[1]);
+            Regions::of(&m.iter().map(|v| *v == 1).collect::<Vec<_>>(), width).count as i32
         };
         Ok(ImageRow {
             index: i as i32,
@@ -240,7 +240,10 @@ fn images(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) 
                 let name = |c: &usize| spec.task.classes.get(*c).map_or("", String::as_str);
                 sample.classes.iter().map(name).collect::<Vec<_>>().join("|")
             },
-            explained: store.as_ref().map(|s| is_explained(&spec.task, sample, s, i)).transpose()?.unwrap_or(false),
+            explained: match &store {
+                Some(store) => !explained_rows(&spec.task, sample, store, i)?.is_empty(),
+                None => false,
+            },
             mask: mask.as_ref().map(share),
             shortcut: planted.as_ref().map(share),
             findings: mask.as_ref().map(regions),
@@ -275,7 +278,11 @@ fn notes(
             )
         }
         (explained, _) => {
-            let what = if explained == Explained::Label { "its own class" } else { "the predicted class" };
+            let what = match explained {
+                Explained::Label => "its own class",
+                Explained::EachLabel => "each of its classes",
+                _ => "the predicted class",
+            };
             format!(
                 "{test} test images, each explained for {what}. Shares are in percent; chance is the score of a constant map \
                  on the same images."
@@ -325,11 +332,11 @@ fn notes(
 /// Writes all that a run comes to (`docs/user-guide.md` has the list); the tables for a terminal.
 pub fn write(
     plan: &Plan<'_>,
-    folder: &Folder,
+    folder: &RunFolder,
     source: &dyn Source,
     split: &Split,
     environment: &Environment,
-    about: &About,
+    about: &RunManifest,
 ) -> Result<String> {
     let unmasked = unmasked(plan, folder, source, split)?;
     let mut notes = notes(plan, source, split, environment, unmasked)?;
@@ -364,16 +371,16 @@ pub struct Stored {
     pub fold: usize,
     pub seed: usize,
     pub block: usize,
-    /// The side of the model's input, and so of the prepared images.
-    pub side: usize,
+    /// Height and width of the model's input, and so of the prepared images.
+    pub size: [usize; 2],
     pub explainer: String,
     /// Names of its maps; one empty name for a single map.
     pub outputs: Vec<String>,
-    /// In the run's folder: `images` (places in the prepared file) and `maps.EXPLAINER` [n, outputs, h, w].
+    /// In the run's folder, see [`lightbox_core::maps_file`].
     pub file: PathBuf,
 }
 
-fn stored(plan: &Plan<'_>, folder: &Folder) -> Result<Vec<Stored>> {
+fn stored(plan: &Plan<'_>, folder: &RunFolder) -> Result<Vec<Stored>> {
     let (spec, ids) = (plan.spec, plan.identities);
     let records = folder.records()?;
     let index = Index::new(&records);
@@ -386,11 +393,13 @@ fn stored(plan: &Plan<'_>, folder: &Folder) -> Result<Vec<Stored>> {
                 for (explainer, _) in &running {
                     let id = ids.maps(label, fold, seed, block, explainer)?;
                     let Some(stem) = index.maps(place, block, explainer, &id) else { continue };
-                    let outputs = records.get(stem).and_then(|r| r.cells.get(explainer)).map(|c| c.outputs.clone());
-                    let file = folder.unit(stem, "maps.safetensors");
+                    let cell = records.get(stem).and_then(|r| r.cells.get(explainer)).filter(|c| c.images > 0);
+                    // A chunk without an image to explain has no file.
+                    let Some(outputs) = cell.map(|c| c.outputs.clone()) else { continue };
+                    let file = folder.maps(stem, explainer);
                     let file = file.strip_prefix(&folder.0).unwrap_or(&file).to_path_buf();
-                    let (model, outputs, side) = (label.to_string(), outputs.unwrap_or_default(), ids.side(label)?);
-                    all.push(Stored { model, fold, seed, block, side, explainer: explainer.clone(), outputs, file });
+                    let (model, size) = (label.to_string(), ids.size(label)?);
+                    all.push(Stored { model, fold, seed, block, size, explainer: explainer.clone(), outputs, file });
                 }
             }
         }
@@ -398,17 +407,17 @@ fn stored(plan: &Plan<'_>, folder: &Folder) -> Result<Vec<Stored>> {
     Ok(all)
 }
 
-fn open_store(folder: &Folder, side: usize) -> Result<Option<Store>> {
-    let file = folder.prepared(side);
+fn open_store(folder: &RunFolder, size: [usize; 2]) -> Result<Option<Store>> {
+    let file = folder.prepared(size);
     // Only masks and grey values are wanted, which do not depend on a model's normalisation.
     file.is_file().then(|| Ok(Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0)?)).transpose()
 }
 
 /// Test images of the explained class whose mask is not known.
-fn unmasked(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split) -> Result<usize> {
+fn unmasked(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Split) -> Result<usize> {
     let Explained::Class(class) = plan.spec.task.explained()? else { return Ok(0) };
     for model in &plan.spec.models {
-        if let Some(store) = open_store(folder, plan.identities.side(model.label())?)? {
+        if let Some(store) = open_store(folder, plan.identities.size(model.label())?)? {
             return Ok(split.test.iter().filter(|&&i| source.samples()[i].has(class) && !store.known(i)).count());
         }
     }
@@ -419,7 +428,13 @@ fn unmasked(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
 pub const WIDE: usize = 12;
 
 /// The sheet: images in rows, model x explainer in columns, fold 0, the finding outlined.
-fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split, controls: &[String]) -> Result<()> {
+fn pictures(
+    plan: &Plan<'_>,
+    folder: &RunFolder,
+    source: &dyn Source,
+    split: &Split,
+    controls: &[String],
+) -> Result<()> {
     let (spec, ids) = (plan.spec, plan.identities);
     let samples = source.samples();
     let index = Index::new(&folder.records()?);
@@ -438,26 +453,27 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
     };
     for choice in &spec.models {
         let model = choice.label();
-        let side = ids.side(model)?;
-        let Some(store) = open_store(folder, side)? else { continue };
-        let mask = |i: usize| store.mask(i, samples[i].mask_bit(class(i))).unwrap_or_else(|| vec![0; side * side]);
+        let size = ids.size(model)?;
+        let [height, width] = size;
+        let Some(store) = open_store(folder, size)? else { continue };
+        let mask = |i: usize| store.mask(i, samples[i].mask_bit(class(i))).unwrap_or_else(|| vec![0; height * width]);
         // The first image's overlays as files of their own.
         let own = folder.0.join("sheets").join(file_name(model));
         if wide {
             std::fs::create_dir_all(&own)?;
         }
-        let factor = if wide { 1 } else { (256 / side).max(1) };
+        let factor = if wide { 1 } else { (256 / width.max(height)).max(1) };
         if chosen.is_empty() || wide {
             let masked: Vec<usize> = split.test.iter().copied().filter(|&i| mask(i).contains(&1)).collect();
             let n = spec.pictures.min(masked.len());
             // Spread over the test set, not picked.
             chosen = (0..n).map(|k| masked[k * masked.len() / n]).collect();
             for &i in &chosen {
-                let mut picture = Picture::grey(&store.grey(i), side);
+                let mut picture = Picture::grey(&store.grey(i), width);
                 picture.outline(&mask(i));
                 rows.insert(i, vec![picture.enlarge(factor)]);
             }
-            bare = Picture::new(side * factor, side * factor, [235; 3]);
+            bare = Picture::new(width * factor, height * factor, [235; 3]);
         }
         let blocks: Vec<usize> = (0..ids.blocks())
             .filter(|&b| {
@@ -480,17 +496,19 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
             for &block in &blocks {
                 let id = ids.maps(model, 0, 0, block, explainer.label())?;
                 let Some(stem) = index.maps((model, 0, 0), block, explainer.label(), &id) else { continue };
-                let name = format!("maps.{}", explainer.label());
-                let picked = checkpoint::pick(&folder.unit(stem, "maps.safetensors"), &[&name, "images"])?;
-                let [Some(all), Some(images)] = picked.as_slice() else { continue };
-                for (row, i) in Vec::<i64>::try_from(images)?.into_iter().enumerate() {
-                    let Some(pictures) = rows.get_mut(&(i as usize)) else { continue };
-                    let map = all.f_narrow(0, row as i64, 1)?.f_select(1, 0)?;
+                let file = folder.maps(stem, explainer.label());
+                if !file.is_file() {
+                    continue;
+                }
+                let file = MapsFile::open(&file)?;
+                for (row, &i) in file.images.iter().enumerate() {
+                    let Some(pictures) = rows.get_mut(&(i as usize)).filter(|p| p.len() < at) else { continue };
+                    let map = file.rows(row, 1)?.f_select(1, 0)?;
                     if maps::faults(&map)? == [Fault::NotFinite] {
                         continue;
                     }
-                    let map = maps::min_max(&maps::upsample(&map, (side, side))?)?;
-                    let mut picture = Picture::grey(&store.grey(i as usize), side);
+                    let map = maps::min_max(&maps::upsample(&map, (height, width))?)?;
+                    let mut picture = Picture::grey(&store.grey(i as usize), width);
                     picture.overlay(&Vec::<f32>::try_from(Tensor::f_flatten(&map, 0, -1)?)?);
                     picture.outline(&mask(i as usize));
                     if wide && chosen.first() == Some(&(i as usize)) {
@@ -514,7 +532,7 @@ fn pictures(plan: &Plan<'_>, folder: &Folder, source: &dyn Source, split: &Split
 }
 
 /// What training came to, a line a model, fold and training.
-pub fn training(spec: &RunSpec, folder: &Folder, folds: usize) -> Result<String> {
+pub fn training(spec: &RunSpec, folder: &RunFolder, folds: usize) -> Result<String> {
     let mut text = String::new();
     for model in spec.models.iter().filter(|m| m.train.is_some()) {
         for (label, fold, seed) in place(model, spec, folds) {

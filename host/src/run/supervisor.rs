@@ -1,16 +1,16 @@
 //! Drives a run: settles what it is, plans what is to be done, keeps workers busy, survives them.
 
-use super::about::About;
 use super::events::{Event, Failure, FailureKind, Order, Stamped, now};
 use super::executor::{Executor, Local, Signal};
-use super::folder::{Cells, Folder, Survey, write_json};
+use super::folder::{Cells, RunFolder, Survey, write_json};
+use super::manifest::RunManifest;
 use super::plan::{Identities, Index, Plan, Verdict};
+use super::preflight::{check_models, check_plugins, lock, notes, resolve_parameters, settle};
 use super::reporter::Reporter;
 use super::scheduler::Scheduler;
-use super::settle::{absolute_parameters, check_models, check_plugins, lock, notes, settle};
 use super::spec::{ModelChoice, RunSpec};
-use super::spent::Spent;
 use super::summary;
+use super::timings::Timings;
 use super::unit::Unit;
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
@@ -38,7 +38,7 @@ pub struct Options {
 
 /// What a run came to.
 pub struct Outcome {
-    pub folder: Folder,
+    pub folder: RunFolder,
     pub exit: Exit,
     /// For stdout, unless events went there.
     pub text: String,
@@ -94,9 +94,9 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     let started = Instant::now();
     let mut spec = spec.clone();
     spec.output = std::path::absolute(&spec.output)?;
-    let folder = Folder(spec.output.clone());
+    let folder = RunFolder(spec.output.clone());
     let devices = devices(&spec)?;
-    absolute_parameters(&mut spec, registry)?;
+    resolve_parameters(&mut spec, registry)?;
     check_models(&spec, &devices)?;
     let source = data::open(&spec.data, &spec.task)?;
     spec.task = spec.task.resolve(source.classes())?;
@@ -104,7 +104,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         // The files say how many folds there are.
         spec.split.folds = spec.split.split(source.samples())?.folds.len();
     }
-    let sides = check_plugins(&spec, registry)?;
+    let sizes = check_plugins(&spec, registry)?;
     std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
     let _lock = lock(&folder)?;
     if folder.environment().is_file() {
@@ -141,7 +141,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         std::fs::rename(&half, &splits).map_err(|e| lightbox_core::Error::io(&splits, &e))?;
     }
     let split = SplitSpec { files: Some(splits), ..spec.split.clone() }.split(source.samples())?;
-    let identities = Identities::new(&spec, &environment, &sides, source.samples(), &split)?;
+    let identities = Identities::new(&spec, &environment, &sizes, source.samples(), &split)?;
 
     let mut cells = folder.cells()?;
     if options.retry_failed {
@@ -199,15 +199,15 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         supervisor.work(&mut executor, todo)?;
     }
 
-    let mut spent = Spent::of(&folder)?;
+    let mut spent = Timings::of(&folder)?;
     let text = match options.train_only {
         true => summary::training(&spec, &folder, folds)?,
         false => {
             let plan = supervisor.plan(folds);
-            let about = About::new(&spec, registry)?;
+            let about = RunManifest::new(&spec, registry)?;
             let after = Instant::now();
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
-            spent = Spent { summary: after.elapsed().as_secs_f64(), ..spent };
+            spent = Timings { summary: after.elapsed().as_secs_f64(), ..spent };
             write_json(&folder.0.join("spent.json"), &spent)?;
             let report = match crate::report::write(&folder.0, None) {
                 Ok(path) => path.display().to_string(),
@@ -245,7 +245,7 @@ struct Busy {
 
 struct Supervisor<'a> {
     spec: &'a RunSpec,
-    folder: &'a Folder,
+    folder: &'a RunFolder,
     identities: &'a Identities,
     devices: Vec<String>,
     workers: usize,
@@ -495,7 +495,7 @@ mod tests {
             model: "m".into(),
             fold: 0,
             seed: 0,
-            side: 8,
+            size: [8, 8],
             block: 0,
             explainers: explainers.to_vec(),
             predict,

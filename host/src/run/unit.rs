@@ -12,22 +12,22 @@ pub enum Unit {
         model: String,
         explainers: Vec<String>,
     },
-    /// Decode and resize all images to this side.
+    /// Decode and resize all images to this height and width.
     Prepare {
-        side: usize,
+        size: [usize; 2],
     },
     Train {
         model: String,
         fold: usize,
         seed: usize,
-        side: usize,
+        size: [usize; 2],
     },
     /// Let an explainer see the training set.
     Fit {
         model: String,
         fold: usize,
         seed: usize,
-        side: usize,
+        size: [usize; 2],
         explainer: String,
     },
     /// Classify (with `predict`), explain and score one block of the test images.
@@ -35,7 +35,7 @@ pub enum Unit {
         model: String,
         fold: usize,
         seed: usize,
-        side: usize,
+        size: [usize; 2],
         block: usize,
         explainers: Vec<String>,
         predict: bool,
@@ -45,7 +45,7 @@ pub enum Unit {
         model: String,
         fold: usize,
         seed: usize,
-        side: usize,
+        size: [usize; 2],
         block: usize,
         explainers: Vec<String>,
         metrics: Vec<String>,
@@ -56,6 +56,11 @@ pub enum Unit {
         fold: usize,
         seed: usize,
     },
+}
+
+/// Height and width as part of names: `224`, or `512x384` where they differ.
+pub fn size_text([height, width]: [usize; 2]) -> String {
+    if height == width { height.to_string() } else { format!("{height}x{width}") }
 }
 
 /// A model in a fold and training, as part of names.
@@ -69,7 +74,7 @@ impl Unit {
     pub fn key(&self) -> String {
         match self {
             Unit::Survey { model, .. } => format!("{}-survey", file_name(model)),
-            Unit::Prepare { side } => format!("prepare-{side}"),
+            Unit::Prepare { size } => format!("prepare-{}", size_text(*size)),
             Unit::Train { model, fold, seed, .. } => format!("{}-train", training(model, *fold, *seed)),
             Unit::Fit { model, fold, seed, explainer, .. } => {
                 format!("{}-fit-{}", training(model, *fold, *seed), file_name(explainer))
@@ -108,12 +113,12 @@ impl Unit {
         }
     }
 
-    fn side(&self) -> Option<usize> {
+    fn size(&self) -> Option<[usize; 2]> {
         match self {
-            Unit::Train { side, .. }
-            | Unit::Fit { side, .. }
-            | Unit::Explain { side, .. }
-            | Unit::Score { side, .. } => Some(*side),
+            Unit::Train { size, .. }
+            | Unit::Fit { size, .. }
+            | Unit::Explain { size, .. }
+            | Unit::Score { size, .. } => Some(*size),
             _ => None,
         }
     }
@@ -122,7 +127,7 @@ impl Unit {
     pub fn needs(&self, other: &Unit) -> bool {
         let same = self.place().is_some() && self.place() == other.place();
         match (self, other) {
-            (_, Unit::Prepare { side }) => self.side() == Some(*side),
+            (_, Unit::Prepare { size }) => self.size() == Some(*size),
             (Unit::Fit { .. }, Unit::Train { .. }) => same,
             (Unit::Explain { .. }, Unit::Train { .. }) => same,
             (Unit::Score { .. }, Unit::Train { .. }) => same,

@@ -2,31 +2,28 @@
 //!
 //! Models and explainers run here, so that one that crashes or hangs ends this process alone.
 
-use super::cache::Cache;
-use super::events::{Event, Failure, FailureKind, Order, now};
-use super::explain::Made;
-use super::folder::{Environment, FileState, Folder, Machine, Record, hash, read_json, write_json};
+use super::chunk::UnitResult;
+use super::events::{Event, Order, now};
+use super::folder::{Environment, Machine, Record, RunFolder, hash, read_json, write_json};
 use super::plan::{Identities, classes};
 use super::spec::{ModelChoice, RunSpec};
-use super::spent::Spent;
-use super::train::Training;
+use super::timings::Timings;
 use super::unit::Unit;
-use crate::child::Mouth;
+use crate::child::EventWriter;
 use crate::device;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Settings};
 use crate::error::{Error, Exit, Result};
-use crate::proxy::Watch;
 use crate::registry;
+use crate::watch::Watch;
 use lightbox_core::checkpoint;
+use lightbox_core::data::preparation::{Depth, Preparation};
 use lightbox_core::data::split::{Split, SplitSpec};
-use lightbox_core::data::store::{self, Store};
+use lightbox_core::data::store::Store;
 use lightbox_core::data::{self, Source};
-use lightbox_core::files;
 use lightbox_core::seed::derive;
 use lightbox_core::task::Explained;
 use lightbox_sdk::Array;
-use lightbox_sdk::spec::{ImageRecord, ModelOptions, Plan};
-use rayon::prelude::*;
+use lightbox_sdk::spec::{ImageRecord, ModelOptions};
 use std::io::BufRead;
 use std::path::Path;
 use std::rc::Rc;
@@ -35,14 +32,14 @@ use std::time::{Duration, Instant};
 use tch::Device;
 
 /// The worker's channel. Plugins' calls are said too, as signs of life, now and then.
-pub struct Voice {
-    mouth: Mouth,
+pub struct EventSink {
+    writer: EventWriter,
     told: Mutex<Instant>,
 }
 
-impl Voice {
+impl EventSink {
     pub fn say(&self, event: Event) {
-        self.mouth.say(&event);
+        self.writer.say(&event);
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
@@ -53,7 +50,7 @@ impl Voice {
     }
 }
 
-impl Watch for Voice {
+impl Watch for EventSink {
     fn alive(&self) {
         if self.silent() {
             self.say(Event::Alive);
@@ -82,10 +79,10 @@ struct Open {
 
 /// Everything that a worker has opened. Opened when first needed and kept.
 pub struct Worker {
-    pub(super) folder: Folder,
+    pub(super) folder: RunFolder,
     pub(super) spec: RunSpec,
     pub(super) environment: Environment,
-    pub(super) voice: Arc<Voice>,
+    pub(super) sink: Arc<EventSink>,
     pub(super) device: Device,
     pub(super) number: usize,
     /// Cores that this worker's model leaves free.
@@ -93,32 +90,32 @@ pub struct Worker {
     source: Option<Arc<dyn Source>>,
     split: Option<Arc<Split>>,
     identities: Option<Arc<Identities>>,
-    stores: Vec<(usize, Vec<f64>, Vec<f64>, Rc<Store>)>,
-    /// By side and fold.
-    mean_masks: Vec<(usize, usize, Option<Vec<f32>>)>,
+    stores: Vec<([usize; 2], Vec<f64>, Vec<f64>, Rc<Store>)>,
+    /// By size and fold.
+    mean_masks: Vec<([usize; 2], usize, Option<Vec<f32>>)>,
     open: Option<Open>,
 }
 
 /// Runs until stdin ends, on so many threads; metrics on so many cores more.
 pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: usize) -> Result<()> {
-    let voice = Arc::new(Voice { mouth: Mouth::open(), told: Mutex::new(Instant::now()) });
+    let sink = Arc::new(EventSink { writer: EventWriter::open(), told: Mutex::new(Instant::now()) });
     tch::set_num_threads(threads as i32);
     // Ours, too: a worker has so many cores.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
-    let mut worker = Worker::open(Folder(folder.to_path_buf()), device, number, spare, voice.clone())?;
-    voice.say(Event::Ready);
+    let mut worker = Worker::open(RunFolder(folder.to_path_buf()), device, number, spare, sink.clone())?;
+    sink.say(Event::Ready);
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let order: Order =
             serde_json::from_str(&line).map_err(|e| Error::new(Exit::Other, format!("malformed order: {e}")))?;
         let unit = order.unit.key();
-        voice.say(Event::UnitStarted { unit: unit.clone() });
+        sink.say(Event::UnitStarted { unit: unit.clone() });
         let started = Instant::now();
         match worker.execute(&order.unit) {
             Ok((images, spent)) => {
                 let seconds = started.elapsed().as_secs_f64();
-                voice.say(Event::UnitFinished { unit, seconds, images, spent: spent.rest_of(seconds) });
+                sink.say(Event::UnitFinished { unit, seconds, images, spent: spent.rest_of(seconds) });
             }
             Err(e) => {
                 let diverged = e.exit == Exit::Diverged;
@@ -129,16 +126,16 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
                     false => (e.exit == Exit::DiskFull || prepare).then_some(e.exit),
                 };
                 let fatal = fatal.map(|exit| exit as u8);
-                voice.say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
+                sink.say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
             }
         }
-        voice.say(Event::Ready);
+        sink.say(Event::Ready);
     }
     Ok(())
 }
 
 impl Worker {
-    fn open(folder: Folder, device: &str, number: usize, spare: usize, voice: Arc<Voice>) -> Result<Self> {
+    fn open(folder: RunFolder, device: &str, number: usize, spare: usize, sink: Arc<EventSink>) -> Result<Self> {
         let text = String::from_utf8_lossy(&lightbox_core::files::read(&folder.spec())?).into_owned();
         let spec = RunSpec::parse(&text, &folder.0)?;
         let environment = read_json(&folder.environment())?;
@@ -151,7 +148,7 @@ impl Worker {
             folder,
             spec,
             environment,
-            voice,
+            sink,
             device,
             number,
             spare,
@@ -189,7 +186,7 @@ impl Worker {
         }
         let mut sides = Vec::new();
         for choice in self.spec.models.clone() {
-            sides.push(self.described(&choice)?.input.height);
+            sides.push(self.described(&choice)?.input.flat()?);
         }
         let (source, split) = (self.source()?, self.split()?);
         let made = Identities::new(&self.spec, &self.environment, &sides, source.samples(), &split)?;
@@ -206,7 +203,7 @@ impl Worker {
         Ok(named.is_some_and(|s| s.signed))
     }
 
-    fn choice(&self, label: &str) -> Result<ModelChoice> {
+    pub(super) fn choice(&self, label: &str) -> Result<ModelChoice> {
         let found = self.spec.models.iter().find(|m| m.label() == label);
         found.cloned().ok_or_else(|| Error::input(format!("the spec has no model {label}")))
     }
@@ -217,7 +214,7 @@ impl Worker {
     }
 
     /// How a model is built. Its initial values are drawn from a seed of the fold and training.
-    fn options(&self, choice: &ModelChoice, fold: usize, seed: usize) -> ModelOptions {
+    pub(super) fn options(&self, choice: &ModelChoice, fold: usize, seed: usize) -> ModelOptions {
         ModelOptions {
             device: device::name(self.device),
             classes: classes(&self.spec, choice),
@@ -226,22 +223,33 @@ impl Worker {
         }
     }
 
-    fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Rc<Store>> {
+    /// How models of this run are asked, but for images that explainers read.
+    pub(super) fn engine_settings(&self) -> Settings {
+        let activation = Some(self.spec.task.activation());
+        let at_once = self.spec.batch_size;
+        Settings { activation, at_once, ..Settings::new(self.device, self.spec.seed) }
+    }
+
+    /// Closes the model that is open.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+    }
+
+    pub(super) fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Rc<Store>> {
         let input = &model.input;
-        let (side, mean, std) = (input.height, &input.mean, &input.std);
-        if let Some((.., store)) = self.stores.iter().find(|(s, m, d, _)| *s == side && m == mean && d == std) {
+        let (size, mean, std) = (input.flat()?, &input.mean, &input.std);
+        if let Some((.., store)) = self.stores.iter().find(|(s, m, d, _)| *s == size && m == mean && d == std) {
             return Ok(store.clone());
         }
         // One budget for all of them.
         let held: usize = self.stores.iter().map(|(.., s)| s.holding()).filter(|l| l.resident).map(|l| l.bytes).sum();
         let budget = (self.spec.store_mib << 20).saturating_sub(held);
-        let file = self.folder.prepared(input.height);
+        let file = self.folder.prepared(size);
         let store = Rc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
         if store.holding().images != self.source()?.samples().len() {
-            let file = self.folder.prepared(side);
-            return Err(Error::input(format!("{}: not of this data source (hint: --restart)", file.display())));
+            return Err(Error::input(format!("{}: not of this data source", file.display())).hint("--restart"));
         }
-        self.stores.push((side, mean.clone(), std.clone(), store.clone()));
+        self.stores.push((size, mean.clone(), std.clone(), store.clone()));
         Ok(store)
     }
 
@@ -259,32 +267,34 @@ impl Worker {
     }
 
     /// Executes one unit; the number of images it went through, and where its time went.
-    fn execute(&mut self, unit: &Unit) -> Result<(usize, Spent)> {
+    fn execute(&mut self, unit: &Unit) -> Result<(usize, Timings)> {
         let started = Instant::now();
         // Two units of one key do different parts of a block, and so do two builds: each has files of its own.
         let text = serde_json::to_string(unit).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
         let stem = format!("{}-{}", unit.key(), &hash([text, self.number.to_string(), now().to_string()])[..8]);
         let made = match unit {
-            Unit::Survey { model, explainers } => return Ok((self.survey(unit, model, explainers)?, Spent::default())),
-            Unit::Prepare { side } => {
-                let images = self.prepare(*side, unit)?;
-                return Ok((images, Spent { data: started.elapsed().as_secs_f64(), ..Spent::default() }));
+            Unit::Survey { model, explainers } => {
+                return Ok((self.survey(unit, model, explainers)?, Timings::default()));
+            }
+            Unit::Prepare { size } => {
+                let images = self.prepare(*size, unit)?;
+                return Ok((images, Timings { data: started.elapsed().as_secs_f64(), ..Timings::default() }));
             }
             Unit::Train { model, fold, seed, .. } => {
                 let images = self.train(model, *fold, *seed, unit)?;
-                return Ok((images, Spent { training: started.elapsed().as_secs_f64(), ..Spent::default() }));
+                return Ok((images, Timings { training: started.elapsed().as_secs_f64(), ..Timings::default() }));
             }
             Unit::Fit { .. } => {
                 let fitted = self.fit(unit);
                 // What is open has no fit, and is not what explains.
                 self.open = None;
-                return Ok((fitted?, Spent { explainers: started.elapsed().as_secs_f64(), ..Spent::default() }));
+                return Ok((fitted?, Timings { explainers: started.elapsed().as_secs_f64(), ..Timings::default() }));
             }
             Unit::Explain { .. } => self.explain(unit, &stem)?,
             Unit::Score { .. } => self.score(unit, &stem)?,
             Unit::Reduce { .. } => self.reduce(unit, &stem)?,
         };
-        let Made { images, predictions, reduced, cells, mut spent } = made;
+        let UnitResult { images, predictions, reduced, cells, timings: mut spent } = made;
         if !matches!(unit, Unit::Explain { .. }) {
             spent.metrics = started.elapsed().as_secs_f64();
         }
@@ -296,163 +306,6 @@ impl Worker {
         write_json(&self.folder.unit(&stem, "json"), &record)?;
         spent.files += writing.elapsed().as_secs_f64();
         Ok((images, spent))
-    }
-
-    fn prepare(&mut self, side: usize, unit: &Unit) -> Result<usize> {
-        let (source, key) = (self.source()?, unit.key());
-        let sources = self.folder.sources();
-        let states = match sources.is_file() {
-            true => read_json(&sources)?,
-            false => {
-                let mut files: Vec<_> = (0..source.samples().len()).flat_map(|i| source.files(i)).collect();
-                files.sort();
-                files.dedup();
-                let mut states: Vec<FileState> = Vec::new();
-                for part in files.chunks(256) {
-                    self.voice.say(Event::Progress { unit: key.clone(), done: states.len(), of: files.len() });
-                    states.extend(part.par_iter().map(|f| FileState::of(f)).collect::<Result<Vec<_>>>()?);
-                }
-                write_json(&sources, &states)?;
-                states
-            }
-        };
-        let (voice, file, images) = (self.voice.clone(), self.folder.prepared(side), source.samples().len());
-        let note = |text: String| voice.say(Event::Note { text });
-        let cache = Cache::of_user().filter(|_| !file.is_file());
-        let unnamed = |e| note(format!("prepared images are not looked for in the cache: {e}"));
-        let name = cache.as_ref().and_then(|_| self.prepared_id(side, &states).map_err(unnamed).ok());
-        let cache = cache.zip(name);
-        if let Some((cache, name)) = &cache {
-            match cache.take(name, images, &file) {
-                Ok(true) => {
-                    note(format!(
-                        "images of {side} px: {} (as an earlier run prepared them)",
-                        cache.file(name).display()
-                    ));
-                    return Ok(images);
-                }
-                Ok(false) => {}
-                Err(e) => note(format!("prepared images could not be taken from the cache: {e}")),
-            }
-        }
-        // Other workers wait for the images: all cores are this one's, whatever its threads.
-        let pool =
-            rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
-        pool.install(|| {
-            let mut progress = |done, of| voice.say(Event::Progress { unit: key.clone(), done, of });
-            store::prepare(source.as_ref(), side, &file, &mut progress)
-        })?;
-        // What was hashed is what was read, or the set has no name.
-        let same = || states.iter().all(|s| s.is_unchanged().unwrap_or(false));
-        if let Some((cache, name)) = cache.as_ref().filter(|_| same())
-            && let Err(e) = cache.keep(&file, name)
-        {
-            note(format!(
-                "the prepared images could not be kept for other runs: {e} (hint: LIGHTBOX_CACHE names the folder)"
-            ));
-        }
-        Ok(images)
-    }
-
-    /// What prepared images depend on, as a name: this program, the data's settings, what its tables say, and the contents
-    /// of its files.
-    fn prepared_id(&self, side: usize, states: &[FileState]) -> Result<String> {
-        let json = |value: serde_json::Result<String>| value.map_err(|e| Error::input(e.to_string()));
-        let parts = [
-            // What runs, though a new build may lie in its place.
-            files::sha256(Path::new("/proc/self/exe"))?,
-            lightbox_core::is_plain().to_string(),
-            side.to_string(),
-            json(serde_json::to_string(&self.spec.data))?,
-            json(serde_json::to_string(&self.spec.task))?,
-            self.environment.data.clone(),
-        ];
-        Ok(hash(parts.into_iter().chain(states.iter().map(|s| s.sha256.clone()))))
-    }
-
-    fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {
-        let choice = self.choice(label)?;
-        let Some(spec) = &choice.train else {
-            return Err(Error::input(format!("model {label} has no [models.train]")));
-        };
-        let weights = choice.weights_file(fold);
-        let file = self.environment.plugin("model", &choice.name)?.file.clone();
-        let options = self.options(&choice, fold, seed);
-        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
-        let note = |text: String| self.voice.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
-        notes.into_iter().for_each(note);
-        if weights.is_none() {
-            note("no weights: training begins with seeded random values".into());
-        }
-        let store = self.store(&model.spec()?)?;
-        let (source, split) = (self.source()?, self.split()?);
-        let id = self.identities()?.model(label, fold, seed)?;
-        self.folder.start_training(label, fold, seed, &id)?;
-        let training = Training {
-            unit: unit.key(),
-            spec,
-            task: &self.spec.task,
-            store: &store,
-            samples: source.samples(),
-            fold: &split.folds[fold],
-            seed: derive(self.spec.seed, "order", &[fold as u64, seed as u64]),
-            classes: options.classes,
-            folder: &self.folder.checkpoint(label, fold, seed),
-        };
-        let voice = self.voice.clone();
-        training.run(&model, &mut |event| voice.say(event))
-    }
-
-    /// Asks explainers for their plans. The model is not built with its weights for it.
-    fn survey(&mut self, unit: &Unit, label: &str, explainers: &[String]) -> Result<usize> {
-        self.open = None;
-        let choice = self.choice(label)?;
-        let file = self.environment.plugin("model", &choice.name)?.file.clone();
-        let options = self.options(&choice, 0, 0);
-        let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
-        let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
-        engine.set_at_once(self.spec.batch_size);
-        // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
-        let task = self.spec.task.clone();
-        let side = engine.spec.input.height;
-        let (source, split) = (self.source()?, self.split()?);
-        let is_marked = |i: &usize| match &source.samples()[*i].truth {
-            data::Truth::Unknown => false,
-            data::Truth::Boxes(boxes) => {
-                boxes.iter().any(|b| !matches!(task.explained(), Ok(Explained::Class(c)) if c != b.class))
-            }
-            data::Truth::MaskFile(_) => true,
-        };
-        // In every fold, since a method that has no value in some has none.
-        if split.folds.iter().all(|fold| fold.train.iter().any(is_marked)) {
-            engine.set_mean_mask(vec![0.0; side * side], side)?;
-        }
-        for name in explainers {
-            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
-            let key = unit.key();
-            let (model, cell) = (label.to_string(), name.clone());
-            self.voice.say(Event::CellStarted { unit: key.clone(), model: model.clone(), explainer: cell.clone() });
-            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
-            let planned = engine.add(&file, &explainer);
-            self.voice.say(Event::CellLeft { unit: key });
-            match planned {
-                Ok(()) => {
-                    let last = engine.explainers.last();
-                    let fit = last.is_some_and(|e| e.fit().is_some());
-                    let not_applicable = match last.map(|e| &e.plan) {
-                        Some(Plan::NotApplicable { reason }) => Some(reason.clone()),
-                        _ => None,
-                    };
-                    self.voice.say(Event::Surveyed { model, explainer: cell, fit, not_applicable });
-                }
-                Err(e) => {
-                    let (kind, id) = (FailureKind::Error, String::new());
-                    let failure = Failure { model, explainer: Some(cell), kind, reason: e.message, id };
-                    self.voice.say(Event::CellFailed(failure));
-                }
-            }
-        }
-        Ok(0)
     }
 
     /// Opens a model in a fold and training with these explainers, unless it is open with them.
@@ -471,17 +324,20 @@ impl Worker {
         let options = self.options(&choice, fold, seed);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         if choice.train.is_none() {
-            let note = |text: String| self.voice.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
+            let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
             notes.into_iter().for_each(note);
         }
         if weights.is_none() {
             let text = format!("{label}: no weights and no training: the model has its random initial values");
-            self.voice.say(Event::Note { text });
+            self.sink.say(Event::Note { text });
         }
-        let mut engine = Engine::new(model, self.device, self.spec.seed, self.voice.clone())?;
-        engine.set_at_once(self.spec.batch_size);
-        let (store, split, source) = (self.store(&engine.spec)?, self.split()?, self.source()?);
-        engine.set_colour(source.is_colour());
+        let (store, split, source) = (self.store(&model.spec()?)?, self.split()?, self.source()?);
+        let holding = store.holding();
+        let depth = if holding.bits == 8 { Depth::Eight } else { Depth::Sixteen };
+        let (colour, intensity) = (source.is_colour(), source.intensity());
+        let preparation = Some(Preparation { size: holding.size, colour, intensity, depth });
+        let settings = Settings { preparation, ..self.engine_settings() };
+        let mut engine = Engine::new(model, settings, self.sink.clone())?;
         let samples = source.samples();
         let patients = source.knows_patients();
         engine.set_records(samples.iter().map(|s| ImageRecord {
@@ -496,13 +352,13 @@ impl Worker {
             let bit = samples[i].mask_bit(class);
             (bit.is_some() || matches!(explained, Explained::Class(_))).then_some((i, bit))
         });
-        let side = engine.spec.input.height;
-        if !self.mean_masks.iter().any(|(s, f, _)| (*s, *f) == (side, fold)) {
-            self.mean_masks.push((side, fold, store.mean_mask(masks)));
+        let size = engine.spec.input.flat()?;
+        if !self.mean_masks.iter().any(|(s, f, _)| (*s, *f) == (size, fold)) {
+            self.mean_masks.push((size, fold, store.mean_mask(masks)));
         }
-        let found = self.mean_masks.iter().find(|(s, f, _)| (*s, *f) == (side, fold));
+        let found = self.mean_masks.iter().find(|(s, f, _)| (*s, *f) == (size, fold));
         if let Some(mask) = found.and_then(|(.., mask)| mask.clone()) {
-            engine.set_mean_mask(mask, side)?;
+            engine.set_mean_mask(mask)?;
         }
         for name in explainers {
             let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };

@@ -6,10 +6,11 @@
 //! gradient (`sdk/src/rules.rs`). The paper's recipe for vision transformers has gamma for linear maps and the patch embedding;
 //! LXT's module hooks miss the attention's own projections there, which this does not.
 
-use crate::relevance::{Relevance, parameters};
+use crate::relevance::{Linear, Relevance};
 use lightbox_sdk::prelude::*;
+use std::marker::PhantomData;
 
-register_explainer!(Relevance { spec, rules: &RULES, linear: true });
+register_explainer!(Relevance::<Linear> { spec, rules: &RULES, linear: PhantomData });
 
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "product:uniform"];
 
@@ -19,5 +20,4 @@ fn spec() -> ExplainerSpec {
     ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
         .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform and a rule of linear maps")
         .notes("A convolutional trunk's gates are constants (gate:detach).")
-        .parameters(parameters("gamma"))
 }

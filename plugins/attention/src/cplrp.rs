@@ -3,10 +3,11 @@
 //!
 //! As AttnLRP, but attention weights are constants: relevance goes through the values alone.
 
-use crate::relevance::{Relevance, parameters};
+use crate::relevance::{Linear, Relevance};
 use lightbox_sdk::prelude::*;
+use std::marker::PhantomData;
 
-register_explainer!(Relevance { spec, rules: &RULES, linear: true });
+register_explainer!(Relevance::<Linear> { spec, rules: &RULES, linear: PhantomData });
 
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"];
 
@@ -15,5 +16,4 @@ fn spec() -> ExplainerSpec {
     ExplainerSpec::new("cplrp", "CP-LRP", Family::Relevance, citation, "arXiv:2202.07304")
         .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach and a rule of linear maps")
         .notes("The paper leaves linear maps to the plain gradient (linear = gradient); gamma is LXT's recipe for vision transformers.")
-        .parameters(parameters("gamma"))
 }

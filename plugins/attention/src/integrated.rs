@@ -3,11 +3,7 @@
 
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
-
-/// The points of the path that [`gradient`] takes the mean of.
-pub fn parameter() -> ParamSpec {
-    ParamSpec::integer("steps", 20, (2, 10_000), "", "points on the path to the image, both ends among them")
-}
+use lightbox_sdk::tools::maps::per_row;
 
 /// `mean_h relu(mean_a dS/dA(a x))`, [B, N, N], of an attention site, a = 0 .. 1 in even steps; x is the normalised image.
 pub fn gradient(context: &Context<'_>, site: &Site, steps: usize) -> Result<Tensor> {
@@ -15,7 +11,8 @@ pub fn gradient(context: &Context<'_>, site: &Site, steps: usize) -> Result<Tens
     let images = |pairs: Pairs<'_>| {
         let at: Vec<f32> = pairs.iter().map(|(_, step)| *step as f32 / (steps - 1) as f32).collect();
         let rows = context.rows(&context.images, pairs)?;
-        Ok(rows.f_mul(&Tensor::f_from_slice(&at)?.f_to_device(rows.device())?.f_reshape([-1, 1, 1, 1])?)?)
+        let at = Tensor::f_from_slice(&at)?.f_to_device(rows.device())?;
+        Ok(rows.f_mul(&per_row(&at, rows.dim())?)?)
     };
     context.gradients(steps, std::slice::from_ref(&site.name), images, |pairs, found| {
         if sum.is_none() {

@@ -7,8 +7,9 @@
 
 use crate::relevance::Relevance;
 use lightbox_sdk::prelude::*;
+use std::marker::PhantomData;
 
-register_explainer!(Relevance { spec, rules: &RULES, linear: false });
+register_explainer!(Relevance::<()> { spec, rules: &RULES, linear: PhantomData });
 
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"];
 

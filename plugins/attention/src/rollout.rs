@@ -4,7 +4,7 @@
 //! (equation 1). `discard` sets the least weights of each layer to 0 first, as Gildenblat's vit-explain does, which spares
 //! the class token's weight on itself. vit-explain divides columns by rows' sums; `normalise = columns` repeats it.
 
-use crate::stack::{blocks, heads, identity, maps, names, plan, planned, row, starting, tensor};
+use crate::stack::{blocks, bound, heads, identity, maps, names, row, starting, tensor};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
 use lightbox_sdk::tools::maps::sum;
@@ -13,14 +13,22 @@ register_explainer!(Rollout);
 
 struct Rollout;
 
+choice! {
+    /// what is divided by a row's sum: the row, or, as in vit-explain, the column
+    pub enum Normalise { Rows = "rows", Columns = "columns" }
+}
+
 /// Parameters that the rollout with gradients has too.
-pub fn parameters(discard: f64) -> [ParamSpec; 3] {
-    let text = "what is divided by a row's sum: the row, or, as in vit-explain, the column";
-    [
-        ParamSpec::number("discard", discard, (0.0, 0.999), "share", "of each layer's weights that is set to 0"),
-        ParamSpec::choice("normalise", "rows", &["rows", "columns"], text),
-        ParamSpec::integer("start", 0, (0, 1000), "", "the first block that counts"),
-    ]
+#[derive(Params)]
+pub struct Chain {
+    /// of each layer's weights that is set to 0
+    #[param(default = 0.0, range = (0.0, 0.999), unit = "share")]
+    pub discard: f64,
+    #[param(default = Normalise::Rows)]
+    pub normalise: Normalise,
+    /// the first block that counts
+    #[param(default = 0, range = (0, 1000))]
+    pub start: usize,
 }
 
 /// `F` [B, N, N] without its least entries.
@@ -41,7 +49,8 @@ pub fn discard(fused: &Tensor, share: f64, spare_first: bool) -> Result<Tensor> 
 }
 
 /// The product of the layers.
-pub fn product(layers: impl Iterator<Item = Result<Tensor>>, columns: bool) -> Result<Tensor> {
+pub fn product(layers: impl Iterator<Item = Result<Tensor>>, normalise: Normalise) -> Result<Tensor> {
+    let columns = normalise == Normalise::Columns;
     let mut result: Option<Tensor> = None;
     for layer in layers {
         let a = layer?;
@@ -56,38 +65,47 @@ pub fn product(layers: impl Iterator<Item = Result<Tensor>>, columns: bool) -> R
     result.ok_or_else(|| Error::invalid("parameter start: no block is left"))
 }
 
+choice! {
+    /// how heads become one matrix
+    enum Fusion { Mean = "mean", Max = "max", Min = "min" }
+}
+
+#[derive(Params)]
+struct Settings {
+    #[param(default = Fusion::Mean)]
+    fusion: Fusion,
+    #[param(flatten)]
+    chain: Chain,
+}
+
 impl Explainer for Rollout {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Abnar, Zuidema: Quantifying Attention Flow in Transformers, ACL 2020";
         ExplainerSpec::new("rollout", "Attention rollout", Family::Attention, citation, "arXiv:2005.00928")
             .version(env!("CARGO_PKG_VERSION"))
+            .any_dimensions()
             .formula("row cls of prod_l rownorm((fuse_heads A_l + I) / 2)")
             .cost("1 F")
             .notes("The same for every class. vit-explain divides columns by the rows' sums: normalise = columns.")
-            .parameters([ParamSpec::choice("fusion", "mean", &["mean", "max", "min"], "how heads become one matrix")])
-            .parameters(parameters(0.0))
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        plan(starting(blocks(model, "attention"), params)?, |sites| {
-            Ok(Needs { values: names(sites), ..Needs::default() })
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        bound(starting(blocks(model, "attention"), params.chain.start), |blocks| {
+            Ok(Bound::new(Needs { values: names(&blocks), ..Needs::default() }, move |context| {
+                let fused = blocks.iter().skip(params.chain.start).map(|block| {
+                    let a = tensor(context.value(&block.weights.name)?, &block.weights)?;
+                    let fused = match params.fusion {
+                        Fusion::Max => a.f_amax([1i64].as_slice(), false)?,
+                        Fusion::Min => a.f_amin([1i64].as_slice(), false)?,
+                        Fusion::Mean => heads(&a)?,
+                    };
+                    discard(&fused, params.chain.discard, true)
+                });
+                let all = product(fused, params.chain.normalise)?;
+                maps(&row(context, &all, &blocks[0].weights)?, &blocks[0].weights)
+            }))
         })
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let sites = planned(blocks(&context.model, "attention"))?;
-        let (fusion, share) = (context.params.text("fusion")?, context.params.number("discard")?);
-        let start = context.params.integer("start")? as usize;
-        let fused = sites.iter().skip(start).map(|site| {
-            let a = tensor(context.value(&site.name)?, site)?;
-            let fused = match fusion {
-                "max" => a.f_amax([1i64].as_slice(), false)?,
-                "min" => a.f_amin([1i64].as_slice(), false)?,
-                _ => heads(&a)?,
-            };
-            discard(&fused, share, true)
-        });
-        let all = product(fused, context.params.text("normalise")? == "columns")?;
-        maps(&row(&all, sites[0], &context.targets)?, sites[0])
     }
 }

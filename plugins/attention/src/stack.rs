@@ -4,16 +4,16 @@ use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::{float, mean};
 
-/// Attention layers in their order: one a block where every token asks, or the one layer of a class token alone.
-pub fn layers(model: &ModelSpec) -> std::result::Result<Vec<&Site>, String> {
-    let found: Vec<&Site> = model.sites.iter().filter(|s| s.kind == SiteKind::Attention && s.grid.is_some()).collect();
+/// The attentions of a model in their order: one a block where every token asks, or the one of a class token alone.
+pub fn layers(model: &ModelSpec) -> std::result::Result<Vec<AttentionBlock>, String> {
+    let found = model.attention_blocks();
     if found.is_empty() { Err(format!("{} has no attention", model.name)) } else { Ok(found) }
 }
 
 /// The same of a model in which every block has attention among all tokens; `instead` is what a single layer's map is called.
-pub fn blocks<'a>(model: &'a ModelSpec, instead: &str) -> std::result::Result<Vec<&'a Site>, String> {
+pub fn blocks(model: &ModelSpec, instead: &str) -> std::result::Result<Vec<AttentionBlock>, String> {
     let found = layers(model)?;
-    if found.iter().any(|s| s.query != "tokens") {
+    if found.iter().any(|b| b.weights.query != "tokens") {
         return Err(format!(
             "{} has one attention layer, that of its class token; on it this is {instead}",
             model.name
@@ -22,47 +22,40 @@ pub fn blocks<'a>(model: &'a ModelSpec, instead: &str) -> std::result::Result<Ve
     Ok(found)
 }
 
-/// The same where a method begins at the block of the parameter `start`, which must be there.
-pub fn starting<'a>(
-    sites: std::result::Result<Vec<&'a Site>, String>,
-    params: &Params,
-) -> Result<std::result::Result<Vec<&'a Site>, String>> {
-    let start = params.integer("start")? as usize;
-    Ok(sites.and_then(|sites| match sites.len() {
-        n if start < n => Ok(sites),
+/// The same where a method begins at the block `start`, which must be there.
+pub fn starting(
+    blocks: std::result::Result<Vec<AttentionBlock>, String>,
+    start: usize,
+) -> std::result::Result<Vec<AttentionBlock>, String> {
+    blocks.and_then(|blocks| match blocks.len() {
+        n if start < n => Ok(blocks),
         n => Err(format!("there is no block {start}, which `start` names: it has {n}")),
-    }))
-}
-
-pub fn names(sites: &[&Site]) -> Vec<String> {
-    sites.iter().map(|s| s.name.clone()).collect()
-}
-
-/// Needs from a list of layers or the reason why there is none.
-pub fn plan<'a>(
-    sites: std::result::Result<Vec<&'a Site>, String>,
-    needs: impl FnOnce(&[&'a Site]) -> Result<Needs>,
-) -> Result<Plan> {
-    Ok(match sites {
-        Ok(sites) => needs(&sites)?.into(),
-        Err(reason) => Plan::not_applicable(reason),
     })
 }
 
-/// What `f` makes of the layers of a model that was planned for.
-pub fn planned(sites: std::result::Result<Vec<&Site>, String>) -> Result<Vec<&Site>> {
-    sites.map_err(Error::invalid)
+/// Binds a method to a list of blocks, or says why there is none.
+pub fn bound(
+    blocks: std::result::Result<Vec<AttentionBlock>, String>,
+    make: impl FnOnce(Vec<AttentionBlock>) -> Result<Bound>,
+) -> Result<Bound> {
+    match blocks {
+        Ok(blocks) => make(blocks),
+        Err(reason) => Ok(Bound::not_applicable(reason)),
+    }
 }
 
-/// The block that an attention site is in: `blocks.3` of `blocks.3.attn`.
-pub fn block(site: &Site) -> String {
-    site.name.strip_suffix(".attn").unwrap_or(&site.name).to_string()
+/// The sites of the blocks' softmaxed weights.
+pub fn names(blocks: &[AttentionBlock]) -> Vec<String> {
+    blocks.iter().map(|b| b.weights.name.clone()).collect()
 }
 
-/// The site in front of each block: the end of the one before, `embed` for the first.
-pub fn inputs(sites: &[&Site]) -> Vec<String> {
-    let ends = sites.iter().map(|s| block(s));
-    std::iter::once("embed".to_string()).chain(ends).take(sites.len()).collect()
+/// A site of each block, by name; an error where a block has none.
+pub fn parts(
+    blocks: &[AttentionBlock],
+    what: &str,
+    part: impl Fn(&AttentionBlock) -> &Option<Site>,
+) -> Result<Vec<String>> {
+    blocks.iter().map(|b| Ok(AttentionBlock::require(part(b), what)?.name)).collect()
 }
 
 /// An attention site's array, [B, heads, queries, keys].
@@ -73,30 +66,28 @@ pub fn tensor(array: &Array, site: &Site) -> Result<Tensor> {
 
 /// Of [B, ..., queries, keys] the rows of the tokens that are classified, their mean where there are two (a distilled model
 /// has the mean of two heads): [B, ..., keys]. Of a model with a token a class, the explained class's.
-pub fn row(of: &Tensor, site: &Site, targets: &Array) -> Result<Tensor> {
+pub fn row(context: &Context<'_>, of: &Tensor, site: &Site) -> Result<Tensor> {
+    row_of(of, site, || context.classes())
+}
+
+fn row_of(of: &Tensor, site: &Site, classes: impl FnOnce() -> Result<Vec<i64>>) -> Result<Tensor> {
     let at = of.dim() as i64 - 2;
     if site.query == "per-class" {
         let mut size = of.size();
         size[at as usize] = 1;
         let mut shape = vec![1i64; of.dim()];
         shape[0] = -1;
-        let index = targets.share_tensor()?.f_to_device(of.device())?.f_reshape(shape)?.f_expand(size, false)?;
+        let index = Tensor::f_from_slice(&classes()?)?.f_to_device(of.device())?;
+        let index = index.f_reshape(shape)?.f_expand(size, false)?;
         return Ok(of.f_gather(at, &index, false)?.f_squeeze_dim(at)?);
     }
     let prefix = if site.query == "cls" { 1 } else { site.prefix.len().max(1) as i64 };
     mean(&of.f_narrow(at, 0, prefix)?, &[at], false)
 }
 
-/// [B, prefix + grid] as the maps [B, h, w].
-pub fn grid(values: &Tensor, site: &Site) -> Result<Tensor> {
-    let [h, w] = site.grid.ok_or_else(|| Error::invalid(format!("site {} has no grid", site.name)))?;
-    let (b, n) = (values.size()[0], (h * w) as i64);
-    let tokens = values.f_narrow(1, site.prefix.len() as i64, n)?;
-    float(&tokens.f_reshape([b, h as i64, w as i64])?)
-}
-
+/// [B, prefix + grid] as maps [B, grid...].
 pub fn maps(values: &Tensor, site: &Site) -> Result<Maps> {
-    Ok(Array::from_tensor(&grid(values, site)?)?.into())
+    Ok(Array::from_tensor(&float(&site.tokens_to_grid(values)?)?)?.into())
 }
 
 /// The identity, [1, n, n].
@@ -119,13 +110,13 @@ mod tests {
     fn rows_are_those_of_the_tokens_that_are_classified() {
         let site = |query: &str, prefix: &[&str]| Site::attention("a", 2, [1, 2], prefix, query);
         let of = Tensor::arange(2 * 2 * 3 * 4, (Kind::Float, Device::Cpu)).reshape([2, 2, 3, 4]);
-        let targets = Array::from_vec(&[2], vec![2i64, 1]).unwrap();
-        let first = |site: &Site, b: i64| row(&of, site, &targets).unwrap().double_value(&[b, 1, 0]);
+        let classes = || Ok(vec![2i64, 1]);
+        let first = |site: &Site, b: i64| row_of(&of, site, classes).unwrap().double_value(&[b, 1, 0]);
         assert_eq!(first(&site("tokens", &["cls"]), 1), of.double_value(&[1, 1, 0, 0]));
         let two = (of.double_value(&[1, 1, 0, 0]) + of.double_value(&[1, 1, 1, 0])) / 2.0;
         assert_eq!(first(&site("tokens", &["cls", "dist"]), 1), two);
         assert_eq!(first(&site("per-class", &[]), 0), of.double_value(&[0, 1, 2, 0]));
         assert_eq!(first(&site("per-class", &[]), 1), of.double_value(&[1, 1, 1, 0]));
-        assert_eq!(row(&of, &site("per-class", &[]), &targets).unwrap().size(), [2, 2, 4]);
+        assert_eq!(row_of(&of, &site("per-class", &[]), classes).unwrap().size(), [2, 2, 4]);
     }
 }

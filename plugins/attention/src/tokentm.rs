@@ -8,7 +8,7 @@
 //! authors' own code is not at hand.
 
 use crate::beyondintuition::lengths;
-use crate::stack::{block, blocks, heads, identity, inputs, maps, names, plan, planned, row, tensor};
+use crate::stack::{blocks, bound, heads, identity, maps, names, parts, row, tensor};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::sum;
@@ -26,11 +26,14 @@ fn change(before: &Tensor, after: &Tensor) -> Result<Tensor> {
 }
 
 impl Explainer for TokenTm {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Wu et al.: Token Transformation Matters: Towards Faithful Post-hoc Explanation for Vision \
                         Transformer, CVPR 2024";
         ExplainerSpec::new("tokentm", "TokenTM", Family::Attention, citation, "arXiv:2403.14552")
             .version(env!("CARGO_PKG_VERSION"))
+            .any_dimensions()
             .formula(
                 "row cls of prod_l (I + W_mlp) (I + A_l W_attn * mean_h relu(dS/dA_l)) diag |t_0|, \
                  W = diag(|t'| / |t| * softmax cos(t, t'))",
@@ -39,38 +42,38 @@ impl Explainer for TokenTm {
             .notes("After the port in LibraGrad's repository; the authors' code is not at hand.")
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        plan(blocks(model, "gae weighted by its tokens' lengths"), |sites| {
-            let mut values = names(sites);
-            values.extend(inputs(sites));
-            values.extend(sites.iter().map(|s| format!("{}.proj", s.name)));
-            values.push(block(sites[sites.len() - 1]));
-            Ok(Needs { values, gradients: names(sites), ..Needs::default() })
+    fn bind(&self, model: &ModelSpec, _: ()) -> Result<Bound> {
+        bound(blocks(model, "gae weighted by its tokens' lengths"), |blocks| {
+            let inputs = parts(&blocks, "tokens", |b| &b.input)?;
+            let outputs = parts(&blocks, "projection", |b| &b.output)?;
+            let ends = parts(&blocks, "end", |b| &b.end)?;
+            let mut values = [names(&blocks), inputs.clone(), outputs.clone(), ends.clone()].concat();
+            values.sort();
+            values.dedup();
+            Ok(Bound::new(Needs { values, gradients: names(&blocks), ..Needs::default() }, move |context| {
+                let tokens = |name: &str| context.value(name)?.share_tensor();
+                let mut all: Option<Tensor> = None;
+                for (i, block) in blocks.iter().enumerate() {
+                    let site = &block.weights;
+                    let before = tokens(&inputs[i])?;
+                    let middle = before.f_add(&tokens(&outputs[i])?)?;
+                    let after = tokens(&ends[i])?;
+                    let a = heads(&tensor(context.value(&site.name)?, site)?)?;
+                    let g = heads(&tensor(context.gradient(&site.name)?, site)?.f_relu()?)?;
+                    let one = identity(&a)?;
+                    let attention = a.f_mul(&change(&before, &middle)?.f_unsqueeze(1)?)?.f_mul(&g)?;
+                    let state = match all.take() {
+                        Some(state) => state,
+                        None => one.f_mul(&lengths(&before)?.f_unsqueeze(1)?)?,
+                    };
+                    let state = state.f_add(&attention.f_matmul(&state)?)?;
+                    // A diagonal factor scales rows.
+                    let scale = change(&middle, &after)?.f_add_scalar(1.0)?.f_unsqueeze(2)?;
+                    all = Some(state.f_mul(&scale)?);
+                }
+                let all = all.ok_or_else(|| Error::invalid("there is no block"))?;
+                maps(&row(context, &all, &blocks[0].weights)?, &blocks[0].weights)
+            }))
         })
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let sites = planned(blocks(&context.model, "gae weighted by its tokens' lengths"))?;
-        let tokens = |name: &str| context.value(name)?.share_tensor();
-        let mut all: Option<Tensor> = None;
-        for (site, input) in sites.iter().zip(inputs(&sites)) {
-            let before = tokens(&input)?;
-            let middle = before.f_add(&tokens(&format!("{}.proj", site.name))?)?;
-            let after = tokens(&block(site))?;
-            let a = heads(&tensor(context.value(&site.name)?, site)?)?;
-            let g = heads(&tensor(context.gradient(&site.name)?, site)?.f_relu()?)?;
-            let one = identity(&a)?;
-            let attention = a.f_mul(&change(&before, &middle)?.f_unsqueeze(1)?)?.f_mul(&g)?;
-            let state = match all.take() {
-                Some(state) => state,
-                None => one.f_mul(&lengths(&before)?.f_unsqueeze(1)?)?,
-            };
-            let state = state.f_add(&attention.f_matmul(&state)?)?;
-            // A diagonal factor scales rows.
-            let scale = change(&middle, &after)?.f_add_scalar(1.0)?.f_unsqueeze(2)?;
-            all = Some(state.f_mul(&scale)?);
-        }
-        let all = all.ok_or_else(|| Error::invalid("there is no block"))?;
-        maps(&row(&all, sites[0], &context.targets)?, sites[0])
     }
 }

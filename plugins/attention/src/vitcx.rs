@@ -8,7 +8,7 @@
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::draw::normals;
-use lightbox_sdk::tools::maps::{min_max, sum};
+use lightbox_sdk::tools::maps::{min_max, resize_channels, sum};
 
 register_explainer!(VitCx);
 
@@ -17,7 +17,7 @@ struct VitCx;
 /// The tokens whose channels are masks.
 fn layer(model: &ModelSpec) -> Option<&Site> {
     let site = model.site(model.cam_site.as_deref()?).ok()?;
-    (site.layout == Layout::BNC && site.grid.is_some() && model.attention_site.is_some()).then_some(site)
+    (site.is_tokens() && model.attention_site.is_some()).then_some(site)
 }
 
 /// Clusters of points from their distances [n, n], row by row: complete linkage, joined while the distance is under `limit`.
@@ -60,7 +60,22 @@ fn cluster(distances: &[f64], n: usize, limit: f64) -> Vec<usize> {
     of.into_iter().map(|c| numbers.partition_point(|m| *m < c)).collect()
 }
 
+#[derive(Params)]
+struct Settings {
+    /// under which masks are one
+    #[param(default = 0.1, range = (0.0, 2.0), unit = "1 - cosine")]
+    distance: f64,
+    /// the noise's deviation
+    #[param(default = 0.1, range = (0.0, 100.0), unit = "normalised values")]
+    sigma: f64,
+    /// clusters to run, the largest first; 0 for all
+    #[param(default = 0, range = (0, 100_000))]
+    most: usize,
+}
+
 impl Explainer for VitCx {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Xie, Li, Cao, Zhang: ViT-CX: Causal Explanation of Vision Transformers, IJCAI 2023";
         ExplainerSpec::new("vitcx", "ViT-CX", Family::Perturbation, citation, "arXiv:2211.03064")
@@ -70,92 +85,80 @@ impl Explainer for VitCx {
                  tokens' channels",
             )
             .cost("1 F, then 2 F a cluster, at most 2 a channel")
-            .parameters([
-                ParamSpec::number("distance", 0.1, (0.0, 2.0), "1 - cosine", "under which masks are one"),
-                ParamSpec::number("sigma", 0.1, (0.0, 100.0), "normalised values", "the noise's deviation"),
-                ParamSpec::integer("most", 0, (0, 100_000), "", "clusters to run, the largest first; 0 for all"),
-            ])
             .signed()
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
         let Some(site) = layer(model) else {
-            return Ok(Plan::not_applicable(format!("{} has no transformer's tokens", model.name)));
+            return Ok(Bound::not_applicable(format!("{} has no transformer's tokens", model.name)));
         };
-        let most = match params.integer("most")? as u64 {
-            0 => site.channels as u64,
-            most => most.min(site.channels as u64),
-        };
-        let extra = Passes::forward(2 * most);
-        Ok(Needs { values: vec![site.name.clone()], model: true, extra, ..Needs::default() }.into())
+        let most = if params.most == 0 { site.channels } else { params.most.min(site.channels) };
+        let (extra, site) = (Passes::forward(2 * most as u64), site.name.clone());
+        let needs = Needs { values: vec![site.clone()], model: true, extra, ..Needs::default() };
+        Ok(Bound::new(needs, move |context| explain(context, &site, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = layer(&context.model).ok_or_else(|| Error::invalid("there are no tokens"))?;
-        let [h, w] = site.grid.ok_or_else(|| Error::invalid("the tokens have no grid"))?;
-        context.value(&site.name)?.dims::<3>(&site.name)?;
-        let (tokens, images) = (context.value(&site.name)?.share_tensor()?, context.image_tensor()?);
-        let size = [images.size()[2], images.size()[3]];
-        let (limit, sigma) = (context.params.number("distance")?, context.params.number("sigma")?);
-        let most = context.params.integer("most")? as usize;
-        let whole = context.scores_now(Score::Probability)?;
-        let (model, targets) = (context.run_model()?, context.targets.to_vec::<i64>()?);
-        let mut maps = Vec::new();
-        for b in 0..context.ids.len() {
-            let grid = tokens.f_get(b as i64)?.f_narrow(0, site.prefix.len() as i64, (h * w) as i64)?;
-            let grid = grid.f_transpose(0, 1)?.f_reshape([1, -1, h as i64, w as i64])?;
-            let masks = grid.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?.f_squeeze_dim(0)?;
-            let masks = min_max(&masks)?;
-            let flat = masks.f_flatten(1, -1)?;
-            let unit = flat.f_div(&sum(&flat.f_mul(&flat)?, &[1], true)?.f_sqrt()?.f_clamp_min(1e-12)?)?;
-            let distances = unit.f_matmul(&unit.f_transpose(0, 1)?)?.f_neg()?.f_add_scalar(1.0)?;
-            let n = distances.size()[0] as usize;
-            let distances = Vec::<f64>::try_from(distances.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
-            let clusters = cluster(&distances, n, limit);
-            let count = clusters.iter().max().map_or(0, |m| m + 1);
-            let mut members = vec![Vec::new(); count];
-            clusters.iter().enumerate().for_each(|(i, c)| members[*c].push(i as i64));
-            members.sort_by_key(|m| std::cmp::Reverse(m.len()));
-            if most > 0 {
-                members.truncate(most);
-            }
-            let mut joined = Vec::new();
-            for group in &members {
-                let index = Tensor::f_from_slice(group)?.f_to_device(masks.device())?;
-                joined.push(sum(&masks.f_index_select(0, &index)?, &[0], false)?);
-            }
-            let joined = min_max(&Tensor::f_stack(&joined, 0)?)?;
-            let image = images.f_get(b as i64)?;
-            let mut rng = context.rng(b);
-            let (mut weighted, mut done) = (joined.f_get(0)?.f_zeros_like()?, 0);
-            // Two rows a mask.
-            let at_once = (context.at_once() / 2).max(1);
-            while done < members.len() {
-                context.check_cancelled()?;
-                context.progress((b * members.len() + done) as u64, (context.ids.len() * members.len()) as u64);
-                let some = at_once.min(members.len() - done);
-                let mask = joined.f_narrow(0, done as i64, some as i64)?.f_unsqueeze(1)?;
-                let pixels = image.numel();
-                let noise: Vec<f32> = (0..some).flat_map(|_| normals(&mut rng, pixels)).collect();
-                let noise = Tensor::f_from_slice(&noise)?.f_to_device(image.device())?;
-                let mut shape = vec![some as i64];
-                shape.extend(image.size());
-                let noise = noise.f_reshape(shape)?.f_mul_scalar(sigma)?;
-                let outside = noise.f_mul(&mask.f_neg()?.f_add_scalar(1.0)?)?;
-                let inside = mask.f_mul(&image)?.f_add(&outside)?;
-                let rows = Tensor::f_cat(&[inside, outside.f_add(&image)?], 0)?;
-                let logits = model.run(&Request::forward(Array::from_tensor(&rows.f_contiguous()?)?))?.logits;
-                let p = logits.share_tensor()?.f_softmax(1, Kind::Double)?.f_select(1, targets[b])?;
-                let p = p.f_narrow(0, 0, some as i64)?.f_sub(&p.f_narrow(0, some as i64, some as i64)?)?;
-                let p = p.f_add_scalar(whole[b])?.f_to_kind(Kind::Float)?.f_reshape([-1, 1, 1])?;
-                weighted = weighted.f_add(&sum(&mask.f_squeeze_dim(1)?.f_mul(&p)?, &[0], false)?)?;
-                done += some;
-            }
-            let cover = sum(&joined, &[0], false)?.f_clamp_min(1e-12)?;
-            maps.push(weighted.f_div(&cover)?.f_div_scalar(members.len() as f64)?);
+fn explain(context: &Context<'_>, site: &str, params: &Settings) -> Result<Maps> {
+    let (grids, images) = (context.grid(site)?, context.image_tensor()?);
+    let size = images.size()[2..].to_vec();
+    let (limit, sigma, most) = (params.distance, params.sigma, params.most);
+    let whole = context.scores_now(Score::Probability)?;
+    let model = context.run_model()?;
+    let mut maps = Vec::new();
+    for b in 0..context.ids.len() {
+        let masks = resize_channels(&grids.f_narrow(0, b as i64, 1)?, &size)?.f_squeeze_dim(0)?;
+        let masks = min_max(&masks)?;
+        let flat = masks.f_flatten(1, -1)?;
+        let unit = flat.f_div(&sum(&flat.f_mul(&flat)?, &[1], true)?.f_sqrt()?.f_clamp_min(1e-12)?)?;
+        let distances = unit.f_matmul(&unit.f_transpose(0, 1)?)?.f_neg()?.f_add_scalar(1.0)?;
+        let n = distances.size()[0] as usize;
+        let distances = Vec::<f64>::try_from(distances.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
+        let clusters = cluster(&distances, n, limit);
+        let count = clusters.iter().max().map_or(0, |m| m + 1);
+        let mut members = vec![Vec::new(); count];
+        clusters.iter().enumerate().for_each(|(i, c)| members[*c].push(i as i64));
+        members.sort_by_key(|m| std::cmp::Reverse(m.len()));
+        if most > 0 {
+            members.truncate(most);
         }
-        Ok(Array::from_tensor(&Tensor::f_stack(&maps, 0)?)?.into())
+        let mut joined = Vec::new();
+        for group in &members {
+            let index = Tensor::f_from_slice(group)?.f_to_device(masks.device())?;
+            joined.push(sum(&masks.f_index_select(0, &index)?, &[0], false)?);
+        }
+        let joined = min_max(&Tensor::f_stack(&joined, 0)?)?;
+        let image = images.f_get(b as i64)?;
+        let mut rng = context.rng(b);
+        let (mut weighted, mut done) = (joined.f_get(0)?.f_zeros_like()?, 0);
+        // Two rows a mask.
+        let at_once = (context.at_once() / 2).max(1);
+        while done < members.len() {
+            context.check_cancelled()?;
+            context.progress((b * members.len() + done) as u64, (context.ids.len() * members.len()) as u64);
+            let some = at_once.min(members.len() - done);
+            let mask = joined.f_narrow(0, done as i64, some as i64)?.f_unsqueeze(1)?;
+            let pixels = image.numel();
+            let noise: Vec<f32> = (0..some).flat_map(|_| normals(&mut rng, pixels)).collect();
+            let noise = Tensor::f_from_slice(&noise)?.f_to_device(image.device())?;
+            let mut shape = vec![some as i64];
+            shape.extend(image.size());
+            let noise = noise.f_reshape(shape)?.f_mul_scalar(sigma)?;
+            let outside = noise.f_mul(&mask.f_neg()?.f_add_scalar(1.0)?)?;
+            let inside = mask.f_mul(&image)?.f_add(&outside)?;
+            let rows = Tensor::f_cat(&[inside, outside.f_add(&image)?], 0)?;
+            let response = model.run(&Request::forward(Array::from_tensor(&rows.f_contiguous()?)?))?;
+            let pairs: Vec<(usize, usize)> = (0..2 * some).map(|k| (b, k)).collect();
+            let p = context.score_of(&response, &pairs, Score::Probability)?;
+            let gains: Vec<f32> = (0..some).map(|k| (p[k] - p[some + k] + whole[b]) as f32).collect();
+            let p = Tensor::f_from_slice(&gains)?.f_to_device(mask.device())?.f_reshape([-1, 1, 1])?;
+            weighted = weighted.f_add(&sum(&mask.f_squeeze_dim(1)?.f_mul(&p)?, &[0], false)?)?;
+            done += some;
+        }
+        let cover = sum(&joined, &[0], false)?.f_clamp_min(1e-12)?;
+        maps.push(weighted.f_div(&cover)?.f_div_scalar(members.len() as f64)?);
     }
+    Ok(Array::from_tensor(&Tensor::f_stack(&maps, 0)?)?.into())
 }
 
 #[cfg(test)]

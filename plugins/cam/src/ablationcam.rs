@@ -5,15 +5,17 @@
 //! channels at a time. pytorch-grad-cam sets a channel to the layer's minimum less 1e7 where the layer has negative values,
 //! and lowers that further with every channel of a batch; here it is the paper's 0.
 
-use crate::layer::{Cam, Evidence, Layer, Method, Reads, entry};
+use crate::layer::{Cam, Evidence, Layer, Method, Reads, reads_entry};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 
 register_explainer!(Method(AblationCam));
 
+#[derive(Clone, Copy)]
 struct AblationCam;
 
 impl Cam for AblationCam {
+    type Params = ();
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -25,27 +27,23 @@ impl Cam for AblationCam {
             .notes("pytorch-grad-cam ablates to about -1e7 where the layer has negative values; the paper, and this, to 0. A negative logit turns every weight's sign, as the equation has it.")
     }
 
-    fn reads(&self, model: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {
-        Ok(match entry(model, &layer.name) {
-            Ok(site) => Ok(Reads { values: vec![site.name.clone()], extra: Passes::partial(layer.channels as u64) }),
-            Err(e) => Err(e.message),
-        })
+    fn reads(&self, model: &ModelSpec, layer: &Site, _: &()) -> std::result::Result<Reads, String> {
+        reads_entry(model, layer, Passes::partial(layer.channels as u64))
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         let (context, channels) = (layer.context, layer.site.channels);
         let (kind, device) = (layer.value.f_kind()?, layer.value.device());
-        let at_once = context.at_once_from(&entry(&context.model, &layer.site.name)?.name);
+        let at_once = context.at_once_from(&layer.entry()?.name);
         let scores = context.scores_from(channels, at_once, Score::Logit, |pairs| {
             let mut keep = vec![1f32; pairs.len() * channels];
             pairs.iter().enumerate().for_each(|(row, (_, channel))| keep[row * channels + channel] = 0.0);
             let keep = Tensor::f_from_slice(&keep)?.f_to_device(device)?.f_to_kind(kind)?;
-            let scale = layer.channels(&keep.f_reshape([pairs.len() as i64, channels as i64, 1, 1])?)?;
+            let scale = layer.channels(&keep.f_reshape([pairs.len() as i64, channels as i64])?)?;
             let scale = Some(Array::from_tensor(&scale.f_contiguous()?)?);
             layer.part(pairs, Patch { site: layer.site.name.clone(), scale, shift: None })
         })?;
-        let all: Vec<(usize, usize)> = (0..context.ids.len()).map(|b| (b, 0)).collect();
-        let whole = context.score_of(&Array::from_tensor(&layer.pass.logits)?, &all, Score::Logit)?;
+        let whole = context.score_of(&layer.pass.response, &context.each(), Score::Logit)?;
         let mut weights = Vec::new();
         for (row, whole) in scores.outer_iter().zip(whole) {
             if whole == 0.0 {

@@ -7,7 +7,7 @@
 
 use crate::layer::weighted;
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tools::maps::{float, mean};
+use lightbox_sdk::tools::maps::{float, mean, places};
 
 register_explainer!(ClosedForm);
 
@@ -15,12 +15,21 @@ struct ClosedForm;
 
 /// The pooled features and the layer that is pooled.
 fn pooled(model: &ModelSpec) -> Option<(&Site, &Site)> {
-    let features = model.sites.iter().find(|s| s.kind == SiteKind::Embedding && s.layout == Layout::BC)?;
+    let features = model.sites.iter().find(|s| s.role == Role::Pooled)?;
     let layer = model.site(model.cam_site.as_deref()?).ok()?;
-    (layer.layout == Layout::BCHW && layer.channels == features.channels).then_some((features, layer))
+    (layer.is_map() && layer.channels == features.channels).then_some((features, layer))
+}
+
+#[derive(Params)]
+struct Settings {
+    /// keep positive evidence only
+    #[param(default = false)]
+    relu: bool,
 }
 
 impl Explainer for ClosedForm {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Zhou et al.: Learning Deep Features for Discriminative Localization, CVPR 2016";
         ExplainerSpec::new("cam", "CAM", Family::Cam, citation, "arXiv:1512.04150")
@@ -32,31 +41,28 @@ impl Explainer for ClosedForm {
                  does not apply, and neither does the paper.",
             )
             .signed()
-            .parameters([ParamSpec::flag("relu", false, "keep positive evidence only")])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
         let Some((features, layer)) = pooled(model) else {
             let reason = format!("{} does not end in a mean over places and one linear layer", model.name);
-            return Ok(Plan::not_applicable(reason));
+            return Ok(Bound::not_applicable(reason));
         };
-        let (values, gradients) = (vec![layer.name.clone(), features.name.clone()], vec![features.name.clone()]);
-        Ok(Needs { values, gradients, ..Needs::default() }.into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let (features, layer) = pooled(&context.model).ok_or_else(|| Error::invalid("there are no pooled features"))?;
-        context.value(&layer.name)?.dims::<4>(&layer.name)?;
-        let (value, vector) = (context.value(&layer.name)?.to_tensor()?, context.value(&features.name)?.to_tensor()?);
-        let off = mean(&value, &[2, 3], false)?.f_sub(&vector)?.f_abs()?.f_max()?.f_double_value(&[])?;
-        let size = vector.f_abs()?.f_max()?.f_double_value(&[])?;
-        if off > 1e-3 * size {
-            return Err(Error::invalid(format!("{} is not the mean of {} over places", features.name, layer.name)));
-        }
-        let weights = context.gradient(&features.name)?.to_tensor()?;
-        let map = float(&weighted(&value, &weights)?)?;
-        let map = if context.params.flag("relu")? { map.f_relu()? } else { map };
-        Ok(Array::from_tensor(&map)?.into())
+        let (features, layer) = (features.name.clone(), layer.name.clone());
+        let (values, gradients) = (vec![layer.clone(), features.clone()], vec![features.clone()]);
+        Ok(Bound::new(Needs { values, gradients, ..Needs::default() }, move |context| {
+            let (value, vector) = (context.grid(&layer)?, context.value(&features)?.to_tensor()?);
+            let off = mean(&value, &places(&value), false)?.f_sub(&vector)?.f_abs()?.f_max()?.f_double_value(&[])?;
+            let size = vector.f_abs()?.f_max()?.f_double_value(&[])?;
+            if off > 1e-3 * size {
+                return Err(Error::invalid(format!("{features} is not the mean of {layer} over places")));
+            }
+            let weights = context.gradient(&features)?.to_tensor()?;
+            let map = float(&weighted(&value, &weights)?)?;
+            let map = if params.relu { map.f_relu()? } else { map };
+            Ok(Array::from_tensor(&map)?.into())
+        }))
     }
 }
 
@@ -67,7 +73,7 @@ mod tests {
 
     #[test]
     fn is_the_head_on_every_place_and_refuses_features_that_are_not_the_mean() {
-        let sites = vec![Site::feature("layer", 2, [1, 3]), Site::vector("pooled", SiteKind::Embedding, 2)];
+        let sites = vec![Site::feature("layer", 2, [1, 3]), Site::vector("pooled", Role::Pooled, 2)];
         let model =
             ModelSpec { sites, cam_site: Some("layer".into()), ..ModelSpec::new("m", InputSpec::imagenet(4), 2) };
         let value = Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([1, 2, 1, 3]);

@@ -10,11 +10,11 @@
 //! training images of the explained class. What they are told from are the files of another folder, or training images
 //! (without a folder for the concept: those of other classes).
 
-use crate::layer::{chosen, grid, weighted};
+use crate::layer::{chosen, weighted};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
 use lightbox_sdk::tools::maps::{float, mean, sum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 register_explainer!(Concept);
 
@@ -24,8 +24,9 @@ struct Concept;
 const MOST: usize = 512;
 
 /// The files of a folder, by name.
-fn files(folder: &str) -> Result<Vec<PathBuf>> {
-    let error = |e: std::io::Error| Error::invalid(format!("{folder}: {e} (a concept is a folder of images)"));
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let shown = folder.display();
+    let error = |e: std::io::Error| Error::invalid(format!("{shown}: {e} (a concept is a folder of images)"));
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(error)? {
         let path = entry.map_err(error)?.path();
@@ -35,11 +36,11 @@ fn files(folder: &str) -> Result<Vec<PathBuf>> {
         }
     }
     all.sort();
-    if all.is_empty() { Err(Error::invalid(format!("{folder} holds no images"))) } else { Ok(all) }
+    if all.is_empty() { Err(Error::invalid(format!("{shown} holds no images"))) } else { Ok(all) }
 }
 
 /// The layer's mean over places for the images of a folder, [n, C] float64, CPU.
-fn of_folder(context: &FitContext<'_>, folder: &str, site: &Site) -> Result<Tensor> {
+fn of_folder(context: &FitContext<'_>, folder: &Path, site: &Site) -> Result<Tensor> {
     let (files, model) = (files(folder)?, context.run_model()?);
     let mut rows = Vec::new();
     for (i, file) in files.iter().enumerate() {
@@ -57,14 +58,14 @@ fn of_folder(context: &FitContext<'_>, folder: &str, site: &Site) -> Result<Tens
 
 /// [B, C] float64, CPU.
 fn pooled(value: &Tensor, site: &Site) -> Result<Tensor> {
-    Ok(mean(&grid(value, site)?.f_to_kind(Kind::Double)?, &[2, 3], false)?
+    Ok(mean(&site.to_grid(value)?.f_to_kind(Kind::Double)?, &[2, 3], false)?
         .f_to_device(lightbox_sdk::tch::Device::Cpu)?)
 }
 
 /// The unit vector from rows without the concept to rows with it.
-fn direction(with: &Tensor, without: &Tensor, classifier: &str, ridge: f64) -> Result<Tensor> {
+fn direction(with: &Tensor, without: &Tensor, classifier: Classifier, ridge: f64) -> Result<Tensor> {
     let difference = mean(with, &[0], false)?.f_sub(&mean(without, &[0], false)?)?;
-    let v = if classifier == "difference" {
+    let v = if classifier == Classifier::Difference {
         difference
     } else {
         // Least squares for labels of 1 and 0, each class's rows less the mean of all.
@@ -85,7 +86,32 @@ fn direction(with: &Tensor, without: &Tensor, classifier: &str, ridge: f64) -> R
     Ok(v.f_div_scalar(length)?)
 }
 
+choice! {
+    /// what tells the two sets apart
+    enum Classifier { Ridge = "ridge", Difference = "difference" }
+}
+
+#[derive(Params)]
+struct Settings {
+    /// folder of images that show it; empty for the explained class's own
+    #[param(default = "")]
+    concept: PathBuf,
+    /// folder of images that do not; empty for training images
+    #[param(default = "")]
+    against: PathBuf,
+    /// site to read; empty for the model's default, the tensor that is pooled
+    #[param(default = "")]
+    layer: String,
+    #[param(default = Classifier::Ridge)]
+    classifier: Classifier,
+    /// how much the ridge shrinks
+    #[param(default = 0.01, range = (1e-9, 1e9), unit = "of the mean variance")]
+    ridge: f64,
+}
+
 impl Explainer for Concept {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Kim et al.: Interpretability Beyond Feature Attribution: Quantitative Testing with Concept \
                         Activation Vectors (TCAV), ICML 2018";
@@ -95,84 +121,73 @@ impl Explainer for Concept {
             .cost("1 F, 1 B; the fit 1 F an image")
             .notes("TCAV itself is one number a class; the map is where its direction is found.")
             .signed()
-            .parameters([
-                ParamSpec::path("concept", "", "folder of images that show it; empty for the explained class's own"),
-                ParamSpec::path("against", "", "folder of images that do not; empty for training images"),
-                ParamSpec::text("layer", "", "site to read; empty for the model's default, the tensor that is pooled"),
-                ParamSpec::choice("classifier", "ridge", &["ridge", "difference"], "what tells the two sets apart"),
-                ParamSpec::number("ridge", 0.01, (1e-9, 1e9), "of the mean variance", "how much the ridge shrinks"),
-            ])
+            .targets(&[TargetKind::Class])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let Some(site) = chosen(model, params)? else {
-            return Ok(Plan::not_applicable(format!("{} has no such layer to learn a concept in", model.name)));
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let Some(site) = chosen(model, &params.layer).cloned() else {
+            return Ok(Bound::not_applicable(format!("{} has no such layer to learn a concept in", model.name)));
         };
         let names = vec![site.name.clone()];
         let fit = Some(FitNeeds { values: names.clone(), images: MOST });
-        Ok(Needs { values: names.clone(), gradients: names, fit, model: true, ..Needs::default() }.into())
+        let needs = Needs { values: names.clone(), gradients: names, fit, model: true, ..Needs::default() };
+        let name = site.name.clone();
+        let explain = move |context: &Context<'_>| {
+            let (value, gradient) = (context.grid(&name)?, context.gradient_grid(&name)?);
+            let v = context.fitted("direction")?.share_tensor()?.f_to_device(value.device())?;
+            let v = v.f_unsqueeze(0)?.f_expand([value.size()[0], value.size()[1]], false)?;
+            let along = weighted(&value, &v)?;
+            let slope = sum(&weighted(&gradient, &v)?, &[1, 2], true)?;
+            Ok(Array::from_tensor(&float(&along.f_mul(&slope)?)?)?.into())
+        };
+        Ok(Bound::new(needs, explain).with_fit(move |context| fit_concept(context, &site, &params)))
     }
+}
 
-    fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
-        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
-        let params = &context.params;
-        let (concept, against) = (params.text("concept")?, params.text("against")?);
-        let (mut holds, mut lacks) = (Vec::new(), Vec::new());
-        if concept.is_empty() || against.is_empty() {
-            let target = match (concept.is_empty(), context.target) {
-                (true, None) => {
-                    let text = "parameter concept: without a folder a concept is the one class that is explained, and \
-                                here that differs by image";
-                    return Err(Error::invalid(text));
-                }
-                (_, target) => target,
-            };
-            let mut next = context.first_batch()?;
-            while let Some(batch) = next {
-                context.check_cancelled()?;
-                let (_, value) =
-                    batch.values.first().ok_or_else(|| Error::invalid("there is no value to learn from"))?;
-                let rows = pooled(&value.share_tensor()?, site)?;
-                let labels = batch.labels.share_tensor()?;
-                for i in 0..rows.size()[0] {
-                    let row = rows.f_narrow(0, i, 1)?;
-                    let own = target.map(|t| labels.f_double_value(&[i, t])).transpose()? == Some(1.0);
-                    match concept.is_empty() {
-                        true if own => holds.push(row),
-                        // A concept with a folder is told from any image.
-                        _ => lacks.push(row),
-                    }
-                }
-                next = context.next_batch()?;
+/// The direction of the concept, from folders or from the training set.
+fn fit_concept(context: &FitContext<'_>, site: &Site, params: &Settings) -> Result<Named> {
+    let (concept, against) = (&params.concept, &params.against);
+    let is_empty = |path: &Path| path.as_os_str().is_empty();
+    let (mut holds, mut lacks) = (Vec::new(), Vec::new());
+    if is_empty(concept) || is_empty(against) {
+        let target = match (is_empty(concept), context.class) {
+            (true, None) => {
+                let text = "parameter concept: without a folder a concept is the one class that is explained, and \
+                            here that differs by image";
+                return Err(Error::invalid(text));
             }
+            (_, target) => target,
+        };
+        let mut next = context.first_batch()?;
+        while let Some(batch) = next {
+            context.check_cancelled()?;
+            let (_, value) = batch.values.first().ok_or_else(|| Error::invalid("there is no value to learn from"))?;
+            let rows = pooled(&value.share_tensor()?, site)?;
+            let labels = batch.labels.share_tensor()?;
+            for i in 0..rows.size()[0] {
+                let row = rows.f_narrow(0, i, 1)?;
+                let own = target.map(|t| labels.f_double_value(&[i, t as i64])).transpose()? == Some(1.0);
+                match is_empty(concept) {
+                    true if own => holds.push(row),
+                    // A concept with a folder is told from any image.
+                    _ => lacks.push(row),
+                }
+            }
+            next = context.next_batch()?;
         }
-        let join = |rows: &[Tensor], what: &str| match rows.is_empty() {
-            true => Err(Error::invalid(format!("the training set has no image {what}"))),
-            false => Ok(Tensor::f_cat(rows, 0)?),
-        };
-        let with = if concept.is_empty() { join(&holds, "of the class")? } else { of_folder(context, concept, site)? };
-        let without = match against.is_empty() {
-            true => join(&lacks, "to tell the concept from")?,
-            false => of_folder(context, against, site)?,
-        };
-        let v = direction(&with, &without, params.text("classifier")?, params.number("ridge")?)?;
-        let counts = vec![with.size()[0], without.size()[0]];
-        Ok(vec![
-            ("direction".into(), Array::from_tensor(&float(&v)?)?),
-            ("images".into(), Array::from_vec(&[2], counts)?),
-        ])
     }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
-        let value = grid(&context.value(&site.name)?.share_tensor()?, site)?;
-        let gradient = grid(&context.gradient(&site.name)?.share_tensor()?, site)?;
-        let v = context.fitted("direction")?.share_tensor()?.f_to_device(value.device())?;
-        let v = v.f_unsqueeze(0)?.f_expand([value.size()[0], value.size()[1]], false)?;
-        let along = weighted(&value, &v)?;
-        let slope = sum(&weighted(&gradient, &v)?, &[1, 2], true)?;
-        Ok(Array::from_tensor(&float(&along.f_mul(&slope)?)?)?.into())
-    }
+    let join = |rows: &[Tensor], what: &str| match rows.is_empty() {
+        true => Err(Error::invalid(format!("the training set has no image {what}"))),
+        false => Ok(Tensor::f_cat(rows, 0)?),
+    };
+    let with = if is_empty(concept) { join(&holds, "of the class")? } else { of_folder(context, concept, site)? };
+    let without = match is_empty(against) {
+        true => join(&lacks, "to tell the concept from")?,
+        false => of_folder(context, against, site)?,
+    };
+    let v = direction(&with, &without, params.classifier, params.ridge)?;
+    let counts = vec![with.size()[0], without.size()[0]];
+    Ok(vec![("direction".into(), Array::from_tensor(&float(&v)?)?), ("images".into(), Array::from_vec(&[2], counts)?)])
 }
 
 #[cfg(test)]
@@ -188,21 +203,21 @@ mod tests {
         // Along the second of three channels, and a little along the third.
         let shift = Tensor::from_slice(&[0.0, 2.0, 0.2]);
         let (with, without) = (noise(40, 0.3) + &shift, noise(60, 500.0));
-        for classifier in ["ridge", "difference"] {
+        for classifier in [Classifier::Ridge, Classifier::Difference] {
             let v = direction(&with, &without, classifier, 0.01).unwrap();
             assert!((v.norm().double_value(&[]) - 1.0).abs() < 1e-9);
             // Both sets lie on their own side.
             let side = |t: &Tensor| t.matmul(&v.unsqueeze(1)).mean(Kind::Double).double_value(&[]);
-            assert!(side(&with) > side(&without) + 1.0, "{classifier}");
+            assert!(side(&with) > side(&without) + 1.0, "{classifier:?}");
         }
         // With ever more ridge the classifier's normal becomes the difference of the means.
-        let shrunk = direction(&with, &without, "ridge", 1e6).unwrap();
-        let difference = direction(&with, &without, "difference", 0.01).unwrap();
+        let shrunk = direction(&with, &without, Classifier::Ridge, 1e6).unwrap();
+        let difference = direction(&with, &without, Classifier::Difference, 0.01).unwrap();
         let gap = with.mean_dim([0i64].as_slice(), false, Kind::Double)
             - without.mean_dim([0i64].as_slice(), false, Kind::Double);
         assert!((&shrunk - &difference).abs().max().double_value(&[]) < 1e-4);
         assert!((difference * gap.norm() - gap).abs().max().double_value(&[]) < 1e-9);
-        assert!(direction(&with, &with, "difference", 0.01).is_err());
+        assert!(direction(&with, &with, Classifier::Difference, 0.01).is_err());
     }
 
     #[test]

@@ -10,9 +10,11 @@ use lightbox_sdk::prelude::*;
 
 register_explainer!(Method(EigenCam));
 
+#[derive(Clone, Copy)]
 pub struct EigenCam;
 
 impl Cam for EigenCam {
+    type Params = ();
     const GRADIENT: bool = false;
     const SMOOTHS: bool = false;
 
@@ -23,7 +25,7 @@ impl Cam for EigenCam {
             .notes("The same for every class. The sign goes with the sum over channels; pytorch-grad-cam leaves it as it comes.")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         Ok(Evidence::Map(principal(&layer.value)?))
     }
 }

@@ -6,9 +6,11 @@ use lightbox_sdk::prelude::*;
 
 register_explainer!(Method(EigenGradCam));
 
+#[derive(Clone, Copy)]
 struct EigenGradCam;
 
 impl Cam for EigenGradCam {
+    type Params = ();
     const GRADIENT: bool = true;
     const SMOOTHS: bool = false;
 
@@ -20,7 +22,7 @@ impl Cam for EigenGradCam {
             .notes("The sign goes with the sum over channels; pytorch-grad-cam leaves it as it comes.")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         Ok(Evidence::Map(principal(&layer.gradient()?.f_mul(&layer.value)?)?))
     }
 }

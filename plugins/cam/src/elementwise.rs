@@ -7,9 +7,11 @@ use lightbox_sdk::prelude::*;
 
 register_explainer!(Method(ElementWise));
 
+#[derive(Clone, Copy)]
 pub struct ElementWise;
 
 impl Cam for ElementWise {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -18,7 +20,7 @@ impl Cam for ElementWise {
             .formula("sum_c relu(dS/dA_c * A_c)")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         Ok(Evidence::Product(layer.gradient()?.f_mul(&layer.value)?.f_relu()?))
     }
 }

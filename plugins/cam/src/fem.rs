@@ -7,13 +7,28 @@
 
 use crate::layer::{Cam, Evidence, Layer, Method};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tools::maps::mean;
 
 register_explainer!(Method(Fem));
 
+#[derive(Clone, Copy)]
 struct Fem;
 
+choice! {
+    /// the paper's, or pytorch-grad-cam's
+    enum Form { Places = "places", Channels = "channels" }
+}
+
+#[derive(Params)]
+struct Settings {
+    /// how far above the mean counts
+    #[param(default = 2.0, range = (0.0, 100.0), unit = "deviations")]
+    k: f64,
+    #[param(default = Form::Places)]
+    form: Form,
+}
+
 impl Cam for Fem {
+    type Params = Settings;
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -24,21 +39,17 @@ impl Cam for Fem {
                 "The same for every class. pytorch-grad-cam's FEM is sum_c w_c A_c with w_c the share of such places: form = \
                  channels.",
             )
-            .parameters([
-                ParamSpec::number("k", 2.0, (0.0, 100.0), "deviations", "how far above the mean counts"),
-                ParamSpec::choice("form", "places", &["places", "channels"], "the paper's, or pytorch-grad-cam's"),
-            ])
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, params: &Settings) -> Result<Evidence> {
         let value = &layer.value;
-        let centre = mean(value, &[2, 3], true)?;
+        let centre = layer.mean_places(value, true)?;
         let off = value.f_sub(&centre)?;
-        let deviation = mean(&off.f_mul(&off)?, &[2, 3], true)?.f_sqrt()?;
-        let limit = centre.f_add(&deviation.f_mul_scalar(layer.context.params.number("k")?)?)?;
-        if layer.context.params.text("form")? == "channels" {
+        let deviation = layer.mean_places(&off.f_mul(&off)?, true)?.f_sqrt()?;
+        let limit = centre.f_add(&deviation.f_mul_scalar(params.k)?)?;
+        if params.form == Form::Channels {
             let above = value.f_gt_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
-            return Ok(Evidence::Weights(mean(&above, &[2, 3], false)?));
+            return Ok(Evidence::Weights(layer.mean_places(&above, false)?));
         }
         let above = value.f_ge_tensor(&limit)?.f_to_kind(value.f_kind()?)?;
         Ok(Evidence::Product(above.f_mul(&centre)?))

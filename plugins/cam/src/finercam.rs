@@ -6,14 +6,31 @@
 //! through the probabilities too; `weights = mean`, torch-cam's, `y_t - alpha mean_j y_j`. The objective is one on the logits,
 //! and only what follows the layer runs for it.
 
-use crate::layer::{Cam, Evidence, Layer, Method, Reads, entry, grid};
+use crate::layer::{Cam, Evidence, Layer, Method, Reads, reads_entry};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::mean;
 
 register_explainer!(Method(FinerCam));
 
+#[derive(Clone, Copy)]
 struct FinerCam;
+
+choice! {
+    /// pytorch-grad-cam's, or torch-cam's
+    enum Weights { Softmax = "softmax", Mean = "mean" }
+}
+
+#[derive(Params)]
+struct Settings {
+    /// how much the references count; torch-cam's is 0.6
+    #[param(default = 1.0, range = (0.0, 100.0))]
+    alpha: f64,
+    /// classes to compare with, fewer where there are fewer
+    #[param(default = 3, range = (1, 1000))]
+    references: usize,
+    #[param(default = Weights::Softmax)]
+    weights: Weights,
+}
 
 /// The objective's derivative in the logits of one image.
 fn seed(logits: &[f64], target: usize, references: usize, alpha: f64, softmax: bool) -> Vec<f32> {
@@ -37,6 +54,7 @@ fn seed(logits: &[f64], target: usize, references: usize, alpha: f64, softmax: b
 }
 
 impl Cam for FinerCam {
+    type Params = Settings;
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -45,57 +63,42 @@ impl Cam for FinerCam {
         ExplainerSpec::new("finercam", "Finer-CAM", Family::Cam, citation, "arXiv:2501.11309")
             .formula("GradCAM of sum_j p_j (y_t - alpha y_j) / sum_j p_j over the classes j with the nearest logits")
             .cost("1 F, then 1 P, 1 B")
-            .parameters([
-                ParamSpec::number("alpha", 1.0, (0.0, 100.0), "", "how much the references count; torch-cam's is 0.6"),
-                ParamSpec::integer(
-                    "references",
-                    3,
-                    (1, 1000),
-                    "",
-                    "classes to compare with, fewer where there are fewer",
-                ),
-                ParamSpec::choice("weights", "softmax", &["softmax", "mean"], "pytorch-grad-cam's, or torch-cam's"),
-            ])
+            .targets(&[TargetKind::Class])
     }
 
-    fn reads(&self, model: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {
-        if model.classes < 2 || !model.sites.iter().any(|s| s.kind == SiteKind::Logits) {
-            return Ok(Err(format!("{} has no other class to compare with", model.name)));
+    fn reads(&self, model: &ModelSpec, layer: &Site, _: &Settings) -> std::result::Result<Reads, String> {
+        if model.classes() < 2 {
+            return Err(format!("{} has no other class to compare with", model.name));
         }
-        let extra = Passes { partial: 1, backward: 1, forward: 0 };
-        Ok(match entry(model, &layer.name) {
-            Ok(site) => Ok(Reads { values: vec![site.name.clone()], extra }),
-            Err(e) => Err(e.message),
-        })
+        reads_entry(model, layer, Passes { partial: 1, backward: 1, forward: 0 })
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, params: &Settings) -> Result<Evidence> {
         let context = layer.context;
-        let (alpha, references) = (context.params.number("alpha")?, context.params.integer("references")? as usize);
-        let softmax = context.params.text("weights")? == "softmax";
-        let pairs: Vec<(usize, usize)> = (0..context.ids.len()).map(|b| (b, 0)).collect();
+        let softmax = params.weights == Weights::Softmax;
+        let pairs = context.each();
+        let logits = layer.pass.response.logits.share_tensor()?;
         let mut seeds = Vec::new();
-        for (b, target) in context.targets_of(&pairs)?.into_iter().enumerate() {
-            let row = layer.pass.logits.f_get(b as i64)?.f_to_kind(Kind::Double)?;
+        for (b, target) in context.classes()?.into_iter().enumerate() {
+            let row = logits.f_get(b as i64)?.f_to_kind(Kind::Double)?;
             if target < 0 || target >= row.numel() as i64 {
                 return Err(Error::invalid(format!("target class {target} of {}", row.numel())));
             }
-            seeds.extend(seed(&Vec::<f64>::try_from(row)?, target as usize, references, alpha, softmax));
+            seeds.extend(seed(&Vec::<f64>::try_from(row)?, target as usize, params.references, params.alpha, softmax));
         }
-        let seeds = Tensor::f_from_slice(&seeds)?.f_reshape(layer.pass.logits.size())?;
+        let seeds = Tensor::f_from_slice(&seeds)?.f_reshape(logits.size())?;
         let seeds = Array::from_tensor(&seeds.f_to_device(layer.value.device())?)?;
-        let logits = context.model.sites.iter().find(|s| s.kind == SiteKind::Logits);
-        let logits = logits.ok_or_else(|| Error::invalid("the model has no site for its logits"))?;
+        let output = context.model.outputs.first().ok_or_else(|| Error::invalid("the model has no output"))?;
         let none = Patch { site: layer.site.name.clone(), scale: None, shift: None };
         let request = Request {
             patches: vec![],
-            objectives: vec![vec![Objective::Site(logits.name.clone(), seeds)]],
+            objectives: vec![vec![Objective::Output(output.name.clone(), seeds)]],
             grads: vec![layer.site.name.clone()],
             ..layer.part(&pairs, none)?
         };
         let response = context.run_model()?.run(&request)?;
         let found = response.gradient(0, &layer.site.name)?;
-        Ok(Evidence::Weights(mean(&grid(&found.share_tensor()?, layer.site)?, &[2, 3], false)?))
+        Ok(Evidence::Weights(layer.mean_places(&layer.site.to_grid(&found.share_tensor()?)?, false)?))
     }
 }
 

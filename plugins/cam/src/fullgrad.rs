@@ -17,48 +17,48 @@ register_explainer!(FullGrad);
 
 pub struct FullGrad;
 
-/// Sum over channels of `|t|` [B, C, h, w], each brought to [0, 1] as pytorch-grad-cam does.
+/// Sum over channels of `|t|` [B, C, grid...], each brought to [0, 1] as pytorch-grad-cam does.
 fn channels(t: &Tensor) -> Result<Tensor> {
-    let [b, c, h, w]: [i64; 4] = t.size().try_into().map_err(|s| Error::invalid(format!("a site of shape {s:?}")))?;
-    let flat = t.f_abs()?.f_reshape([b * c, h, w])?;
+    let size = t.size();
+    let flat = t.f_abs()?.f_flatten(0, 1)?;
     let (least, _) = range(&flat)?;
     let flat = flat.f_sub(&least)?;
     let (_, greatest) = range(&flat)?;
-    sum(&flat.f_div(&greatest.f_add_scalar(1e-7)?)?.f_reshape([b, c, h, w])?, &[1], false)
+    sum(&flat.f_div(&greatest.f_add_scalar(1e-7)?)?.f_reshape(size)?, &[1], false)
 }
 
 impl Explainer for FullGrad {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Srinivas, Fleuret: Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019";
         ExplainerSpec::new("fullgrad", "FullGrad", Family::Cam, citation, "arXiv:1905.00780")
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum psi(|x * dS/dx|) + sum_layers sum_c psi(|b_c * dS/db_c|), psi a channel to [0, 1], scaled up")
             .cost("1 F, 1 B")
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        let biases: Vec<String> =
-            model.sites.iter().filter(|s| s.kind == SiteKind::Bias).map(|s| s.name.clone()).collect();
+    fn bind(&self, model: &ModelSpec, _: ()) -> Result<Bound> {
+        let biases: Vec<String> = model.sites.iter().filter(|s| s.role == Role::Bias).map(|s| s.name.clone()).collect();
         if biases.is_empty() {
-            return Ok(Plan::not_applicable(format!(
+            return Ok(Bound::not_applicable(format!(
                 "{} has no sites of biases; the full gradient is that of a piecewise linear network",
                 model.name
             )));
         }
-        let mut gradients = biases.clone();
-        gradients.push("input".into());
-        Ok(Needs { values: biases, gradients, ..Needs::default() }.into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let (images, gradient) = (context.image_tensor()?, context.gradient("input")?.to_tensor()?);
-        let size = [images.size()[2], images.size()[3]];
-        let mut map = channels(&images.f_mul(&gradient)?)?;
-        for site in context.model.sites.iter().filter(|s| s.kind == SiteKind::Bias) {
-            let (bias, gradient) =
-                (context.value(&site.name)?.to_tensor()?, context.gradient(&site.name)?.to_tensor()?);
-            map = map.f_add(&resize(&channels(&bias.f_mul(&gradient)?)?, size)?)?;
-        }
-        Ok(Array::from_tensor(&map)?.into())
+        let Some(input) = model.site_of(Role::Input).map(|s| s.name.clone()) else {
+            return Ok(Bound::not_applicable(format!("{} has no site for its images", model.name)));
+        };
+        let gradients = [biases.clone(), vec![input.clone()]].concat();
+        Ok(Bound::new(Needs { values: biases.clone(), gradients, ..Needs::default() }, move |context| {
+            let (images, gradient) = (context.image_tensor()?, context.gradient(&input)?.to_tensor()?);
+            let mut map = channels(&images.f_mul(&gradient)?)?;
+            for site in &biases {
+                let (bias, gradient) = (context.value(site)?.to_tensor()?, context.gradient(site)?.to_tensor()?);
+                map = map.f_add(&resize(&channels(&bias.f_mul(&gradient)?)?, &images.size()[2..])?)?;
+            }
+            Ok(Array::from_tensor(&map)?.into())
+        }))
     }
 }

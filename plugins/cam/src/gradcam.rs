@@ -7,13 +7,14 @@
 
 use crate::layer::{Cam, Evidence, Layer, Method};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tools::maps::mean;
 
 register_explainer!(Method(GradCam));
 
+#[derive(Clone, Copy)]
 pub struct GradCam;
 
 impl Cam for GradCam {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -23,8 +24,8 @@ impl Cam for GradCam {
             .formula("relu(sum_c w_c A_c), w_c = mean_yx dS/dA_cyx")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        Ok(Evidence::Weights(mean(layer.gradient()?, &[2, 3], false)?))
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
+        Ok(Evidence::Weights(layer.mean_places(layer.gradient()?, false)?))
     }
 }
 

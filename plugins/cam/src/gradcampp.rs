@@ -8,24 +8,26 @@
 use crate::layer::{Cam, Evidence, Layer, Method};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::sum;
+use lightbox_sdk::tools::maps::{places, sum};
 
 register_explainer!(Method(GradCamPlusPlus));
 
 /// In the denominator, as in pytorch-grad-cam.
 const EPS: f64 = 1e-6;
 
+#[derive(Clone, Copy)]
 pub struct GradCamPlusPlus;
 
 /// The weights of equations 5 and 19 from the first three powers of the gradient, or their means over samples.
 pub fn weights(value: &Tensor, first: &Tensor, second: &Tensor, third: &Tensor) -> Result<Tensor> {
-    let denominator = second.f_mul_scalar(2.0)?.f_add(&third.f_mul(&sum(value, &[2, 3], true)?)?)?;
+    let denominator = second.f_mul_scalar(2.0)?.f_add(&third.f_mul(&sum(value, &places(value), true)?)?)?;
     let alpha = second.f_div(&denominator.f_add_scalar(EPS)?)?;
     let alpha = alpha.f_where_self(&first.f_ne(0.0)?, &alpha.f_zeros_like()?)?;
-    sum(&alpha.f_mul(&first.f_relu()?)?, &[2, 3], false)
+    sum(&alpha.f_mul(&first.f_relu()?)?, &places(value), false)
 }
 
 impl Cam for GradCamPlusPlus {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -38,7 +40,7 @@ impl Cam for GradCamPlusPlus {
             .notes("torch-cam 0.5 leaves out alpha's denominator; pytorch-grad-cam agrees with this map.")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         // In double precision: cubes of small gradients stand beside EPS.
         let g = &layer.gradient()?.f_to_kind(Kind::Double)?;
         let second = g.f_mul(g)?;

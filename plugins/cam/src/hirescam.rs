@@ -18,9 +18,11 @@ register_explainer!(Method(HiResCam));
 /// What of a sum of float32 terms is rounding, of their magnitudes.
 const ROUNDING: f64 = 1e-5;
 
+#[derive(Clone, Copy)]
 pub struct HiResCam;
 
 impl Cam for HiResCam {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -34,9 +36,10 @@ impl Cam for HiResCam {
             )
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         let product = layer.gradient()?.f_mul(&layer.value)?;
-        let most = |t: &Tensor| t.f_abs()?.f_amax([1i64, 2, 3].as_slice(), true);
+        let all: Vec<i64> = (1..product.dim() as i64).collect();
+        let most = |t: &Tensor| t.f_abs()?.f_amax(all.as_slice(), true);
         let sums = most(&sum(&product, &[1], true)?)?;
         let scale = most(&sum(&product.f_abs()?, &[1], true)?)?;
         let real = sums.f_ge_tensor(&scale.f_mul_scalar(ROUNDING)?)?.f_to_kind(product.f_kind()?)?;

@@ -12,9 +12,11 @@ use lightbox_sdk::tools::maps::{float, mean};
 
 register_explainer!(Method(KpcaCam));
 
+#[derive(Clone, Copy)]
 struct KpcaCam;
 
 impl Cam for KpcaCam {
+    type Params = ();
     const GRADIENT: bool = false;
     const SMOOTHS: bool = false;
 
@@ -26,23 +28,23 @@ impl Cam for KpcaCam {
             .notes("The same for every class.")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        let [b, c, h, w]: [i64; 4] =
-            layer.value.size().try_into().map_err(|s| Error::invalid(format!("a layer of shape {s:?}")))?;
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
+        let size = layer.value.size();
+        let (b, c, n) = (size[0], size[1], size[2..].iter().product::<i64>());
         let mut maps = Vec::new();
         // An image at a time: the kernel is a matrix of places by places.
         for i in 0..b {
             layer.context.check_cancelled()?;
-            let x = layer.value.f_get(i)?.f_to_kind(Kind::Double)?.f_reshape([c, h * w])?.f_transpose(0, 1)?;
+            let x = layer.value.f_get(i)?.f_to_kind(Kind::Double)?.f_reshape([c, n])?.f_transpose(0, 1)?;
             let x = x.f_sub(&mean(&x, &[0], true)?)?;
             let kernel = x.f_matmul(&x.f_transpose(0, 1)?)?.f_div_scalar(c as f64)?.f_add_scalar(1.0)?.f_tanh()?;
             let rows = mean(&kernel, &[0], true)?;
             let centred = kernel.f_sub(&rows)?.f_sub(&mean(&kernel, &[1], true)?)?.f_add(&mean(&rows, &[1], true)?)?;
             let (values, vectors) = centred.f_linalg_eigh("L")?;
-            let first: Tensor = vectors.f_select(1, h * w - 1)?;
+            let first: Tensor = vectors.f_select(1, n - 1)?;
             let largest = first.f_gather(0, &first.f_abs()?.f_argmax(0, true)?, false)?;
-            let length = values.f_narrow(0, h * w - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
-            maps.push(float(&first.f_mul(&length)?.f_mul(&largest.f_sign()?)?.f_reshape([h, w])?)?);
+            let length = values.f_narrow(0, n - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
+            maps.push(float(&first.f_mul(&length)?.f_mul(&largest.f_sign()?)?.f_reshape(&size[2..])?)?);
         }
         Ok(Evidence::Map(Tensor::f_stack(&maps, 0)?))
     }

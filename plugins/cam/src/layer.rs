@@ -6,26 +6,27 @@
 //! image resolution.
 
 use lightbox_sdk::prelude::*;
+use lightbox_sdk::spec::ParamValues;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::{float, mean, min_max, resize, sum};
+use lightbox_sdk::tools::maps::{float, mean, min_max, places, resize, sum};
 use std::collections::BTreeMap;
 
 /// What a layer says.
 pub enum Evidence {
     /// [B, C]: a weight a channel.
     Weights(Tensor),
-    /// [B, C, h, w], to be summed over channels.
+    /// [B, C, grid...], to be summed over channels.
     Product(Tensor),
-    /// [B, h, w].
+    /// [B, grid...].
     Map(Tensor),
 }
 
 /// A run of the model: the shared one, or one on changed images.
 pub struct Pass {
-    /// [B, 3, H, W].
+    /// [B, C, size...].
     pub images: Tensor,
-    /// [B, classes].
-    pub logits: Tensor,
+    /// The model's outputs.
+    pub response: Response,
     values: BTreeMap<String, Tensor>,
     gradients: BTreeMap<String, Tensor>,
 }
@@ -35,15 +36,25 @@ pub struct Layer<'a> {
     pub context: &'a Context<'a>,
     pub pass: &'a Pass,
     pub site: &'a Site,
-    /// [B, C, h, w]; of tokens those of the grid.
+    /// [B, C, grid...]; of tokens those of the grid.
     pub value: Tensor,
     gradient: Option<Tensor>,
 }
 
 impl Layer<'_> {
-    /// d logit / d value, [B, C, h, w].
+    /// d logit / d value, [B, C, grid...].
     pub fn gradient(&self) -> Result<&Tensor> {
         self.gradient.as_ref().ok_or_else(|| Error::invalid("the plan did not ask for gradients"))
+    }
+
+    /// The sum over the places of [B, C, grid...]: [B, C], or [B, C, 1, ...] with `keep`.
+    pub fn sum_places(&self, x: &Tensor, keep: bool) -> Result<Tensor> {
+        sum(x, &places(x), keep)
+    }
+
+    /// The mean over the places.
+    pub fn mean_places(&self, x: &Tensor, keep: bool) -> Result<Tensor> {
+        mean(x, &places(x), keep)
     }
 
     /// The value of a site that [`Cam::reads`] names, as the model has it.
@@ -57,29 +68,35 @@ impl Layer<'_> {
         Ok(tensor.f_index_select(0, &Tensor::f_from_slice(&index)?.f_to_device(tensor.device())?)?)
     }
 
+    /// The site at or before the layer at which a run can begin.
+    pub fn entry(&self) -> Result<&Site> {
+        entry(&self.context.model, &self.site.name)
+    }
+
     /// A run for `pairs` from the last site before the layer at which one can begin, whose value [`Cam::reads`] names.
     pub fn part(&self, pairs: Pairs<'_>, patch: Patch) -> Result<Request> {
-        let site = entry(&self.context.model, &self.site.name)?;
+        let site = self.entry()?;
         let value = self.rows(self.raw(&site.name)?, pairs)?;
         let request = Request::from_site(&site.name, Array::from_tensor(&value)?)?;
         Ok(Request { patches: vec![patch], ..request })
     }
 
-    /// A tensor of the layer's own layout from [rows, C, 1, 1].
+    /// What multiplies the layer's own value, from a number a row and channel [rows, C].
     pub fn channels(&self, scale: &Tensor) -> Result<Tensor> {
-        match self.site.layout {
-            Layout::BCHW => Ok(scale.shallow_clone()),
-            _ => Ok(scale.f_squeeze_dim(3)?.f_transpose(1, 2)?),
-        }
+        let (rows, channels) = (scale.size()[0], scale.size()[1]);
+        let shape = match self.site.is_map() {
+            true => [vec![rows, channels], vec![1; self.site.grid.len()]].concat(),
+            false => vec![rows, 1, channels],
+        };
+        Ok(scale.f_reshape(shape)?)
     }
 }
 
-/// The one layer that the parameter `layer` names, or the model's default; `None` where the model has no such layer with places.
-pub fn chosen<'a>(model: &'a ModelSpec, params: &Params) -> Result<Option<&'a Site>> {
-    let named = params.text("layer")?;
+/// The one layer that a parameter names, or the model's default where it is empty; `None` where the model has no such layer
+/// with places.
+pub fn chosen<'a>(model: &'a ModelSpec, named: &str) -> Option<&'a Site> {
     let name = if named.is_empty() { model.cam_site.as_deref() } else { Some(named) };
-    let site = name.and_then(|n| model.site(n).ok());
-    Ok(site.filter(|s| matches!((s.layout, s.grid), (Layout::BCHW | Layout::BNC, Some(_)))))
+    name.and_then(|n| model.site(n).ok()).filter(|s| s.has_grid())
 }
 
 /// Where runs begin for a layer.
@@ -97,16 +114,23 @@ pub struct Reads {
     pub extra: Passes,
 }
 
+choice! {
+    /// how several layers become one map
+    pub enum Fusion { Mean = "mean", Max = "max", Product = "product" }
+}
+
 /// A method that reads layers.
-pub trait Cam: Send {
+pub trait Cam: Send + Copy + 'static {
+    /// Its own parameters, behind those that all share.
+    type Params: Params;
     /// It reads the layer's gradient too.
     const GRADIENT: bool;
     /// Its evidence is a sum over channels, which can be smoothed by its first principal component.
     const SMOOTHS: bool = true;
     /// How several layers become one map.
-    const FUSION: &'static str = "mean";
+    const FUSION: Fusion = Fusion::Mean;
 
-    /// Name, title, reference, formula and the method's own parameters.
+    /// Name, title, reference and formula.
     fn spec(&self) -> ExplainerSpec;
 
     /// Layers when none is named; empty where the method does not apply.
@@ -115,106 +139,137 @@ pub trait Cam: Send {
     }
 
     /// A reason why it does not apply to this layer, or what it needs there.
-    fn reads(&self, model: &ModelSpec, layer: &Site, params: &Params) -> Result<std::result::Result<Reads, String>> {
+    fn reads(&self, model: &ModelSpec, layer: &Site, params: &Self::Params) -> std::result::Result<Reads, String> {
         let _ = (model, layer, params);
-        Ok(Ok(Reads::default()))
+        Ok(Reads::default())
     }
 
     /// What the layer says, before the ReLU.
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence>;
+    fn evidence(&self, layer: &Layer<'_>, params: &Self::Params) -> Result<Evidence>;
+}
+
+/// Reads the entry of a layer, for methods that run what follows it.
+pub fn reads_entry(model: &ModelSpec, layer: &Site, extra: Passes) -> std::result::Result<Reads, String> {
+    let site = entry(model, &layer.name).map_err(|e| e.message)?;
+    Ok(Reads { values: vec![site.name.clone()], extra })
 }
 
 /// A method as an explainer.
 pub struct Method<T>(pub T);
 
-/// [B, N, C] tokens without their prefix as [B, C, h, w]; feature maps as they are.
-pub fn grid(value: &Tensor, site: &Site) -> Result<Tensor> {
-    match (site.layout, site.grid) {
-        (Layout::BCHW, _) if value.dim() == 4 => Ok(value.shallow_clone()),
-        (Layout::BNC, Some([h, w])) => {
-            let [b, _, c]: [i64; 3] = value
-                .size()
-                .try_into()
-                .map_err(|s| Error::invalid(format!("site {} has shape {s:?}, expected [B, N, C]", site.name)))?;
-            let tokens = value.f_narrow(1, site.prefix.len() as i64, (h * w) as i64)?;
-            Ok(tokens.f_transpose(1, 2)?.f_reshape([b, c, h as i64, w as i64])?)
-        }
-        _ => {
-            let (name, shape) = (&site.name, value.size());
-            Err(Error::invalid(format!("site {name}, of shape {shape:?}, is neither a feature map nor a token grid")))
-        }
+/// The parameters of a method: those that all share, and its own.
+pub struct Settings<T: Cam> {
+    layer: String,
+    fusion: Fusion,
+    relu: bool,
+    eigen_smooth: bool,
+    aug_smooth: bool,
+    own: T::Params,
+}
+
+impl<T: Cam> Params for Settings<T> {
+    fn specs() -> Vec<ParamSpec> {
+        let layer = "site to read, or several joined by +; empty for the model's default, the tensor that is pooled";
+        let eigen = "the first principal component of the sum's terms in place of the sum";
+        let augmented = "mean over six runs: mirrored or not, brightness times 0.9, 1 and 1.1";
+        let mut specs = vec![
+            ParamSpec::of::<String>("layer", "", None, "", layer),
+            ParamSpec::of::<Fusion>("fusion", T::FUSION, None, "", ""),
+            ParamSpec::of::<bool>("relu", true, None, "", "keep positive evidence only"),
+        ];
+        specs.extend(T::SMOOTHS.then(|| ParamSpec::of::<bool>("eigen_smooth", false, None, "", eigen)));
+        specs.push(ParamSpec::of::<bool>("aug_smooth", false, None, "", augmented));
+        specs.extend(T::Params::specs());
+        specs
+    }
+
+    fn read(values: &ParamValues) -> Result<Self> {
+        Ok(Settings {
+            layer: values.field("layer")?,
+            fusion: values.field("fusion")?,
+            relu: values.field("relu")?,
+            eigen_smooth: T::SMOOTHS && values.field("eigen_smooth")?,
+            aug_smooth: values.field("aug_smooth")?,
+            own: T::Params::read(values)?,
+        })
     }
 }
 
-/// [B, h, w]: a weight a channel, summed up.
+/// [B, grid...]: a weight a channel, summed up.
 pub fn weighted(value: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let [b, c, h, w]: [i64; 4] = value
-        .size()
-        .try_into()
-        .map_err(|s| Error::invalid(format!("a layer of shape {s:?}, expected [B, C, h, w]")))?;
-    let flat = value.f_reshape([b, c, h * w])?;
-    Ok(weights.f_reshape([b, 1, c])?.f_matmul(&flat)?.f_reshape([b, h, w])?)
+    let size = value.size();
+    if size.len() < 3 {
+        return Err(Error::invalid(format!("a layer of shape {size:?}, expected [B, C, grid...]")));
+    }
+    let (b, c) = (size[0], size[1]);
+    let flat = value.f_reshape([b, c, -1])?;
+    let map = weights.f_reshape([b, 1, c])?.f_matmul(&flat)?;
+    Ok(map.f_reshape([&[b], &size[2..]].concat())?)
 }
 
-/// First principal component of the places of [B, C, h, w] over channels: [B, h, w], `X v` with the centred [hw, C] matrix X
-/// and its first right singular vector v. Its sign is free; here it goes with the sum over channels.
+/// First principal component of the places of [B, C, grid...] over channels: [B, grid...], `X v` with the centred
+/// [places, C] matrix X and its first right singular vector v. Its sign is free; here it goes with the sum over channels.
 pub fn principal(product: &Tensor) -> Result<Tensor> {
-    let [b, c, h, w]: [i64; 4] =
-        product.size().try_into().map_err(|s| Error::invalid(format!("a product of shape {s:?}")))?;
-    let x = product.f_to_kind(Kind::Double)?.f_reshape([b, c, h * w])?.f_transpose(1, 2)?;
+    let size = product.size();
+    if size.len() < 3 {
+        return Err(Error::invalid(format!("a product of shape {size:?}")));
+    }
+    let (b, c, n) = (size[0], size[1], size[2..].iter().product::<i64>());
+    let x = product.f_to_kind(Kind::Double)?.f_reshape([b, c, n])?.f_transpose(1, 2)?;
     let x = x.f_sub(&mean(&x, &[1], true)?)?;
     // The smaller of the two squares has the same largest eigenvalue.
-    let projection = if c < h * w {
+    let projection = if c < n {
         let (_, vectors) = x.f_transpose(1, 2)?.f_matmul(&x)?.f_linalg_eigh("L")?;
         x.f_matmul(&vectors.f_narrow(2, c - 1, 1)?)?.f_squeeze_dim(2)?
     } else {
         let (values, vectors) = x.f_matmul(&x.f_transpose(1, 2)?)?.f_linalg_eigh("L")?;
-        let length = values.f_narrow(1, h * w - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
-        vectors.f_select(2, h * w - 1)?.f_mul(&length)?
+        let length = values.f_narrow(1, n - 1, 1)?.f_clamp_min(0.0)?.f_sqrt()?;
+        vectors.f_select(2, n - 1)?.f_mul(&length)?
     };
     let along = sum(&projection.f_mul(&sum(&x, &[2], false)?)?, &[1], true)?;
     let sign = along.f_ge(0.0)?.f_to_kind(Kind::Double)?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?;
-    float(&projection.f_mul(&sign)?.f_reshape([b, h, w])?)
+    float(&projection.f_mul(&sign)?.f_reshape([&[b], &size[2..]].concat())?)
 }
 
 /// Factors of augmentation smoothing's brightness.
 const FACTORS: [f64; 3] = [0.9, 1.0, 1.1];
 
-impl<T: Cam> Method<T> {
-    /// The layers that the parameters name, or the method's own.
-    fn layers<'a>(&self, model: &'a ModelSpec, params: &Params) -> Result<std::result::Result<Vec<&'a Site>, String>> {
-        let named = params.text("layer")?;
-        let names: Vec<String> = match named {
-            "" => self.0.layers(model),
-            _ => named.split('+').map(|n| n.trim().to_string()).collect(),
-        };
-        if names.is_empty() {
-            return Ok(Err(format!("{} has no layer for class activation maps", model.name)));
-        }
-        let mut sites = Vec::new();
-        for name in names {
-            // A layer that this model lacks and another has is no mistake of the spec.
-            let Ok(site) = model.site(&name) else { return Ok(Err(format!("{} has no layer {name}", model.name))) };
-            if !matches!((site.layout, site.grid), (Layout::BCHW | Layout::BNC, Some(_))) {
-                return Ok(Err(format!("{name} is neither a feature map nor a token grid")));
-            }
-            sites.push(site);
-        }
-        Ok(Ok(sites))
-    }
+/// A method that is bound to a model: its parameters, its layers, what it asks for.
+struct BoundMethod<T: Cam> {
+    method: T,
+    settings: Settings<T>,
+    layers: Vec<Site>,
+    needs: Needs,
+}
 
-    /// Sites to read, and passes beyond the shared run.
-    fn needs(&self, model: &ModelSpec, params: &Params) -> Result<std::result::Result<Needs, String>> {
-        let sites = match self.layers(model, params)? {
-            Ok(sites) => sites,
-            Err(reason) => return Ok(Err(reason)),
-        };
+/// The layers that the parameters name, or the method's own.
+fn layers<T: Cam>(method: T, model: &ModelSpec, named: &str) -> std::result::Result<Vec<Site>, String> {
+    let names: Vec<String> = match named {
+        "" => method.layers(model),
+        _ => named.split('+').map(|n| n.trim().to_string()).collect(),
+    };
+    if names.is_empty() {
+        return Err(format!("{} has no layer for class activation maps", model.name));
+    }
+    let mut sites = Vec::new();
+    for name in names {
+        // A layer that this model lacks and another has is no mistake of the spec.
+        let site = model.site(&name).map_err(|_| format!("{} has no layer {name}", model.name))?;
+        if !site.has_grid() {
+            return Err(format!("{name} is neither a feature map nor a token grid"));
+        }
+        sites.push(site.clone());
+    }
+    Ok(sites)
+}
+
+impl<T: Cam> BoundMethod<T> {
+    /// Finds the layers, and what is to be read and run.
+    fn new(method: T, model: &ModelSpec, settings: Settings<T>) -> std::result::Result<Self, String> {
+        let layers = layers(method, model, &settings.layer)?;
         let mut needs = Needs::default();
-        for site in sites {
-            let reads = match self.0.reads(model, site, params)? {
-                Ok(reads) => reads,
-                Err(reason) => return Ok(Err(reason)),
-            };
+        for site in &layers {
+            let reads = method.reads(model, site, &settings.own)?;
             for name in std::iter::once(site.name.clone()).chain(reads.values) {
                 if !needs.values.contains(&name) {
                     needs.values.push(name);
@@ -225,135 +280,120 @@ impl<T: Cam> Method<T> {
             }
             needs.extra = needs.extra + reads.extra;
         }
-        if params.flag("aug_smooth")? {
+        if settings.aug_smooth {
             let one = if T::GRADIENT { Passes::both(1) } else { Passes::forward(1) };
             needs.extra = (needs.extra + one).times(2 * FACTORS.len() as u64);
         }
         needs.model = needs.extra != Passes::default();
-        Ok(Ok(needs))
+        Ok(BoundMethod { method, settings, layers, needs })
     }
 
     /// One run's map: the layer's own resolution if there is one layer, and `image` is false.
-    fn map(&self, context: &Context<'_>, sites: &[&Site], pass: &Pass, image: bool) -> Result<Tensor> {
-        let params = &context.params;
-        let size = [context.model.input.height as i64, context.model.input.width as i64];
+    fn map(&self, context: &Context<'_>, pass: &Pass, image: bool) -> Result<Tensor> {
+        let size: Vec<i64> = context.model.input.size.iter().map(|n| *n as i64).collect();
         let mut maps = Vec::new();
-        for site in sites {
+        for site in &self.layers {
             let get = |from: &BTreeMap<String, Tensor>| {
                 let found = from.get(&site.name);
-                grid(found.ok_or_else(|| Error::invalid(format!("there is no {}", site.name)))?, site)
+                site.to_grid(found.ok_or_else(|| Error::invalid(format!("there is no {}", site.name)))?)
             };
             let gradient = if T::GRADIENT { Some(get(&pass.gradients)?) } else { None };
             let layer = Layer { context, pass, site, value: get(&pass.values)?, gradient };
-            let smooth = T::SMOOTHS && params.flag("eigen_smooth")?;
-            let map = match self.0.evidence(&layer)? {
+            let smooth = self.settings.eigen_smooth;
+            let map = match self.method.evidence(&layer, &self.settings.own)? {
                 Evidence::Map(map) => map,
                 Evidence::Weights(weights) if smooth => {
-                    principal(&layer.value.f_mul(&weights.f_unsqueeze(2)?.f_unsqueeze(3)?)?)?
+                    let weights = weights.f_reshape([&weights.size()[..], &vec![1; site.grid.len()]].concat())?;
+                    principal(&layer.value.f_mul(&weights)?)?
                 }
                 Evidence::Weights(weights) => weighted(&layer.value, &weights)?,
                 Evidence::Product(product) if smooth => principal(&product)?,
                 Evidence::Product(product) => sum(&product, &[1], false)?,
             };
             let map = float(&map)?;
-            maps.push(if params.flag("relu")? { map.f_relu()? } else { map });
+            maps.push(if self.settings.relu { map.f_relu()? } else { map });
         }
         if let ([map], false) = (maps.as_slice(), image) {
             return Ok(map.shallow_clone());
         }
-        let fusion = params.text("fusion")?;
+        let fusion = self.settings.fusion;
         let scaled = maps.iter().map(|m| {
-            let scaled = resize(&min_max(m)?, size)?;
+            let scaled = resize(&min_max(m)?, &size)?;
             // A factor's zeros count, so each spans [0, 1] after scaling, too.
-            if fusion == "product" { min_max(&scaled) } else { Ok(scaled) }
+            if fusion == Fusion::Product { min_max(&scaled) } else { Ok(scaled) }
         });
         let all = Tensor::f_stack(&scaled.collect::<Result<Vec<_>>>()?, 0)?;
         match fusion {
-            "max" => Ok(all.f_amax([0i64].as_slice(), false)?),
-            "product" => Ok(all.f_prod_dim_int(0, false, Kind::Float)?),
-            _ => mean(&all, &[0], false),
+            Fusion::Max => Ok(all.f_amax([0i64].as_slice(), false)?),
+            Fusion::Product => Ok(all.f_prod_dim_int(0, false, Kind::Float)?),
+            Fusion::Mean => mean(&all, &[0], false),
         }
     }
 
     /// Runs the model on changed images.
-    fn run(&self, context: &Context<'_>, images: Tensor, needs: &Needs) -> Result<Pass> {
+    fn run(&self, context: &Context<'_>, images: Tensor) -> Result<Pass> {
         context.check_cancelled()?;
         let array = Array::from_tensor(&images.f_contiguous()?)?;
-        let request = Request::explain(array, context.targets.clone(), &needs.values, &needs.gradients);
+        let request = Request::explain(array, context.objective()?, &self.needs.values, &self.needs.gradients);
         let mut response = context.run_model()?.run(&request)?;
         let tensors = |named: BTreeMap<String, Array>| {
             named.into_iter().map(|(name, a)| Ok((name, a.share_tensor()?))).collect::<Result<_>>()
         };
-        Ok(Pass {
-            images,
-            logits: response.logits.share_tensor()?,
-            values: tensors(response.values)?,
-            gradients: tensors(response.grads.pop().unwrap_or_default())?,
-        })
-    }
-}
-
-impl<T: Cam> Explainer for Method<T> {
-    fn spec(&self) -> ExplainerSpec {
-        let spec = self.0.spec();
-        let layer = "site to read, or several joined by +; empty for the model's default, the tensor that is pooled";
-        let mut parameters = vec![
-            ParamSpec::text("layer", "", layer),
-            ParamSpec::choice("fusion", T::FUSION, &["mean", "max", "product"], "how several layers become one map"),
-            ParamSpec::flag("relu", true, "keep positive evidence only"),
-        ];
-        if T::SMOOTHS {
-            let text = "the first principal component of the sum's terms in place of the sum";
-            parameters.push(ParamSpec::flag("eigen_smooth", false, text));
-        }
-        let text = "mean over six runs: mirrored or not, brightness times 0.9, 1 and 1.1";
-        parameters.push(ParamSpec::flag("aug_smooth", false, text));
-        parameters.extend(spec.parameters);
-        let cost = match (spec.cost.is_empty(), T::GRADIENT) {
-            (false, _) => spec.cost,
-            (true, true) => "1 F, 1 B".into(),
-            (true, false) => "1 F".into(),
-        };
-        ExplainerSpec { parameters, cost, version: env!("CARGO_PKG_VERSION").into(), ..spec }
-    }
-
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        Ok(match self.needs(model, params)? {
-            Ok(needs) => needs.into(),
-            Err(reason) => Plan::not_applicable(reason),
-        })
+        let gradients = tensors(response.grads.pop().unwrap_or_default())?;
+        let values = tensors(std::mem::take(&mut response.values))?;
+        Ok(Pass { images, response, values, gradients })
     }
 
     fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let sites = self.layers(&context.model, &context.params)?.map_err(Error::invalid)?;
-        let needs = self.needs(&context.model, &context.params)?.map_err(Error::invalid)?;
-        if context.params.flag("aug_smooth")? {
+        if self.settings.aug_smooth {
             let images = context.image_tensor()?;
             let mut maps = Vec::new();
             for (mirrored, factor) in [false, true].iter().flat_map(|m| FACTORS.map(|f| (*m, f))) {
                 let changed = images.f_mul_scalar(factor)?;
-                let changed = if mirrored { changed.f_flip([3])? } else { changed };
-                let map = min_max(&self.map(context, &sites, &self.run(context, changed, &needs)?, true)?)?;
-                maps.push(if mirrored { map.f_flip([2])? } else { map });
+                let changed = if mirrored { changed.f_flip([-1])? } else { changed };
+                let map = min_max(&self.map(context, &self.run(context, changed)?, true)?)?;
+                maps.push(if mirrored { map.f_flip([-1])? } else { map });
             }
             return Ok(Array::from_tensor(&mean(&Tensor::f_stack(&maps, 0)?, &[0], false)?)?.into());
         }
         let value = |name: &String| Ok((name.clone(), context.value(name)?.share_tensor()?));
         let gradient = |name: &String| Ok((name.clone(), context.gradient(name)?.share_tensor()?));
+        let response = Response { outputs: context.outputs.clone(), ..Response::of(context.logits.clone()) };
         let pass = Pass {
             images: context.images.share_tensor()?,
-            logits: context.logits.share_tensor()?,
-            values: needs.values.iter().map(value).collect::<Result<_>>()?,
-            gradients: needs.gradients.iter().map(gradient).collect::<Result<_>>()?,
+            response,
+            values: self.needs.values.iter().map(value).collect::<Result<_>>()?,
+            gradients: self.needs.gradients.iter().map(gradient).collect::<Result<_>>()?,
         };
-        Ok(Array::from_tensor(&self.map(context, &sites, &pass, false)?)?.into())
+        Ok(Array::from_tensor(&self.map(context, &pass, false)?)?.into())
+    }
+}
+
+impl<T: Cam> Explainer for Method<T> {
+    type Params = Settings<T>;
+
+    fn spec(&self) -> ExplainerSpec {
+        let spec = self.0.spec();
+        let cost = match (spec.cost.is_empty(), T::GRADIENT) {
+            (false, _) => spec.cost,
+            (true, true) => "1 F, 1 B".into(),
+            (true, false) => "1 F".into(),
+        };
+        ExplainerSpec { cost, version: env!("CARGO_PKG_VERSION").into(), ..spec }.any_dimensions()
+    }
+
+    fn bind(&self, model: &ModelSpec, settings: Settings<T>) -> Result<Bound> {
+        Ok(match BoundMethod::new(self.0, model, settings) {
+            Ok(bound) => Bound::new(bound.needs.clone(), move |context| bound.explain(context)),
+            Err(reason) => Bound::not_applicable(reason),
+        })
     }
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use lightbox_sdk::tch::{Device, index::*};
+    use lightbox_sdk::tch::Device;
 
     /// Channels, rows and columns of the layer that [`check`] explains.
     pub const SHAPE: [i64; 3] = [3, 2, 4];
@@ -399,7 +439,7 @@ pub mod tests {
 
     /// A method's map against `slow(layer, y, x)`, one number at a time, as the paper writes it.
     pub fn check(
-        explainer: &dyn Explainer,
+        explainer: &impl Explainer,
         params: &[(&str, serde_json::Value)],
         slow: impl Fn(&Slow, i64, i64) -> f64,
     ) {
@@ -425,23 +465,6 @@ pub mod tests {
     }
 
     use lightbox_sdk::serde_json;
-
-    #[test]
-    fn tokens_lose_their_prefix() {
-        let site = Site {
-            layout: Layout::BNC,
-            prefix: vec!["cls".into()],
-            kind: SiteKind::Tokens,
-            ..Site::feature("blocks.0", 3, [2, 2])
-        };
-        let tokens = Tensor::arange(30, (Kind::Float, Device::Cpu)).reshape([2, 5, 3]);
-        let map = grid(&tokens, &site).unwrap();
-        assert_eq!(map.size(), [2, 3, 2, 2]);
-        for (row, col) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let token = tokens.i((1, 1 + row * 2 + col));
-            assert_eq!(map.i((1, .., row, col)), token);
-        }
-    }
 
     #[test]
     fn both_ways_to_the_first_component_agree_with_the_singular_vector() {

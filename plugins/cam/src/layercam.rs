@@ -9,9 +9,11 @@ use lightbox_sdk::prelude::*;
 
 register_explainer!(Method(LayerCam));
 
+#[derive(Clone, Copy)]
 pub struct LayerCam;
 
 impl Cam for LayerCam {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -21,7 +23,7 @@ impl Cam for LayerCam {
             .formula("relu(sum_c relu(dS/dA_c) * A_c)")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         Ok(Evidence::Product(layer.gradient()?.f_relu()?.f_mul(&layer.value)?))
     }
 }

@@ -6,7 +6,7 @@
 //! finding is, and so what a weighted sum of its channels can reach at best. No explanation of the decision; a ceiling beside
 //! the controls, which are the floor.
 
-use crate::layer::{chosen, grid, weighted};
+use crate::layer::{chosen, weighted};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Device, Kind, Tensor};
 use lightbox_sdk::tools::maps::float;
@@ -67,7 +67,22 @@ impl Sums {
     }
 }
 
+#[derive(Params)]
+struct Settings {
+    /// site to read; empty for the model's default, the tensor that is pooled
+    #[param(default = "")]
+    layer: String,
+    /// training images to learn from at most
+    #[param(default = 512, range = (1, 1_000_000))]
+    images: usize,
+    /// how much the ridge shrinks
+    #[param(default = 1e-3, range = (1e-12, 1e9), unit = "of the mean square")]
+    ridge: f64,
+}
+
 impl Explainer for Probe {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Alain, Bengio: Understanding intermediate layers using linear classifier probes, 2016";
         ExplainerSpec::new("probe", "Linear probe of the mask", Family::Other, citation, "arXiv:1610.01644")
@@ -79,53 +94,49 @@ impl Explainer for Probe {
                  at best, not an explanation.",
             )
             .signed()
-            .parameters([
-                ParamSpec::text("layer", "", "site to read; empty for the model's default, the tensor that is pooled"),
-                ParamSpec::integer("images", 512, (1, 1_000_000), "", "training images to learn from at most"),
-                ParamSpec::number("ridge", 1e-3, (1e-12, 1e9), "of the mean square", "how much the ridge shrinks"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let Some(site) = chosen(model, params)? else {
-            return Ok(Plan::not_applicable(format!("{} has no such layer to probe", model.name)));
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let Some(site) = chosen(model, &params.layer).cloned() else {
+            return Ok(Bound::not_applicable(format!("{} has no such layer to probe", model.name)));
         };
         let values = vec![site.name.clone()];
-        let fit = Some(FitNeeds { values: values.clone(), images: params.integer("images")? as usize });
-        Ok(Needs { values, fit, ..Needs::default() }.into())
+        let fit = Some(FitNeeds { values: values.clone(), images: params.images });
+        let needs = Needs { values, fit, ..Needs::default() };
+        let name = site.name.clone();
+        let explain = move |context: &Context<'_>| {
+            let value = context.grid(&name)?;
+            let fitted =
+                |name: &str| Ok::<_, Error>(context.fitted(name)?.share_tensor()?.f_to_device(value.device())?);
+            let weights = fitted("weights")?.f_unsqueeze(0)?.f_expand([value.size()[0], value.size()[1]], false)?;
+            let map = weighted(&value, &weights)?.f_add(&fitted("intercept")?)?;
+            Ok(Array::from_tensor(&float(&map)?)?.into())
+        };
+        Ok(Bound::new(needs, explain).with_fit(move |context| fit_probe(context, &site, params.ridge)))
     }
+}
 
-    fn fit(&self, context: &FitContext<'_>) -> Result<Named> {
-        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
-        let (mut sums, mut next) = (Sums::default(), context.first_batch()?);
-        while let Some(batch) = next {
-            context.check_cancelled()?;
-            let (_, value) = batch.values.first().ok_or_else(|| Error::invalid("there is no value to learn from"))?;
-            let value = grid(&value.share_tensor()?, site)?.f_to_device(Device::Cpu)?;
-            let masks = batch.masks.share_tensor()?;
-            for (i, known) in batch.known.to_vec::<bool>()?.into_iter().enumerate() {
-                if known {
-                    sums.add(&value.f_get(i as i64)?, &masks.f_get(i as i64)?)?;
-                }
+/// The regression over the batches of the training set.
+fn fit_probe(context: &FitContext<'_>, site: &Site, ridge: f64) -> Result<Named> {
+    let (mut sums, mut next) = (Sums::default(), context.first_batch()?);
+    while let Some(batch) = next {
+        context.check_cancelled()?;
+        let (_, value) = batch.values.first().ok_or_else(|| Error::invalid("there is no value to learn from"))?;
+        let value = site.to_grid(&value.share_tensor()?)?.f_to_device(Device::Cpu)?;
+        let masks = batch.masks.share_tensor()?;
+        for (i, known) in batch.known.to_vec::<bool>()?.into_iter().enumerate() {
+            if known {
+                sums.add(&value.f_get(i as i64)?, &masks.f_get(i as i64)?)?;
             }
-            next = context.next_batch()?;
         }
-        let (weights, intercept) = sums.solve(context.params.number("ridge")?)?;
-        Ok(vec![
-            ("weights".into(), Array::from_tensor(&float(&weights)?)?),
-            ("intercept".into(), Array::from_tensor(&float(&intercept)?)?),
-            ("places".into(), Array::from_vec(&[1], vec![sums.rows])?),
-        ])
+        next = context.next_batch()?;
     }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let site = chosen(&context.model, &context.params)?.ok_or_else(|| Error::invalid("there is no layer"))?;
-        let value = grid(&context.value(&site.name)?.share_tensor()?, site)?;
-        let fitted = |name: &str| Ok::<_, Error>(context.fitted(name)?.share_tensor()?.f_to_device(value.device())?);
-        let weights = fitted("weights")?.f_unsqueeze(0)?.f_expand([value.size()[0], value.size()[1]], false)?;
-        let map = weighted(&value, &weights)?.f_add(&fitted("intercept")?)?;
-        Ok(Array::from_tensor(&float(&map)?)?.into())
-    }
+    let (weights, intercept) = sums.solve(ridge)?;
+    Ok(vec![
+        ("weights".into(), Array::from_tensor(&float(&weights)?)?),
+        ("intercept".into(), Array::from_tensor(&float(&intercept)?)?),
+        ("places".into(), Array::from_vec(&[1], vec![sums.rows])?),
+    ])
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@ use lightbox_sdk::tch::Tensor;
 
 register_explainer!(Method(RandomCam));
 
+#[derive(Clone, Copy)]
 struct RandomCam;
 
 impl Cam for RandomCam {
+    type Params = ();
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -19,7 +21,7 @@ impl Cam for RandomCam {
             .formula("relu(sum_c w_c A_c), w_c uniform in [-1, 1)")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         let (images, channels) = (layer.context.ids.len(), layer.value.size()[1]);
         let mut weights = Vec::new();
         for b in 0..images {

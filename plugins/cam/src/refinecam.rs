@@ -6,16 +6,18 @@
 //! has not. pytorch-grad-cam makes one whole pass a layer; here all layers share one.
 
 use crate::gradcampp::GradCamPlusPlus;
-use crate::layer::{Cam, Evidence, Layer, Method};
+use crate::layer::{Cam, Evidence, Fusion, Layer, Method};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(Method(RefineCam));
 
+#[derive(Clone, Copy)]
 struct RefineCam;
 
 impl Cam for RefineCam {
+    type Params = ();
     const GRADIENT: bool = true;
-    const FUSION: &'static str = "product";
+    const FUSION: Fusion = Fusion::Product;
 
     fn spec(&self) -> ExplainerSpec {
         let citation = "Domeniconi et al.: How to Evaluate and Refine your CAM, 2026";
@@ -26,9 +28,9 @@ impl Cam for RefineCam {
 
     fn layers(&self, model: &ModelSpec) -> Vec<String> {
         let Some(last) = model.cam_site.as_ref().and_then(|name| model.site(name).ok()) else { return vec![] };
-        let of_blocks = |s: &&Site| s.depth.is_some() && s.layout == last.layout && s.grid.is_some() && s.start;
+        let of_blocks = |s: &&Site| s.block.is_some() && s.axes == last.axes && s.has_grid() && s.start;
         let blocks: Vec<&Site> = model.sites.iter().filter(of_blocks).collect();
-        let mut layers: Vec<String> = if last.layout == Layout::BCHW {
+        let mut layers: Vec<String> = if last.is_map() {
             // The last of each resolution but the final layer's own.
             let ends = blocks.iter().enumerate().filter(|(i, s)| blocks.get(i + 1).is_none_or(|n| n.grid != s.grid));
             ends.map(|(_, s)| *s).filter(|s| s.grid != last.grid).map(|s| s.name.clone()).collect()
@@ -41,7 +43,7 @@ impl Cam for RefineCam {
         layers
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        GradCamPlusPlus.evidence(layer)
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
+        GradCamPlusPlus.evidence(layer, &())
     }
 }

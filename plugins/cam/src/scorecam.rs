@@ -8,36 +8,47 @@
 use crate::layer::{Cam, Evidence, Layer, Method, Reads};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::maps::{mean, range};
+use lightbox_sdk::tools::maps::{mean, range, resize_channels};
 
 register_explainer!(Method(ScoreCam));
 
+#[derive(Clone, Copy)]
 struct ScoreCam;
 
-/// How channels become masks.
-pub fn parameters() -> [ParamSpec; 2] {
-    let text = "how a channel becomes a mask: scaled up and then to [0, 1]; the same with aligned corners, as \
-                pytorch-grad-cam does; to [0, 1] and then scaled up, as torch-cam does";
-    [Score::parameter("logit"), ParamSpec::choice("mask", "scaled", &["scaled", "aligned", "normalised"], text)]
+choice! {
+    /// how a channel becomes a mask: scaled up and then to [0, 1]; the same with aligned corners, as pytorch-grad-cam does; to [0, 1] and then scaled up, as torch-cam does
+    pub enum MaskForm { Scaled = "scaled", Aligned = "aligned", Normalised = "normalised" }
 }
 
-/// Masks [rows, 1, H, W] in [0, 1] of one channel a row, of `value` [B, C, h, w]; 0 where a channel is constant.
-pub fn masks(layer: &Layer<'_>, pairs: Pairs<'_>, channel: impl Fn(usize) -> usize) -> Result<Tensor> {
-    let context = layer.context;
-    let size = [context.model.input.height as i64, context.model.input.width as i64];
+/// How channels become masks, and what is read of the target.
+#[derive(Params)]
+pub struct Settings {
+    #[param(default = Score::Logit)]
+    pub score: Score,
+    #[param(default = MaskForm::Scaled)]
+    pub mask: MaskForm,
+}
+
+/// Masks [rows, 1, size...] in [0, 1] of one channel a row, of `value` [B, C, grid...]; 0 where a channel is constant.
+pub fn masks(layer: &Layer<'_>, form: MaskForm, pairs: Pairs<'_>, channel: impl Fn(usize) -> usize) -> Result<Tensor> {
+    let size: Vec<i64> = layer.context.model.input.size.iter().map(|n| *n as i64).collect();
     let mut rows = Vec::new();
     for &(b, variant) in pairs {
         rows.push(layer.value.f_get(b as i64)?.f_get(channel(variant) as i64)?);
     }
     let maps = Tensor::f_stack(&rows, 0)?.f_unsqueeze(1)?;
-    let scale = |maps: &Tensor, corners: bool| maps.f_upsample_bilinear2d(size, corners, None::<f64>, None::<f64>);
+    let scale = |maps: &Tensor, corners: bool| match (corners, size.len()) {
+        (true, 2) => Ok::<_, Error>(maps.f_upsample_bilinear2d(size.as_slice(), true, None::<f64>, None::<f64>)?),
+        (true, 3) => Ok(maps.f_upsample_trilinear3d(size.as_slice(), true, None::<f64>, None::<f64>, None::<f64>)?),
+        _ => resize_channels(maps, &size),
+    };
     let normalise = |maps: &Tensor| {
         let (least, greatest) = range(maps)?;
         Ok::<_, Error>(maps.f_sub(&least)?.f_div(&greatest.f_sub(&least)?.f_add_scalar(1e-8)?)?)
     };
-    match context.params.text("mask")? {
-        "normalised" => Ok(scale(&normalise(&maps)?, false)?),
-        kind => normalise(&scale(&maps, kind == "aligned")?),
+    match form {
+        MaskForm::Normalised => scale(&normalise(&maps)?, false),
+        form => normalise(&scale(&maps, form == MaskForm::Aligned)?),
     }
 }
 
@@ -51,6 +62,7 @@ pub fn weights(scores: &lightbox_sdk::ndarray::Array2<f64>, samples: usize, laye
 }
 
 impl Cam for ScoreCam {
+    type Params = Settings;
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -60,17 +72,15 @@ impl Cam for ScoreCam {
             .formula("relu(sum_c w_c A_c), w = softmax_c S(image * mask_c), mask_c = A_c scaled up to [0, 1]")
             .cost("1 F, then channels F")
             .notes("Equals pytorch-grad-cam with mask = aligned, torch-cam with mask = normalised.")
-            .parameters(parameters())
     }
 
-    fn reads(&self, _: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {
-        Ok(Ok(Reads { extra: Passes::forward(layer.channels as u64), ..Reads::default() }))
+    fn reads(&self, _: &ModelSpec, layer: &Site, _: &Settings) -> std::result::Result<Reads, String> {
+        Ok(Reads { extra: Passes::forward(layer.channels as u64), ..Reads::default() })
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        let score = Score::of(&layer.context.params)?;
-        let scores = layer.context.scores(layer.site.channels, score, |pairs| {
-            Ok(layer.rows(&layer.pass.images, pairs)?.f_mul(&masks(layer, pairs, |c| c)?)?)
+    fn evidence(&self, layer: &Layer<'_>, params: &Settings) -> Result<Evidence> {
+        let scores = layer.context.scores(layer.site.channels, params.score, |pairs| {
+            Ok(layer.rows(&layer.pass.images, pairs)?.f_mul(&masks(layer, params.mask, pairs, |c| c)?)?)
         })?;
         weights(&scores, 1, layer)
     }

@@ -10,9 +10,11 @@ use lightbox_sdk::tools::maps::range;
 
 register_explainer!(Method(SegEigenCam));
 
+#[derive(Clone, Copy)]
 struct SegEigenCam;
 
 impl Cam for SegEigenCam {
+    type Params = ();
     const GRADIENT: bool = true;
     const SMOOTHS: bool = false;
 
@@ -24,7 +26,7 @@ impl Cam for SegEigenCam {
         )
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
         let map = principal(&layer.gradient()?.f_abs()?.f_mul(&layer.value)?)?;
         let (least, greatest) = range(&map)?;
         let flipped = least.f_abs()?.f_gt_tensor(&greatest.f_abs()?)?.f_to_kind(Kind::Float)?;

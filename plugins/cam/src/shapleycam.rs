@@ -5,15 +5,23 @@
 //! along A: `(G(A + e A) - G(A - e A)) / 2 e`, two runs of what follows the layer. Where that is linear, as behind
 //! DenseNet's last layer, H is 0 and this is GradCAM.
 
-use crate::layer::{Cam, Evidence, Layer, Method, Reads, entry, grid};
+use crate::layer::{Cam, Evidence, Layer, Method, Reads, reads_entry};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tools::maps::mean;
 
 register_explainer!(Method(ShapleyCam));
 
+#[derive(Clone, Copy)]
 struct ShapleyCam;
 
+#[derive(Params)]
+struct Settings {
+    /// step of the difference
+    #[param(default = 0.01, range = (1e-6, 1.0), unit = "of A")]
+    epsilon: f64,
+}
+
 impl Cam for ShapleyCam {
+    type Params = Settings;
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -27,20 +35,15 @@ impl Cam for ShapleyCam {
         .formula("relu(sum_c w_c A_c), w_c = mean_yx (G - 1/2 H A)_cyx, H A by central differences of G")
         .cost("1 F, 1 B, then 2 (P, 1 B)")
         .notes("The logit is the utility, as pytorch-grad-cam's default has it; the paper prefers logit + log softmax.")
-        .parameters([ParamSpec::number("epsilon", 0.01, (1e-6, 1.0), "of A", "step of the difference")])
     }
 
-    fn reads(&self, model: &ModelSpec, layer: &Site, _: &Params) -> Result<std::result::Result<Reads, String>> {
-        let extra = Passes { partial: 2, backward: 2, forward: 0 };
-        Ok(match entry(model, &layer.name) {
-            Ok(site) => Ok(Reads { values: vec![site.name.clone()], extra }),
-            Err(e) => Err(e.message),
-        })
+    fn reads(&self, model: &ModelSpec, layer: &Site, _: &Settings) -> std::result::Result<Reads, String> {
+        reads_entry(model, layer, Passes { partial: 2, backward: 2, forward: 0 })
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        let (context, epsilon) = (layer.context, layer.context.params.number("epsilon")?);
-        let pairs: Vec<(usize, usize)> = (0..context.ids.len()).map(|b| (b, 0)).collect();
+    fn evidence(&self, layer: &Layer<'_>, params: &Settings) -> Result<Evidence> {
+        let (context, epsilon) = (layer.context, params.epsilon);
+        let pairs = context.each();
         let mut gradients = Vec::new();
         for step in [epsilon, -epsilon] {
             context.check_cancelled()?;
@@ -55,10 +58,10 @@ impl Cam for ShapleyCam {
             };
             let response = context.run_model()?.run(&request)?;
             let found = response.gradient(0, &layer.site.name)?;
-            gradients.push(grid(&found.share_tensor()?, layer.site)?);
+            gradients.push(layer.site.to_grid(&found.share_tensor()?)?);
         }
         let product = gradients[0].f_sub(&gradients[1])?.f_div_scalar(2.0 * epsilon)?;
         let weights = layer.gradient()?.f_sub(&product.f_mul_scalar(0.5)?)?;
-        Ok(Evidence::Weights(mean(&weights, &[2, 3], false)?))
+        Ok(Evidence::Weights(layer.mean_places(&weights, false)?))
     }
 }

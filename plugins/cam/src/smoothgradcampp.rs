@@ -14,9 +14,21 @@ use lightbox_sdk::tools::draw::normals;
 
 register_explainer!(Method(SmoothGradCamPlusPlus));
 
+#[derive(Clone, Copy)]
 struct SmoothGradCamPlusPlus;
 
+#[derive(Params)]
+struct Settings {
+    /// noisy copies of the image
+    #[param(default = 4, range = (1, 10_000))]
+    samples: usize,
+    /// the noise's deviation
+    #[param(default = 0.3, range = (0.0, 100.0), unit = "normalised values")]
+    sigma: f64,
+}
+
 impl Cam for SmoothGradCamPlusPlus {
+    type Params = Settings;
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
@@ -28,20 +40,14 @@ impl Cam for SmoothGradCamPlusPlus {
             .notes(
                 "torch-cam 0.5 takes the last sample's gradient for the mean, and its noisy layer for the clean one.",
             )
-            .parameters([
-                ParamSpec::integer("samples", 4, (1, 10_000), "", "noisy copies of the image"),
-                ParamSpec::number("sigma", 0.3, (0.0, 100.0), "normalised values", "the noise's deviation"),
-            ])
     }
 
-    fn reads(&self, _: &ModelSpec, _: &Site, params: &Params) -> Result<std::result::Result<Reads, String>> {
-        let extra = Passes::both(params.integer("samples")? as u64);
-        Ok(Ok(Reads { extra, ..Reads::default() }))
+    fn reads(&self, _: &ModelSpec, _: &Site, params: &Settings) -> std::result::Result<Reads, String> {
+        Ok(Reads { extra: Passes::both(params.samples as u64), ..Reads::default() })
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        let context = layer.context;
-        let (samples, sigma) = (context.params.integer("samples")? as usize, context.params.number("sigma")?);
+    fn evidence(&self, layer: &Layer<'_>, params: &Settings) -> Result<Evidence> {
+        let (context, samples) = (layer.context, params.samples);
         let zeros = layer.value.f_zeros_like()?.f_to_kind(Kind::Double)?;
         let mut sums = [zeros.f_zeros_like()?, zeros.f_zeros_like()?, zeros];
         let per_image = layer.pass.images.size()[1..].iter().product::<i64>() as usize;
@@ -51,11 +57,11 @@ impl Cam for SmoothGradCamPlusPlus {
             let mut noise = Vec::with_capacity(pairs.len() * per_image);
             pairs.iter().for_each(|(b, _)| noise.extend(normals(&mut generators[*b], per_image)));
             let noise = Tensor::f_from_slice(&noise)?.f_to_device(clean.device())?.f_reshape(clean.size())?;
-            Ok(clean.f_add(&noise.f_mul_scalar(sigma)?)?)
+            Ok(clean.f_add(&noise.f_mul_scalar(params.sigma)?)?)
         };
         let sites = [layer.site.name.clone()];
         context.gradients(samples, &sites, images, |pairs, found| {
-            let g = crate::layer::grid(&found[0], layer.site)?.f_to_kind(Kind::Double)?;
+            let g = layer.site.to_grid(&found[0])?.f_to_kind(Kind::Double)?;
             let second = g.f_mul(&g)?;
             let third = second.f_mul(&g)?;
             for (sum, power) in sums.iter_mut().zip([g, second, third]) {

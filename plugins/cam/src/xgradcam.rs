@@ -6,16 +6,17 @@
 
 use crate::layer::{Cam, Evidence, Layer, Method};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tools::maps::sum;
 
 register_explainer!(Method(XGradCam));
 
 /// Keeps a channel that is zero everywhere from a division by zero, as in pytorch-grad-cam.
 const EPS: f64 = 1e-7;
 
+#[derive(Clone, Copy)]
 pub struct XGradCam;
 
 impl Cam for XGradCam {
+    type Params = ();
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
@@ -25,9 +26,9 @@ impl Cam for XGradCam {
             .formula("relu(sum_c w_c A_c), w_c = sum_yx A_cyx dS/dA_cyx / sum_yx A_cyx")
     }
 
-    fn evidence(&self, layer: &Layer<'_>) -> Result<Evidence> {
-        let shares = sum(&layer.gradient()?.f_mul(&layer.value)?, &[2, 3], false)?;
-        Ok(Evidence::Weights(shares.f_div(&sum(&layer.value, &[2, 3], false)?.f_add_scalar(EPS)?)?))
+    fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {
+        let shares = layer.sum_places(&layer.gradient()?.f_mul(&layer.value)?, false)?;
+        Ok(Evidence::Weights(shares.f_div(&layer.sum_places(&layer.value, false)?.f_add_scalar(EPS)?)?))
     }
 }
 

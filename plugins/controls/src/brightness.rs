@@ -7,15 +7,13 @@ register_explainer!(Brightness);
 struct Brightness;
 
 impl Explainer for Brightness {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         crate::control("brightness", "Image brightness", "Control: the grey value", "mean_c x_c")
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
-        Ok(Needs::default().into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        Ok(Array::from_ndarray(context.grey()?)?.into())
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+        Ok(Bound::new(Needs::default(), |context| Ok(Array::from_ndarray(context.grey()?)?.into())))
     }
 }

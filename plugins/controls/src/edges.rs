@@ -22,6 +22,8 @@ fn sobel(image: ArrayView2<'_, f32>, y: usize, x: usize) -> f32 {
 }
 
 impl Explainer for Edges {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         crate::control(
             "edges",
@@ -31,14 +33,12 @@ impl Explainer for Edges {
         )
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
-        Ok(Needs::default().into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let grey = context.grey()?;
-        let map = Array3::from_shape_fn(grey.dim(), |(b, y, x)| sobel(grey.index_axis(Axis(0), b), y, x));
-        Ok(Array::from_ndarray(map)?.into())
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+        Ok(Bound::new(Needs::default(), |context| {
+            let grey = context.grey()?;
+            let map = Array3::from_shape_fn(grey.dim(), |(b, y, x)| sobel(grey.index_axis(Axis(0), b), y, x));
+            Ok(Array::from_ndarray(map)?.into())
+        }))
     }
 }
 

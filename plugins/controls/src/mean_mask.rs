@@ -8,6 +8,8 @@ register_explainer!(MeanMask);
 struct MeanMask;
 
 impl Explainer for MeanMask {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         crate::control(
             "mean-mask",
@@ -17,14 +19,12 @@ impl Explainer for MeanMask {
         )
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
-        Ok(Needs { mean_mask: true, ..Needs::default() }.into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let mask = context.mean_mask()?.view::<f32>()?.into_dimensionality::<Ix2>()?;
-        let [b, ..] = context.size()?;
-        let (h, w) = mask.dim();
-        Ok(Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| mask[[y, x]]))?.into())
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+        Ok(Bound::new(Needs { mean_mask: true, ..Needs::default() }, |context| {
+            let mask = context.mean_mask()?.view::<f32>()?.into_dimensionality::<Ix2>()?;
+            let [b, ..] = context.size()?;
+            let (h, w) = mask.dim();
+            Ok(Array::from_ndarray(Array3::from_shape_fn((b, h, w), |(_, y, x)| mask[[y, x]]))?.into())
+        }))
     }
 }

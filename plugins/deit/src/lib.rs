@@ -5,7 +5,7 @@
 //! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
 //! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step, wants};
@@ -88,15 +88,17 @@ impl Config {
     }
 }
 
-fn parameters() -> Vec<ParamSpec> {
-    vec![
-        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
-        nn::precision(),
-    ]
+#[derive(Params)]
+struct Settings {
+    /// input height and width; 0 for the preset's own
+    #[param(default = 0, range = (0, 4096), unit = "px")]
+    size: usize,
+    #[param(default = Precision::Float32)]
+    precision: Precision,
 }
 
 fn input_size(config: &Config, options: &ModelOptions) -> Result<i64> {
-    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+    let size = match Settings::resolve(&options.params)?.size as i64 {
         0 => config.size,
         size => size,
     };
@@ -116,25 +118,28 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let (dim, heads) = (config.dim as usize, config.heads as usize);
     let classes = if options.classes == 0 { config.classes } else { options.classes };
     let tokens = |name: String| Site::tokens(name, dim, grid, prefix);
-    let mut sites =
-        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
-    sites.push(tokens("embed".into()).start().text("patch, class and position embeddings together"));
+    let mut sites = vec![Site::input(3, [size, size])];
+    let embedded = tokens("embed".into()).role(Role::Embedding).start();
+    sites.push(embedded.text("patch, class and position embeddings together"));
     for i in 0..config.depth {
         let name = |leaf: &str| format!("blocks.{i}.{leaf}");
-        sites.push(tokens(name("norm1")).depth(i));
-        for (leaf, kind) in [("q", SiteKind::Query), ("k", SiteKind::Key), ("v", SiteKind::Value)] {
-            let site = Site { kind, layout: Layout::Other, ..tokens(name(&format!("attn.{leaf}"))) };
-            sites.push(Site { channels: heads, ..site }.depth(i).text("[B, heads, tokens, channels a head]"));
+        sites.push(tokens(name("norm1")).block(i));
+        let (query, key, value) = (AttentionPart::Query, AttentionPart::Key, AttentionPart::Value);
+        for (leaf, part, axis) in [("q", query, Axis::Query), ("k", key, Axis::Key), ("v", value, Axis::Key)] {
+            let axes = vec![Axis::Batch, Axis::Head, axis, Axis::Channel];
+            let site = Site { axes, channels: heads, ..tokens(name(&format!("attn.{leaf}"))) };
+            sites.push(site.role(Role::Attention(part)).block(i).text("channels are those of a head"));
         }
-        let attention = Site::attention(name("attn"), heads, grid, prefix, "tokens").depth(i);
-        let logits = Site { kind: SiteKind::AttentionLogits, name: name("attn.logits"), ..attention.clone() };
-        sites.push(logits.text("scaled, before the softmax"));
+        let attention = Site::attention(name("attn"), heads, grid, prefix, "tokens").block(i);
+        let logits = Site { name: name("attn.logits"), ..attention.clone() };
+        sites.push(logits.role(Role::Attention(AttentionPart::Logits)).text("scaled, before the softmax"));
         sites.push(attention.text("softmaxed weights"));
-        sites.push(tokens(name("attn.proj")).depth(i).text("what the attention adds to the tokens"));
-        sites.push(tokens(format!("blocks.{i}")).depth(i).start());
+        let output = tokens(name("attn.proj")).role(Role::Attention(AttentionPart::Output)).block(i);
+        sites.push(output.weight(&name("attn.proj.weight")).text("what the attention adds to the tokens"));
+        sites.push(tokens(format!("blocks.{i}")).block(i).start());
     }
     sites.push(tokens("norm".into()).start());
-    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    sites.push(Site::vector("logits", Role::Logits, classes));
     Ok(ModelSpec {
         name: config.name.into(),
         title: config.title.into(),
@@ -155,7 +160,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             false => InputSpec::imagenet(size),
             true => InputSpec { mean: vec![0.5; 3], std: vec![0.5; 3], ..InputSpec::imagenet(size) },
         },
-        classes,
+        outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,
         cam_site: Some(format!("blocks.{}.norm1", config.depth - 1)),
         attention_site: Some(format!("blocks.{}.attn", config.depth - 1)),
@@ -164,7 +169,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             .iter()
             .map(|r| r.to_string())
             .collect(),
-        parameters: parameters(),
+        parameters: Settings::specs(),
         trainable: true,
         mixed_precision: true,
     })
@@ -173,7 +178,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, &spec, options)?;
-    let kind = nn::kind(&Params::resolve(&parameters(), &options.params)?)?;
+    let kind = Settings::resolve(&options.params)?.precision.kind();
     Ok(Box::new(NetModel::new(Deit { config, base: Base { spec, params } }).computing_in(kind)))
 }
 
@@ -181,8 +186,8 @@ fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model
 /// units, which is a hundred deviations). The mini preset's matrices begin larger, in proportion to its width.
 fn initial(config: &Config, spec: &ModelSpec, options: &ModelOptions) -> Result<Parameters> {
     let mut p = Parameters::new(nn::device(&options.device)?, options.seed);
-    let (dim, patch, classes) = (config.dim, config.patch, spec.classes as i64);
-    let side = spec.input.height as i64 / patch;
+    let (dim, patch, classes) = (config.dim, config.patch, spec.classes() as i64);
+    let side = spec.input.size[0] as i64 / patch;
     let linear = |p: &mut Parameters, name: &str, out: i64, inp: i64| -> Result<()> {
         p.add(&format!("{name}.weight"), &[out, inp], Init::Normal(config.std))?;
         p.add(&format!("{name}.bias"), &[out], Init::Constant(0.0))
@@ -370,7 +375,7 @@ impl Network for Deit {
         if let Some((_, given)) = parameters.iter_mut().find(|(name, _)| name == "pos_embed") {
             let shape = given.shape();
             if shape.len() == 3 && shape[1] as i64 != own[1] && shape[2] as i64 == own[2] {
-                let side = (self.base.spec.input.height as i64) / self.config.patch;
+                let side = (self.base.spec.input.size[0] as i64) / self.config.patch;
                 let new = resize_positions(&given.share_tensor()?, self.config.prefix().len() as i64, side)?;
                 *given = Array::from_tensor(&new)?;
                 resized = Some(format!("position embeddings were resized from {} to {} tokens", shape[1], own[1]));
@@ -397,7 +402,7 @@ mod tests {
     const DISTILLED: Config = Config { distilled: true, ..MINI };
 
     fn run(model: &dyn Model, values: &[&str]) -> Response {
-        let size = model.spec().input.height;
+        let size = model.spec().input.size[0];
         let images = noise(&[2, 3, size as i64, size as i64]);
         let values = values.iter().map(|v| v.to_string()).collect();
         let images = Array::from_tensor(&images).unwrap();
@@ -429,8 +434,9 @@ mod tests {
             let run = |values: Vec<String>| {
                 let targets = Array::from_vec(&[2], vec![0i64, 1]).unwrap();
                 let images = Array::from_tensor(&images).unwrap();
-                let response =
-                    model.run(&Request::explain(images, targets, &values, std::slice::from_ref(&norm1))).unwrap();
+                let response = model
+                    .run(&Request::explain(images, Objective::Class(targets), &values, std::slice::from_ref(&norm1)))
+                    .unwrap();
                 let grad = response.grads[0][&norm1].to_tensor().unwrap();
                 (response.logits.to_tensor().unwrap(), grad)
             };

@@ -7,7 +7,7 @@
 
 mod fast;
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At, relu};
 use lightbox_sdk::tape::{Tape, site, step, wants};
@@ -74,23 +74,25 @@ impl Config {
     }
 }
 
-fn parameters() -> Vec<ParamSpec> {
-    vec![
-        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
-        ParamSpec::choice(
-            "trunk",
-            "folded",
-            &["folded", "plain"],
-            "how a CPU computes what comes before features.norm5 where nobody looks inside: with norms folded into \
-             convolutions, or layer by layer; the same up to rounding",
-        ),
-        nn::precision(),
-    ]
+choice! {
+    /// how a CPU computes what comes before features.norm5 where nobody looks inside: with norms folded into convolutions, or layer by layer; the same up to rounding
+    enum Trunk { Folded = "folded", Plain = "plain" }
+}
+
+#[derive(Params)]
+struct Settings {
+    /// input height and width; 0 for the preset's own
+    #[param(default = 0, range = (0, 4096), unit = "px")]
+    size: usize,
+    #[param(default = Trunk::Folded)]
+    trunk: Trunk,
+    #[param(default = Precision::Float32)]
+    precision: Precision,
 }
 
 /// The input size that the options ask for.
 fn input_size(config: &Config, options: &ModelOptions) -> Result<usize> {
-    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+    let size = match Settings::resolve(&options.params)?.size as i64 {
         0 => config.size,
         size => size,
     };
@@ -106,11 +108,10 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let classes = if options.classes == 0 { config.classes } else { options.classes };
     // Each of conv0, pool0 (both padded) and the transitions (not padded) halves.
     let mut side = size.div_ceil(2).div_ceil(2);
-    let mut sites =
-        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
+    let mut sites = vec![Site::input(3, [size, size])];
     let shift = |norm: String, channels: i64, side: usize| {
         let site = Site::feature(format!("{norm}.shift"), channels as usize, [side, side]);
-        Site { kind: SiteKind::Bias, ..site }
+        site.role(Role::Bias)
     };
     sites.push(shift("features.norm0".into(), config.init_features, size.div_ceil(2)));
     sites.push(
@@ -126,13 +127,13 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             sites.push(shift(name(2), BN_SIZE * config.growth, side));
         }
         let site = Site::feature(format!("features.denseblock{block}"), width as usize, [side, side]).start();
-        sites.push(site.depth(block));
+        sites.push(site.block(block));
         if block < widths.len() {
             sites.push(shift(format!("features.transition{block}.norm"), width, side));
             side /= 2;
             let site = Site::feature(format!("features.transition{block}"), width as usize / 2, [side, side]);
             let site = site.start();
-            sites.push(site.depth(block));
+            sites.push(site.block(block));
         }
     }
     let last = *widths.last().unwrap_or(&config.init_features) as usize;
@@ -140,8 +141,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     sites.push(Site::feature("features.norm5", last, [side, side]).start().text("before the final ReLU"));
     sites
         .push(Site::feature("features.relu5", last, [side, side]).start().text("after the final ReLU: what is pooled"));
-    sites.push(Site::vector("embedding", SiteKind::Embedding, last).start().text("the pooled features"));
-    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    sites.push(Site::vector("embedding", Role::Pooled, last).start().text("the pooled features"));
+    sites.push(Site::vector("logits", Role::Logits, classes));
     Ok(ModelSpec {
         name: config.name.into(),
         title: config.title.into(),
@@ -152,7 +153,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             id: "arXiv:1608.06993".into(),
         },
         input: InputSpec::imagenet(size),
-        classes,
+        outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,
         cam_site: Some("features.relu5".into()),
         attention_site: None,
@@ -161,7 +162,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             .iter()
             .map(|r| r.to_string())
             .collect(),
-        parameters: parameters(),
+        parameters: Settings::specs(),
         trainable: true,
         mixed_precision: true,
     })
@@ -169,11 +170,11 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
-    let params = initial(config, spec.classes as i64, options)?;
-    let chosen = Params::resolve(&parameters(), &options.params)?;
-    let folded = chosen.text("trunk")? == "folded" && !lightbox_sdk::is_plain();
+    let params = initial(config, spec.classes() as i64, options)?;
+    let settings = Settings::resolve(&options.params)?;
+    let folded = settings.trunk == Trunk::Folded && !lightbox_sdk::is_plain();
     let net = DenseNet::new(config, Base { spec, params }, folded);
-    Ok(Box::new(NetModel::new(net).computing_in(nn::kind(&chosen)?)))
+    Ok(Box::new(NetModel::new(net).computing_in(settings.precision.kind())))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.
@@ -426,7 +427,7 @@ mod tests {
         let response = model.run(&Request { values: names, ..Request::forward(images) }).unwrap();
         for site in &spec.sites {
             let mut shape = vec![1, site.channels];
-            shape.extend(site.grid.iter().flatten());
+            shape.extend(site.grid.iter());
             assert_eq!(response.values[&site.name].shape(), shape, "{}", site.name);
         }
     }
@@ -474,7 +475,7 @@ mod tests {
         let images = Array::from_tensor(&noise(&[3, 3, 70, 70])).unwrap();
         let targets = Array::from_vec(&[3], vec![1i64, 0, 1]).unwrap();
         let sites = ["input", "features.norm5", "embedding"].map(String::from);
-        let mut request = Request::explain(images, targets, &sites, &sites);
+        let mut request = Request::explain(images, Objective::Class(targets), &sites, &sites);
         request.objectives.push(vec![Objective::Class(Array::from_vec(&[3], vec![0i64, 1, 0]).unwrap())]);
         // All images at a time, one, and in the later blocks two.
         let run = |folded: bool, by: fast::Product, cached: Option<usize>| {

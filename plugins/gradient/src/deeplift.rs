@@ -8,7 +8,7 @@
 //! Captum hooks modules, so a ReLU that a model calls as a function keeps its gradient and the sum is wrong; on networks
 //! without ReLU modules its DeepLIFT is input times gradient. Its max pooling loses what overlapping windows share.
 
-use crate::input::{INPUT, baseline, baseline_parameter, channels, map_of, needs_input};
+use crate::input::{Baseline, Channels, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
 
@@ -18,7 +18,17 @@ struct DeepLift;
 
 const RULES: [&str; 2] = ["relu:rescale", "pool:rescale"];
 
+#[derive(Params)]
+struct Settings {
+    #[param(default = Baseline::Zero)]
+    baseline: Baseline,
+    #[param(default = Channels::Sum)]
+    channels: Channels,
+}
+
 impl Explainer for DeepLift {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Shrikumar, Greenside, Kundaje: Learning Important Features Through Propagating Activation \
                         Differences, ICML 2017";
@@ -31,38 +41,35 @@ impl Explainer for DeepLift {
                  pools share.",
             )
             .signed()
-            .parameters([baseline_parameter(&[]), channels("sum")])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
         if let Some(missing) = RULES.iter().find(|r| !model.has_rule(r)) {
             let reason = format!("{} has no rule {missing}; the rescale rule is one of ReLUs and pools", model.name);
-            return Ok(Plan::not_applicable(reason));
+            return Ok(Bound::not_applicable(reason));
         }
         let needs = Needs { model: true, extra: Passes::both(2), ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
+        bound(model, |input| Bound::new(needs, move |context| explain(context, &input, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let images = context.image_tensor()?;
-        let from = baseline(context, context.params.text("baseline")?)?;
-        let targets = context.targets.to_vec::<i64>()?;
-        // So many pairs that the rows are about those that the memory is for.
-        let at_once = (context.at_once() / 2).max(1) as i64;
-        let (mut parts, mut first) = (Vec::new(), 0);
-        while first < targets.len() as i64 {
-            context.check_cancelled()?;
-            let n = at_once.min(targets.len() as i64 - first);
-            let pair = Tensor::f_cat(&[images.f_narrow(0, first, n)?, from.f_narrow(0, first, n)?], 0)?;
-            let own = &targets[first as usize..(first + n) as usize];
-            let classes = Array::from_vec(&[2 * n as usize], [own, own].concat())?;
-            let request = Request::explain(Array::from_tensor(&pair.f_contiguous()?)?, classes, &[], &[INPUT.into()]);
-            let rules = RULES.map(String::from).to_vec();
-            let response = context.run_model()?.run(&Request { rules, ..request })?;
-            let found = response.gradient(0, INPUT)?;
-            parts.push(found.share_tensor()?.f_narrow(0, 0, n)?);
-            first += n;
-        }
-        map_of(&images.f_sub(&from)?.f_mul(&Tensor::f_cat(&parts, 0)?)?, &context.params)
+fn explain(context: &Context<'_>, input: &str, params: &Settings) -> Result<Maps> {
+    let images = context.image_tensor()?;
+    let from = params.baseline.of(context)?;
+    // So many pairs that the rows are about those that the memory is for.
+    let at_once = (context.at_once() / 2).max(1);
+    let mut parts = Vec::new();
+    for rows in context.each().chunks(at_once) {
+        context.check_cancelled()?;
+        let (first, n) = (rows[0].0 as i64, rows.len() as i64);
+        let pair = Tensor::f_cat(&[images.f_narrow(0, first, n)?, from.f_narrow(0, first, n)?], 0)?;
+        let objective = context.objective_of(&[rows, rows].concat())?;
+        let request =
+            Request::explain(Array::from_tensor(&pair.f_contiguous()?)?, objective, &[], &[input.to_string()]);
+        let rules = RULES.map(String::from).to_vec();
+        let response = context.run_model()?.run(&Request { rules, pairs: true, ..request })?;
+        parts.push(response.gradient(0, input)?.share_tensor()?.f_narrow(0, 0, n)?);
     }
+    params.channels.map_of(&images.f_sub(&from)?.f_mul(&Tensor::f_cat(&parts, 0)?)?)
 }

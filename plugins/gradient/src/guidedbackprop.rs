@@ -4,14 +4,22 @@
 //! The gradient at the image where every ReLU passes back positive gradients alone, and only where it was open. Peers change
 //! modules, so they miss a ReLU that a model calls as a function, as torchvision's DenseNet does its last.
 
-use crate::input::{INPUT, channels, map_of, needs_input};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(GuidedBackprop);
 
 struct GuidedBackprop;
 
+#[derive(Params)]
+struct Settings {
+    #[param(default = Channels::MaxAbs)]
+    channels: Channels,
+}
+
 impl Explainer for GuidedBackprop {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Springenberg et al.: Striving for Simplicity: The All Convolutional Net, ICLR Workshop 2015";
         ExplainerSpec::new("guidedbackprop", "Guided backpropagation", Family::Gradient, citation, "arXiv:1412.6806")
@@ -21,17 +29,14 @@ impl Explainer for GuidedBackprop {
             .notes(
                 "Close to an edge detector: Adebayo et al. (arXiv:1810.03292) found it all but blind to the weights.",
             )
-            .parameters([channels("max-abs")])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        // A model without the rule is not applicable; the host says so.
-        let (gradients, rules) = (vec![INPUT.to_string()], vec!["relu:guided".to_string()]);
-        let needs = Needs { gradients, rules, ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        map_of(&*context.gradient(INPUT)?.to_tensor()?, &context.params)
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        bound(model, |input| {
+            // A model without the rule is not applicable; the host says so.
+            let needs = Needs { gradients: vec![input.clone()], rules: vec!["relu:guided".into()], ..Needs::default() };
+            Bound::new(needs, move |context| params.channels.map_of(&*context.gradient(&input)?.to_tensor()?))
+        })
     }
 }

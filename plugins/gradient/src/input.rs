@@ -2,42 +2,48 @@
 
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::fill::{KINDS, fill};
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::maps::sum;
 
-/// The site of the image itself.
-pub const INPUT: &str = "input";
-
-/// Captum and its like keep channels; a map has one number a pixel.
-pub fn channels(default: &str) -> ParamSpec {
-    let text = "how the colour channels become one number: the sum, the sum of magnitudes, the largest magnitude";
-    ParamSpec::choice("channels", default, &["sum", "sum-abs", "max-abs"], text)
+choice! {
+    /// how the colour channels become one number: the sum, the sum of magnitudes, the largest magnitude
+    pub enum Channels { Sum = "sum", SumAbs = "sum-abs", MaxAbs = "max-abs" }
 }
 
-/// [B, C, H, W] as the map that the parameter `channels` asks for.
-pub fn map_of(attribution: &Tensor, params: &Params) -> Result<Maps> {
-    if attribution.dim() != 4 {
-        return Err(Error::invalid(format!("an attribution of shape {:?}, expected [B, C, H, W]", attribution.size())));
+impl Channels {
+    /// [B, C, size...] as maps.
+    pub fn map_of(self, attribution: &Tensor) -> Result<Maps> {
+        if attribution.dim() < 3 {
+            let shape = attribution.size();
+            return Err(Error::invalid(format!("an attribution of shape {shape:?}, expected [B, C, size...]")));
+        }
+        let map = match self {
+            Channels::SumAbs => sum(&attribution.f_abs()?, &[1], false)?,
+            Channels::MaxAbs => attribution.f_abs()?.f_amax([1i64].as_slice(), false)?,
+            Channels::Sum => sum(attribution, &[1], false)?,
+        };
+        Ok(Array::from_tensor(&map.f_to_kind(Kind::Float)?)?.into())
     }
-    let map = match params.text("channels")? {
-        "sum-abs" => sum(&attribution.f_abs()?, &[1], false)?,
-        "max-abs" => attribution.f_abs()?.f_amax([1i64].as_slice(), false)?,
-        _ => sum(attribution, &[1], false)?,
-    };
-    Ok(Array::from_tensor(&map.f_to_kind(Kind::Float)?)?.into())
 }
 
-/// The parameter of methods that compare with a baseline.
-pub fn baseline_parameter(more: &[&str]) -> ParamSpec {
-    let choices = [&KINDS[..], more].concat();
-    let text =
-        "what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred";
-    ParamSpec::choice("baseline", "zero", &choices, text)
+choice! {
+    /// what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred
+    pub enum Baseline { Zero = "zero", Black = "black", White = "white", Blur = "blur" }
 }
 
-/// Baselines [B, C, H, W] of the batch.
-pub fn baseline(context: &Context<'_>, kind: &str) -> Result<Tensor> {
-    fill(context, kind)?.ok_or_else(|| Error::invalid(format!("there is no baseline {kind}")))
+impl Baseline {
+    /// Baselines [B, C, size...] of the batch.
+    pub fn of(self, context: &Context<'_>) -> Result<Tensor> {
+        fill(
+            context,
+            match self {
+                Baseline::Zero => Fill::Zero,
+                Baseline::Black => Fill::Black,
+                Baseline::White => Fill::White,
+                Baseline::Blur => Fill::Blur,
+            },
+        )
+    }
 }
 
 /// Standard normal noise for the images of `pairs`, each drawn from its image's own generator.
@@ -48,10 +54,18 @@ pub fn noise(generators: &mut [impl lightbox_sdk::rand::Rng], pairs: Pairs<'_>, 
     Ok(Tensor::f_from_slice(&values)?.f_to_device(like.device())?.f_reshape(like.size())?)
 }
 
-/// The requirement of a gradient at the image.
-pub fn needs_input(model: &ModelSpec) -> Option<Plan> {
-    let missing = || Plan::not_applicable(format!("{} has no site {INPUT}", model.name));
-    model.site(INPUT).is_err().then(missing)
+/// The site of the images, where a model has one.
+pub fn input_site(model: &ModelSpec) -> std::result::Result<String, Bound> {
+    let missing = || Bound::not_applicable(format!("{} has no site for its images", model.name));
+    model.site_of(Role::Input).map(|s| s.name.clone()).ok_or_else(missing)
+}
+
+/// Binds a method that needs the site of the images.
+pub fn bound(model: &ModelSpec, make: impl FnOnce(String) -> Bound) -> Result<Bound> {
+    Ok(match input_site(model) {
+        Ok(input) => make(input),
+        Err(not_applicable) => not_applicable,
+    })
 }
 
 #[cfg(test)]
@@ -68,8 +82,7 @@ pub mod tests {
 
     impl Model for Toy {
         fn spec(&self) -> ModelSpec {
-            let input = Site { kind: SiteKind::Input, ..Site::feature("input", 3, [4, 4]) };
-            ModelSpec { sites: vec![input], ..ModelSpec::new("toy", InputSpec::imagenet(4), 2) }
+            ModelSpec { sites: vec![Site::input(3, [4, 4])], ..ModelSpec::new("toy", InputSpec::imagenet(4), 2) }
         }
 
         fn run(&self, request: &Request) -> Result<Response> {
@@ -135,24 +148,24 @@ pub mod tests {
     }
 
     /// A method's maps of [`images`] for class 0.
-    pub fn maps(explainer: &dyn Explainer, function: Function, params: &[(&str, serde_json::Value)]) -> Tensor {
+    pub fn maps(explainer: &impl Explainer, function: Function, params: &[(&str, serde_json::Value)]) -> Tensor {
         at_once(explainer, function, params, 3)
     }
 
     /// The same with so many runs at a time.
     pub fn at_once(
-        explainer: &dyn Explainer,
+        explainer: &impl Explainer,
         function: Function,
         params: &[(&str, serde_json::Value)],
         runs: usize,
     ) -> Tensor {
         let (model, images) = (Toy(function), Array::from_tensor(&images()).unwrap());
         let targets = Array::from_vec(&[2], vec![0i64, 0]).unwrap();
-        let request = Request::explain(images.clone(), targets, &[], &[INPUT.into()]);
+        let request = Request::explain(images.clone(), Objective::Class(targets), &[], &["input".into()]);
         let response = model.run(&request).unwrap();
         let mut builder = ContextBuilder::new(model.spec(), images)
             .logits(response.logits.clone())
-            .gradient(INPUT, response.grads[0][INPUT].clone())
+            .gradient("input", response.grads[0]["input"].clone())
             .at_once(runs)
             .runner(ModelHandle::of("toy", Box::new(model)));
         for (name, value) in params {
@@ -168,7 +181,12 @@ pub mod tests {
     }
 
     /// Maps equal `wanted` [2, 4, 4].
-    pub fn check(explainer: &dyn Explainer, function: Function, params: &[(&str, serde_json::Value)], wanted: &Tensor) {
+    pub fn check(
+        explainer: &impl Explainer,
+        function: Function,
+        params: &[(&str, serde_json::Value)],
+        wanted: &Tensor,
+    ) {
         let error = error(&maps(explainer, function, params), wanted);
         assert!(error < 1e-5, "{error}");
     }

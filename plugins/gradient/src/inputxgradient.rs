@@ -3,14 +3,22 @@
 //!
 //! `x dS/dx`: of a linear model each pixel's part of the logit.
 
-use crate::input::{INPUT, channels, map_of, needs_input};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(InputXGradient);
 
 struct InputXGradient;
 
+#[derive(Params)]
+struct Settings {
+    #[param(default = Channels::Sum)]
+    channels: Channels,
+}
+
 impl Explainer for InputXGradient {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Shrikumar et al.: Not Just a Black Box: Learning Important Features Through Propagating \
                         Activation Differences, 2016";
@@ -20,17 +28,16 @@ impl Explainer for InputXGradient {
             .cost("1 F, 1 B")
             .notes("x is the normalised image: a pixel of the mean colour gets 0.")
             .signed()
-            .parameters([channels("sum")])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        let needs = Needs { gradients: vec![INPUT.into()], ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let gradient = context.gradient(INPUT)?.to_tensor()?;
-        map_of(&context.image_tensor()?.f_mul(&gradient)?, &context.params)
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        bound(model, |input| {
+            let needs = Needs { gradients: vec![input.clone()], ..Needs::default() };
+            Bound::new(needs, move |context| {
+                params.channels.map_of(&context.image_tensor()?.f_mul(&*context.gradient(&input)?.to_tensor()?)?)
+            })
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! (proposition 1), up to the integral's error. Gauss and Legendre's rule is Captum's default; Captum's trapezoid has weights
 //! that sum to (n - 1) / n, here they sum to 1.
 
-use crate::input::{INPUT, baseline, baseline_parameter, channels, map_of, needs_input};
+use crate::input::{Baseline, Channels, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
 use lightbox_sdk::tools::path::Rule;
@@ -13,8 +13,8 @@ register_explainer!(IntegratedGradients);
 
 pub struct IntegratedGradients;
 
-/// The attribution [B, C, H, W] of the path from `baseline` by `steps` of position and weight.
-pub fn integrate(context: &Context<'_>, baseline: &Tensor, steps: &[(f64, f64)]) -> Result<Tensor> {
+/// The attribution [B, C, size...] of the path from `baseline` by `steps` of position and weight, by gradients at `input`.
+pub fn integrate(context: &Context<'_>, input: &str, baseline: &Tensor, steps: &[(f64, f64)]) -> Result<Tensor> {
     let images = context.image_tensor()?;
     let way = images.f_sub(baseline)?;
     let mut sum = images.f_zeros_like()?;
@@ -26,13 +26,28 @@ pub fn integrate(context: &Context<'_>, baseline: &Tensor, steps: &[(f64, f64)])
         }
         Ok(Tensor::f_stack(&rows, 0)?)
     };
-    context.gradients(steps.len(), &[INPUT.to_string()], points, |pairs, found| {
+    context.gradients(steps.len(), &[input.to_string()], points, |pairs, found| {
         add_rows(&mut sum, &found[0], pairs, |step| steps[step].1)
     })?;
     Ok(sum.f_mul(&way)?)
 }
 
+#[derive(Params)]
+pub struct Settings {
+    /// points on the path
+    #[param(default = 50, range = (1, 100_000))]
+    steps: usize,
+    #[param(default = Rule::GaussLegendre)]
+    rule: Rule,
+    #[param(default = Baseline::Zero)]
+    baseline: Baseline,
+    #[param(default = Channels::Sum)]
+    channels: Channels,
+}
+
 impl Explainer for IntegratedGradients {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks, ICML 2017";
         let name = "integratedgradients";
@@ -42,24 +57,18 @@ impl Explainer for IntegratedGradients {
             .cost("1 F, then steps x (1 F, 1 B)")
             .notes("Sums to S(x) - S(x'), up to the integral's error. Captum's trapezoid loses 1 / steps of it.")
             .signed()
-            .parameters([
-                ParamSpec::integer("steps", 50, (1, 100_000), "", "points on the path"),
-                ParamSpec::choice("rule", "gauss-legendre", &Rule::NAMES, "of integration"),
-                baseline_parameter(&[]),
-                channels("sum"),
-            ])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let extra = Passes::both(params.integer("steps")? as u64);
-        let needs = Needs { model: true, extra, ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let steps = Rule::parse(context.params.text("rule")?)?.steps(context.params.integer("steps")? as usize);
-        let from = baseline(context, context.params.text("baseline")?)?;
-        map_of(&integrate(context, &from, &steps)?, &context.params)
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let needs = Needs { model: true, extra: Passes::both(params.steps as u64), ..Needs::default() };
+        bound(model, |input| {
+            Bound::new(needs, move |context| {
+                let from = params.baseline.of(context)?;
+                let steps = params.rule.steps(params.steps);
+                params.channels.map_of(&integrate(context, &input, &from, &steps)?)
+            })
+        })
     }
 }
 

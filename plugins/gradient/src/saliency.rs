@@ -3,14 +3,22 @@
 //!
 //! The magnitude of the logit's gradient at each pixel, the largest over channels (section 3.1).
 
-use crate::input::{INPUT, channels, map_of, needs_input};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 
 register_explainer!(Saliency);
 
 struct Saliency;
 
+#[derive(Params)]
+struct Settings {
+    #[param(default = Channels::MaxAbs)]
+    channels: Channels,
+}
+
 impl Explainer for Saliency {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks: Visualising Image \
                         Classification Models and Saliency Maps, 2013";
@@ -18,16 +26,14 @@ impl Explainer for Saliency {
             .version(env!("CARGO_PKG_VERSION"))
             .formula("max_c |dS/dx_c|")
             .cost("1 F, 1 B")
-            .parameters([channels("max-abs")])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, _: &Params) -> Result<Plan> {
-        let needs = Needs { gradients: vec![INPUT.into()], ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        map_of(&*context.gradient(INPUT)?.to_tensor()?, &context.params)
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        bound(model, |input| {
+            let needs = Needs { gradients: vec![input.clone()], ..Needs::default() };
+            Bound::new(needs, move |context| params.channels.map_of(&*context.gradient(&input)?.to_tensor()?))
+        })
     }
 }
 

@@ -2,18 +2,18 @@
 //!
 //! The mean of the logit's gradient over noisy copies of the image.
 
-use crate::smoothing::{Smoothing, Statistic, parameters};
+use crate::smoothing::{Signed, Smoothing, Statistic};
 use lightbox_sdk::prelude::*;
+use std::marker::PhantomData;
 
 register_explainer!(SMOOTHGRAD);
 
-pub const SMOOTHGRAD: Smoothing = Smoothing { spec, statistic: Statistic::Mean };
+pub const SMOOTHGRAD: Smoothing<Signed> = Smoothing { spec, statistic: Statistic::Mean, settings: PhantomData };
 
 fn spec() -> ExplainerSpec {
     let citation = "Smilkov et al.: SmoothGrad: removing noise by adding noise, 2017";
     ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, citation, "arXiv:1706.03825")
         .formula("mean_i dS/dx(x + sigma n_i), n_i standard normal")
-        .parameters(parameters("sum-abs"))
 }
 
 #[cfg(test)]
@@ -22,29 +22,29 @@ mod tests {
     use crate::input::tests::*;
     use crate::smoothgradsq::SMOOTHGRAD_SQUARED;
     use crate::vargrad::VARGRAD;
+    use lightbox_sdk::tch::Tensor;
+
+    /// A statistic of 4000 samples against `wanted`, in any batch, and zero where the gradient is.
+    fn statistic(explainer: &impl Explainer, wanted: &Tensor) {
+        let given = |samples: i64| {
+            [("samples", samples.into()), ("sigma", 0.5.into()), ("relative", false.into()), ("channels", "sum".into())]
+        };
+        let name = explainer.spec().name;
+        let error = error(&maps(explainer, square, &given(4000)), &flat(wanted));
+        assert!(error < 0.05, "{name}: {error}");
+        // The same draws whatever runs at a time.
+        let one = at_once(explainer, square, &given(9), 1);
+        assert!(crate::input::tests::error(&one, &at_once(explainer, square, &given(9), 7)) < 1e-4, "{name}");
+        check(explainer, constant, &given(3), &flat(&images()).zeros_like());
+    }
 
     /// Of w x^2 / 2 the gradient of a noisy copy is w (x + s n): normal with mean w x and deviation w s.
     #[test]
     fn statistics_are_those_of_a_gradient_with_normal_noise() {
-        let given = |samples: i64| {
-            [("samples", samples.into()), ("sigma", 0.5.into()), ("relative", false.into()), ("channels", "sum".into())]
-        };
         let (w, x) = (weights(), images());
-        let cases: [(&dyn Explainer, _); 3] = [
-            (&SMOOTHGRAD, &w * &x),
-            (&SMOOTHGRAD_SQUARED, (&w * &x).square() + (&w * 0.5).square()),
-            (&VARGRAD, (&w * 0.5).square().expand_as(&x)),
-        ];
-        for (explainer, wanted) in cases {
-            let name = explainer.spec().name;
-            let found = maps(explainer, square, &given(4000));
-            let error = error(&found, &flat(&wanted));
-            assert!(error < 0.05, "{name}: {error}");
-            // The same draws whatever runs at a time.
-            let one = at_once(explainer, square, &given(9), 1);
-            assert!(crate::input::tests::error(&one, &at_once(explainer, square, &given(9), 7)) < 1e-4, "{name}");
-            check(explainer, constant, &given(3), &flat(&x).zeros_like());
-        }
+        statistic(&SMOOTHGRAD, &(&w * &x));
+        statistic(&SMOOTHGRAD_SQUARED, &((&w * &x).square() + (&w * 0.5).square()));
+        statistic(&VARGRAD, &(&w * 0.5).square().expand_as(&x));
         // A linear model has the same gradient everywhere.
         check(&SMOOTHGRAD, linear, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));
         check(&SMOOTHGRAD, linear_otherwise, &[("channels", "sum".into())], &flat(&w.expand_as(&x)));

@@ -2,16 +2,17 @@
 //!
 //! The mean of the gradient's square over noisy copies of the image.
 
-use crate::smoothing::{Smoothing, Statistic, parameters};
+use crate::smoothing::{Smoothing, Statistic, Unsigned};
 use lightbox_sdk::prelude::*;
+use std::marker::PhantomData;
 
 register_explainer!(SMOOTHGRAD_SQUARED);
 
-pub const SMOOTHGRAD_SQUARED: Smoothing = Smoothing { spec, statistic: Statistic::MeanSquare };
+pub const SMOOTHGRAD_SQUARED: Smoothing<Unsigned> =
+    Smoothing { spec, statistic: Statistic::MeanSquare, settings: PhantomData };
 
 fn spec() -> ExplainerSpec {
     let citation = "Hooker et al.: A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019";
     ExplainerSpec::new("smoothgradsq", "SmoothGrad-squared", Family::Gradient, citation, "arXiv:1806.10758")
         .formula("mean_i (dS/dx(x + sigma n_i))^2, n_i standard normal")
-        .parameters(parameters("sum"))
 }

@@ -8,7 +8,7 @@
 //! The library's black and white are the least and greatest value of the image; here they are the colours. Its superpixels are
 //! made at 224 x 224; here at the model's size. A region must add `min_pixels` at 224 x 224, in proportion elsewhere.
 
-use crate::input::{baseline, needs_input};
+use crate::input::{Baseline, bound};
 use crate::integratedgradients::integrate;
 use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
@@ -94,7 +94,19 @@ fn choose(attribution: &[f64], regions: &[Vec<usize>], least: usize) -> Vec<f64>
     map.into_iter().zip(taken).map(|(m, taken)| if taken { m } else { mean }).collect()
 }
 
+#[derive(Params)]
+struct Settings {
+    /// points on each of the two paths; the library's 100
+    #[param(default = 50, range = (1, 100_000))]
+    steps: usize,
+    /// that a region must add to be taken
+    #[param(default = 50, range = (1, 50_000), unit = "of 224 x 224")]
+    min_pixels: usize,
+}
+
 impl Explainer for Xrai {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Kapishnikov et al.: XRAI: Better Attributions Through Regions, ICCV 2019";
         ExplainerSpec::new("xrai", "XRAI", Family::Gradient, citation, "arXiv:1906.02825")
@@ -105,44 +117,39 @@ impl Explainer for Xrai {
             .cost("1 F, then 2 x steps x (1 F, 1 B)")
             .notes("PAIR's library takes the image's least and greatest value for black and white.")
             .signed()
-            .parameters([
-                ParamSpec::integer("steps", 50, (1, 100_000), "", "points on each of the two paths; the library's 100"),
-                ParamSpec::integer("min_pixels", 50, (1, 50_000), "of 224 x 224", "that a region must add to be taken"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        let extra = Passes::both(2 * params.integer("steps")? as u64);
-        let needs = Needs { model: true, extra, ..Needs::default() };
-        Ok(needs_input(model).unwrap_or_else(|| needs.into()))
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let needs = Needs { model: true, extra: Passes::both(2 * params.steps as u64), ..Needs::default() };
+        bound(model, |input| Bound::new(needs, move |context| explain(context, &input, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let images = context.image_tensor()?;
-        let [b, channels, h, w]: [i64; 4] =
-            images.size().try_into().map_err(|s| Error::invalid(format!("images of shape {s:?}")))?;
-        let steps = Rule::Trapezoid.steps(context.params.integer("steps")? as usize);
-        let black = integrate(context, &baseline(context, "black")?, &steps)?;
-        let white = integrate(context, &baseline(context, "white")?, &steps)?;
-        let both = black.f_add(&white)?.f_div_scalar(2.0)?.f_amax([1i64].as_slice(), false)?;
-        let (h, w, channels) = (h as usize, w as usize, channels as usize);
-        let least = (context.params.integer("min_pixels")? as f64 * (h * w) as f64 / (224.0 * 224.0)).ceil() as usize;
-        let mut maps = Array3::<f32>::zeros((b as usize, h, w));
-        for i in 0..b {
-            context.check_cancelled()?;
-            let attribution = Vec::<f64>::try_from(both.f_get(i)?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
-            let pixels = images.f_get(i)?.f_permute([1, 2, 0])?.f_contiguous()?.f_flatten(0, -1)?;
-            let pixels = Vec::<f32>::try_from(pixels)?;
-            let range = pixels.iter().fold([f32::MAX, f32::MIN], |[l, g], v| [l.min(*v), g.max(*v)]);
-            let width = if range[1] > range[0] { range[1] - range[0] } else { 1.0 };
-            let scaled = pixels.iter().map(|v| (v - range[0]) / width * 2.0 - 1.0).collect();
-            let image = Array3::from_shape_vec((h, w, channels), scaled)?;
-            let map = choose(&attribution, &regions(&image), least.max(1));
-            let map = Array2::from_shape_vec((h, w), map.into_iter().map(|v| v as f32).collect())?;
-            maps.index_axis_mut(lightbox_sdk::ndarray::Axis(0), i as usize).assign(&map);
-        }
-        Ok(Array::from_ndarray(maps)?.into())
+fn explain(context: &Context<'_>, input: &str, params: &Settings) -> Result<Maps> {
+    let images = context.image_tensor()?;
+    let [b, channels, h, w]: [i64; 4] =
+        images.size().try_into().map_err(|s| Error::invalid(format!("images of shape {s:?}")))?;
+    let steps = Rule::Trapezoid.steps(params.steps);
+    let black = integrate(context, input, &Baseline::Black.of(context)?, &steps)?;
+    let white = integrate(context, input, &Baseline::White.of(context)?, &steps)?;
+    let both = black.f_add(&white)?.f_div_scalar(2.0)?.f_amax([1i64].as_slice(), false)?;
+    let (h, w, channels) = (h as usize, w as usize, channels as usize);
+    let least = (params.min_pixels as f64 * (h * w) as f64 / (224.0 * 224.0)).ceil() as usize;
+    let mut maps = Array3::<f32>::zeros((b as usize, h, w));
+    for i in 0..b {
+        context.check_cancelled()?;
+        let attribution = Vec::<f64>::try_from(both.f_get(i)?.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?;
+        let pixels = images.f_get(i)?.f_permute([1, 2, 0])?.f_contiguous()?.f_flatten(0, -1)?;
+        let pixels = Vec::<f32>::try_from(pixels)?;
+        let range = pixels.iter().fold([f32::MAX, f32::MIN], |[l, g], v| [l.min(*v), g.max(*v)]);
+        let width = if range[1] > range[0] { range[1] - range[0] } else { 1.0 };
+        let scaled = pixels.iter().map(|v| (v - range[0]) / width * 2.0 - 1.0).collect();
+        let image = Array3::from_shape_vec((h, w, channels), scaled)?;
+        let map = choose(&attribution, &regions(&image), least.max(1));
+        let map = Array2::from_shape_vec((h, w), map.into_iter().map(|v| v as f32).collect())?;
+        maps.index_axis_mut(lightbox_sdk::ndarray::Axis(0), i as usize).assign(&map);
     }
+    Ok(Array::from_ndarray(maps)?.into())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! A block's 1x1 convolutions run as matrix products on tokens, which are the same numbers in the same memory.
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step};
@@ -78,15 +78,17 @@ const EPS: f64 = 1e-6;
 const PATCH: i64 = 16;
 const POOL: &str = "blocks_token_only.0";
 
-fn parameters() -> Vec<ParamSpec> {
-    vec![
-        ParamSpec::integer("size", 0, (0, 4096), "px", "input height and width; 0 for the preset's own"),
-        nn::precision(),
-    ]
+#[derive(Params)]
+struct Settings {
+    /// input height and width; 0 for the preset's own
+    #[param(default = 0, range = (0, 4096), unit = "px")]
+    size: usize,
+    #[param(default = Precision::Float32)]
+    precision: Precision,
 }
 
 fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
-    let size = match Params::resolve(&parameters(), &options.params)?.integer("size")? {
+    let size = match Settings::resolve(&options.params)?.size as i64 {
         0 => config.size,
         size => size,
     };
@@ -96,28 +98,26 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let (size, side, dim) = (size as usize, (size / PATCH) as usize, config.dim as usize);
     let grid = [side, side];
     let classes = if options.classes == 0 { config.classes } else { options.classes };
-    let mut sites =
-        vec![Site { kind: SiteKind::Input, ..Site::feature("input", 3, [size, size]).text("the normalised images") }];
-    sites.push(Site::tokens("patch_embed", dim, grid, &[]).start());
+    let mut sites = vec![Site::input(3, [size, size])];
+    sites.push(Site::tokens("patch_embed", dim, grid, &[]).role(Role::Embedding).start());
     for i in 0..config.depth {
-        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).depth(i).start());
+        sites.push(Site::tokens(format!("blocks.{i}"), dim, grid, &[]).block(i).start());
     }
     let (prefix, query): (&[&str], _) = if config.multi { (&[], "per-class") } else { (&["cls"], "cls") };
-    let attention = Site::attention(format!("{POOL}.attn"), 1, grid, prefix, query);
-    let heads = |leaf: &str, kind| Site {
-        kind,
-        layout: Layout::Other,
+    let attention = Site::attention(format!("{POOL}.attn"), 1, grid, prefix, query).block(config.depth);
+    let heads = |leaf: &str, part, axis| Site {
+        role: Role::Attention(part),
+        axes: vec![Axis::Batch, Axis::Head, axis, Axis::Channel],
         name: format!("{POOL}.attn.{leaf}"),
-        text: "[B, heads, tokens, channels]".into(),
         ..attention.clone()
     };
-    sites.push(heads("q", SiteKind::Query));
-    sites.push(heads("k", SiteKind::Key));
-    sites.push(heads("v", SiteKind::Value));
-    let logits = Site { kind: SiteKind::AttentionLogits, name: format!("{POOL}.attn.logits"), ..attention.clone() };
-    sites.push(logits.text("scaled, before the softmax"));
+    sites.push(heads("q", AttentionPart::Query, Axis::Query));
+    sites.push(heads("k", AttentionPart::Key, Axis::Key));
+    sites.push(heads("v", AttentionPart::Value, Axis::Key));
+    let logits = Site { name: format!("{POOL}.attn.logits"), ..attention.clone() };
+    sites.push(logits.role(Role::Attention(AttentionPart::Logits)).text("scaled, before the softmax"));
     sites.push(attention.text("softmaxed weights of the one attention layer"));
-    sites.push(Site::vector("logits", SiteKind::Logits, classes));
+    sites.push(Site::vector("logits", Role::Logits, classes));
     Ok(ModelSpec {
         name: config.name.into(),
         title: config.title.into(),
@@ -127,7 +127,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             id: "arXiv:2112.13692".into(),
         },
         input: InputSpec::imagenet(size),
-        classes,
+        outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,
         cam_site: Some(format!("blocks.{}", config.depth - 1)),
         attention_site: Some(format!("{POOL}.attn")),
@@ -136,7 +136,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             .into_iter()
             .map(String::from)
             .collect(),
-        parameters: parameters(),
+        parameters: Settings::specs(),
         trainable: true,
         mixed_precision: true,
     })
@@ -144,8 +144,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
-    let params = initial(config, spec.classes as i64, options)?;
-    let kind = nn::kind(&Params::resolve(&parameters(), &options.params)?)?;
+    let params = initial(config, spec.classes() as i64, options)?;
+    let kind = Settings::resolve(&options.params)?.precision.kind();
     Ok(Box::new(NetModel::new(PatchConvNet { config, base: Base { spec, params } }).computing_in(kind)))
 }
 
@@ -338,7 +338,7 @@ impl Network for PatchConvNet {
     fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
         let heads = self.heads();
         let given = parameters.iter().find(|(n, _)| n == "cls_token").map(|(_, a)| a.shape().to_vec());
-        let other = given.filter(|shape| self.config.multi && shape.len() == 3 && shape[1] != self.base.spec.classes);
+        let other = given.filter(|shape| self.config.multi && shape.len() == 3 && shape[1] != self.base.spec.classes());
         if other.is_some() {
             // Heads of another number of classes have the same shapes; none of them is this model's then.
             parameters.retain(|(n, _)| !n.starts_with("head."));
@@ -346,7 +346,7 @@ impl Network for PatchConvNet {
         let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
         let mut report = self.base.params.load(parameters, str::to_string, &heads)?;
         if let Some(shape) = other {
-            let (theirs, ours) = (shape[1], self.base.spec.classes);
+            let (theirs, ours) = (shape[1], self.base.spec.classes());
             report.notes = vec![format!(
                 "the class tokens and heads are new: the checkpoint has {theirs} classes, the model {ours}"
             )];

@@ -3,25 +3,27 @@
 use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
-use lightbox_sdk::tools::fill::KINDS;
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::{masks, segment};
 
-pub const INPUT: &str = "input";
-
-/// What stands where pixels are covered.
-pub fn fill_parameter(default: &str, more: &[&str]) -> ParamSpec {
-    let choices = [&KINDS[..], more].concat();
-    let text =
-        "what stands in covered places: 0 after normalisation (the mean colour), black, white, the image blurred";
-    ParamSpec::choice("fill", default, &choices, text)
+/// Binds a method that needs the site of the images, and no more than a model to run.
+pub fn bound(
+    model: &ModelSpec,
+    extra: Passes,
+    explain: impl Fn(&Context<'_>) -> Result<Maps> + Send + 'static,
+) -> Bound {
+    if model.site_of(Role::Input).is_none() {
+        return Bound::not_applicable(format!("{} has no site for its images", model.name));
+    }
+    Bound::new(Needs { model: true, extra, ..Needs::default() }, explain)
 }
 
-/// [B, C, H, W] of what the parameter `fill` says; `None` for a fill of the method's own.
-pub fn fill(context: &Context<'_>) -> Result<Option<Tensor>> {
-    lightbox_sdk::tools::fill::fill(context, context.params.text("fill")?)
+choice! {
+    /// what stands in covered places: 0 after normalisation (the mean colour), black, white, the image blurred, or the mean colour of the superpixel
+    pub enum SegmentFill { Zero = "zero", Black = "black", White = "white", Blur = "blur", Mean = "mean" }
 }
 
-/// `image * mask + fill * (1 - mask)` for masks [rows, 1, H, W].
+/// `image * mask + fill * (1 - mask)` for masks [rows, 1, size...].
 pub fn blend(context: &Context<'_>, fill: &Tensor, pairs: Pairs<'_>, mask: &Tensor) -> Result<Tensor> {
     let index: Vec<i64> = pairs.iter().map(|(b, _)| *b as i64).collect();
     let index = Tensor::f_from_slice(&index)?.f_to_device(fill.device())?;
@@ -29,29 +31,40 @@ pub fn blend(context: &Context<'_>, fill: &Tensor, pairs: Pairs<'_>, mask: &Tens
     Ok(fill.f_add(&images.f_sub(&fill)?.f_mul(mask)?)?)
 }
 
+choice! {
+    /// squares, or superpixels of the image
+    pub enum Kind { Grid = "grid", Felzenszwalb = "felzenszwalb" }
+}
+
 /// Parameters of superpixels.
-pub fn segment_parameters() -> [ParamSpec; 5] {
-    [
-        ParamSpec::choice("segments", "grid", &["grid", "felzenszwalb"], "squares, or superpixels of the image"),
-        ParamSpec::integer("grid", 8, (1, 256), "squares a side", "how fine the grid is"),
-        ParamSpec::number("scale", 200.0, (0.0, 1e6), "", "of felzenszwalb: larger for larger superpixels"),
-        ParamSpec::number("sigma", 0.8, (0.0, 100.0), "px", "of felzenszwalb: the blur before it"),
-        ParamSpec::integer("min_size", 50, (1, 1_000_000), "px", "of felzenszwalb: the least superpixel"),
-    ]
+#[derive(Params)]
+pub struct Segments {
+    #[param(default = Kind::Grid)]
+    segments: Kind,
+    /// how fine the grid is
+    #[param(default = 8, range = (1, 256), unit = "squares a side")]
+    grid: usize,
+    /// of felzenszwalb: larger for larger superpixels
+    #[param(default = 200.0, range = (0.0, 1e6))]
+    scale: f64,
+    /// of felzenszwalb: the blur before it
+    #[param(default = 0.8, range = (0.0, 100.0), unit = "px")]
+    sigma: f64,
+    /// of felzenszwalb: the least superpixel
+    #[param(default = 50, range = (1, 1_000_000), unit = "px")]
+    min_size: usize,
 }
 
 /// Superpixels of each image.
-pub fn segments(context: &Context<'_>) -> Result<Vec<Array2<u32>>> {
+pub fn segments(context: &Context<'_>, params: &Segments) -> Result<Vec<Array2<u32>>> {
     let images = context.image_tensor()?;
     let [b, c, h, w]: [i64; 4] =
         images.size().try_into().map_err(|s| Error::invalid(format!("images of shape {s:?}")))?;
-    let params = &context.params;
-    let side = params.integer("grid")? as usize;
     let (h, w, c) = (h as usize, w as usize, c as usize);
     let mut all = Vec::new();
     for i in 0..b {
-        if params.text("segments")? == "grid" {
-            all.push(segment::grid(h, w, side, side));
+        if params.segments == Kind::Grid {
+            all.push(segment::grid(h, w, params.grid, params.grid));
             continue;
         }
         let pixels = Vec::<f32>::try_from(images.f_get(i)?.f_permute([1, 2, 0])?.f_contiguous()?.f_flatten(0, -1)?)?;
@@ -61,9 +74,7 @@ pub fn segments(context: &Context<'_>) -> Result<Vec<Array2<u32>>> {
             let number = |of: &[f64], other| of.get(k).copied().unwrap_or(other) as f32;
             *v = (*v * number(&input.std, 1.0) + number(&input.mean, 0.0)).clamp(0.0, 1.0);
         }
-        let (scale, sigma) = (params.number("scale")?, params.number("sigma")?);
-        let least = params.integer("min_size")? as usize;
-        all.push(segment::felzenszwalb(image.view(), scale, sigma, least));
+        all.push(segment::felzenszwalb(image.view(), params.scale, params.sigma, params.min_size));
     }
     Ok(all)
 }
@@ -102,11 +113,14 @@ pub fn scores(
     context: &Context<'_>,
     labels: &[Array2<u32>],
     choices: &[Vec<Vec<bool>>],
-    score: Score,
+    (kind, score): (SegmentFill, Score),
 ) -> Result<Vec<Vec<f64>>> {
-    let fill = match fill(context)? {
-        Some(fill) => fill,
-        None => {
+    let fill = match kind {
+        SegmentFill::Zero => fill(context, Fill::Zero)?,
+        SegmentFill::Black => fill(context, Fill::Black)?,
+        SegmentFill::White => fill(context, Fill::White)?,
+        SegmentFill::Blur => fill(context, Fill::Blur)?,
+        SegmentFill::Mean => {
             let all = labels.iter().enumerate().map(|(b, l)| means(context, b, l)).collect::<Result<Vec<_>>>()?;
             Tensor::f_cat(&all, 0)?
         }
@@ -129,8 +143,8 @@ pub fn scores(
         let mask = Tensor::f_from_slice(&values)?.f_to_device(fill.device())?;
         let mask = mask.f_reshape([pairs.len() as i64, 1, h as i64, w as i64])?;
         let images = blend(context, &fill, pairs, &mask)?;
-        let logits = model.run(&Request::forward(Array::from_tensor(&images.f_contiguous()?)?))?.logits;
-        for ((b, _), score) in pairs.iter().zip(context.score_of(&logits, pairs, score)?) {
+        let response = model.run(&Request::forward(Array::from_tensor(&images.f_contiguous()?)?))?;
+        for ((b, _), score) in pairs.iter().zip(context.score_of(&response, pairs, score)?) {
             found[*b].push(score);
         }
     }
@@ -144,7 +158,7 @@ pub mod tests {
     use super::*;
     use lightbox_sdk::serde_json;
     use lightbox_sdk::tape::{Tape, site};
-    use lightbox_sdk::tch::Kind;
+    use lightbox_sdk::tch::Kind as Type;
     use lightbox_sdk::tools::maps::mean;
 
     /// Of four numbers.
@@ -154,8 +168,7 @@ pub mod tests {
 
     impl Model for Quarters {
         fn spec(&self) -> ModelSpec {
-            let input = Site { kind: SiteKind::Input, ..Site::feature("input", 3, [4, 4]) };
-            ModelSpec { sites: vec![input], ..ModelSpec::new("quarters", InputSpec::imagenet(4), 2) }
+            ModelSpec { sites: vec![Site::input(3, [4, 4])], ..ModelSpec::new("quarters", InputSpec::imagenet(4), 2) }
         }
 
         fn run(&self, request: &Request) -> Result<Response> {
@@ -163,7 +176,7 @@ pub mod tests {
                 let x = site(&mut Some(tape), "input", images)?;
                 let q =
                     mean(&x, &[1], true)?.f_avg_pool2d([2], [2], [0], false, true, None::<i64>)?.f_flatten(1, -1)?;
-                let rows: Vec<f64> = Vec::try_from(q.to_kind(Kind::Double).flatten(0, -1))?;
+                let rows: Vec<f64> = Vec::try_from(q.to_kind(Type::Double).flatten(0, -1))?;
                 let logits: Vec<f32> = rows
                     .chunks(4)
                     .flat_map(|r| {
@@ -199,7 +212,7 @@ pub mod tests {
 
     /// A method's maps of [`images`] for class 0.
     pub fn maps(
-        explainer: &dyn Explainer,
+        explainer: &impl Explainer,
         function: Function,
         params: &[(&str, serde_json::Value)],
         at_once: usize,

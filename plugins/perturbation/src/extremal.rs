@@ -8,7 +8,7 @@
 //! eight levels, the strongest with sigma 20 px at 224 px. Gradient ascent with momentum from m = 1; every second step sees the
 //! image mirrored. The score is the target's logit.
 
-use crate::cover::INPUT;
+use crate::cover::bound;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor, with_grad};
 use lightbox_sdk::tools::maps::{blur, sum};
@@ -100,7 +100,19 @@ fn shown(pyramid: &Tensor, mask: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((a.f_add(&way.f_mul(&at.f_sub(&low)?)?)?, way.f_mul_scalar((LEVELS - 1) as f64)?))
 }
 
+#[derive(Params)]
+struct Settings {
+    /// of the image that is shown
+    #[param(default = 0.1, range = (0.001, 0.999), unit = "share")]
+    area: f64,
+    /// steps of the ascent
+    #[param(default = 800, range = (1, 100_000))]
+    iterations: usize,
+}
+
 impl Explainer for Extremal {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Fong, Patrick, Vedaldi: Understanding Deep Networks via Extremal Perturbations and Smooth Masks, \
                         ICCV 2019";
@@ -114,66 +126,61 @@ impl Explainer for Extremal {
                 "Blur and mask repeat the image's edge, where TorchRay's meet zeros; its area counts a margin, and its cells lie \
                  half a cell earlier.",
             )
-            .parameters([
-                ParamSpec::number("area", 0.1, (0.001, 0.999), "share", "of the image that is shown"),
-                ParamSpec::integer("iterations", 800, (1, 100_000), "", "steps of the ascent"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let extra = Passes::both(params.integer("iterations")? as u64);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let extra = Passes::both(params.iterations as u64);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let (area, iterations) = (context.params.number("area")?, context.params.integer("iterations")? as usize);
-        let [b, h, w] = context.size()?;
-        let (images, model) = (context.image_tensor()?, context.run_model()?);
-        let size = [h as i64, w as i64];
-        let smooth = Smooth::new(size, images.device())?;
-        let count = (h * w) as i64;
-        let zeros = ((h * w) as f64 * (1.0 - area)) as i64;
-        let wanted = Tensor::f_arange(count, (Kind::Int64, images.device()))?.f_ge(zeros)?.f_to_kind(Kind::Float)?;
-        let mut maps = Vec::new();
-        // An image at a time, so that no batch size changes the way of the ascent.
-        for i in 0..b {
-            let levels = pyramid(&images.f_get(i as i64)?)?;
-            let target = Array::from_vec(&[1], context.targets_of(&[(i, 0)])?)?;
-            let mut coarse = Tensor::f_ones(smooth.cells, (Kind::Float, images.device()))?;
-            let mut speed = coarse.f_zeros_like()?;
-            for step in 0..iterations {
-                context.check_cancelled()?;
-                context.progress((i * iterations + step) as u64, (b * iterations) as u64);
-                let leaf = coarse.f_detach()?.f_set_requires_grad(true)?;
-                let mask = with_grad(|| smooth.mask(&leaf))?;
-                let (seen, slope) = shown(&levels, &mask.f_detach()?)?;
-                let mirrored = step % 2 == 0;
-                let turn = |t: &Tensor| if mirrored { t.f_flip([2]) } else { Ok(t.shallow_clone()) };
-                let input = Array::from_tensor(&turn(&seen)?.f_unsqueeze(0)?.f_contiguous()?)?;
-                let request = Request::explain(input, target.clone(), &[], &[INPUT.into()]);
-                let response = model.run(&request)?;
-                let found = response.gradient(0, INPUT)?;
-                let found = turn(&found.share_tensor()?.f_squeeze_dim(0)?)?;
-                let reward = sum(&found.f_mul(&slope)?, &[0], false)?;
-                let weight = WEIGHT * GROWTH.powi(step.min(MOST) as i32);
-                let gradient = with_grad(|| -> Result<Tensor> {
-                    let (sorted, _) = mask.f_flatten(0, -1)?.f_sort(0, false)?;
-                    let penalty = sorted.f_sub(&wanted)?.f_square()?.f_mean(Kind::Float)?.f_mul_scalar(weight)?;
-                    let objective = mask.f_mul(&reward)?.f_sum(Kind::Float)?.f_sub(&penalty)?;
-                    let mut grads = Tensor::f_run_backward(&[objective], &[&leaf], false, false)?;
-                    grads.pop().ok_or_else(|| Error::output("no gradient of the mask"))
-                })?;
-                // Momentum with as much dampening, as TorchRay has it.
-                speed = speed.f_mul_scalar(MOMENTUM)?.f_add(&gradient.f_mul_scalar(1.0 - MOMENTUM)?)?;
-                coarse = coarse.f_add(&speed.f_mul_scalar(RATE)?)?.f_clamp(0.0, 1.0)?;
-            }
-            maps.push(smooth.mask(&coarse)?);
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let (area, iterations) = (params.area, params.iterations);
+    let [b, h, w] = context.size()?;
+    let (images, model) = (context.image_tensor()?, context.run_model()?);
+    let site =
+        context.model.site_of(Role::Input).ok_or_else(|| Error::invalid("the model has no site for its images"))?;
+    let site = &site.name;
+    let size = [h as i64, w as i64];
+    let smooth = Smooth::new(size, images.device())?;
+    let count = (h * w) as i64;
+    let zeros = ((h * w) as f64 * (1.0 - area)) as i64;
+    let wanted = Tensor::f_arange(count, (Kind::Int64, images.device()))?.f_ge(zeros)?.f_to_kind(Kind::Float)?;
+    let mut maps = Vec::new();
+    // An image at a time, so that no batch size changes the way of the ascent.
+    for i in 0..b {
+        let levels = pyramid(&images.f_get(i as i64)?)?;
+        let mut coarse = Tensor::f_ones(smooth.cells, (Kind::Float, images.device()))?;
+        let mut speed = coarse.f_zeros_like()?;
+        for step in 0..iterations {
+            context.check_cancelled()?;
+            context.progress((i * iterations + step) as u64, (b * iterations) as u64);
+            let leaf = coarse.f_detach()?.f_set_requires_grad(true)?;
+            let mask = with_grad(|| smooth.mask(&leaf))?;
+            let (seen, slope) = shown(&levels, &mask.f_detach()?)?;
+            let mirrored = step % 2 == 0;
+            let turn = |t: &Tensor| if mirrored { t.f_flip([2]) } else { Ok(t.shallow_clone()) };
+            let input = Array::from_tensor(&turn(&seen)?.f_unsqueeze(0)?.f_contiguous()?)?;
+            let request = Request::explain(input, context.objective_of(&[(i, 0)])?, &[], std::slice::from_ref(site));
+            let response = model.run(&request)?;
+            let found = response.gradient(0, site)?;
+            let found = turn(&found.share_tensor()?.f_squeeze_dim(0)?)?;
+            let reward = sum(&found.f_mul(&slope)?, &[0], false)?;
+            let weight = WEIGHT * GROWTH.powi(step.min(MOST) as i32);
+            let gradient = with_grad(|| -> Result<Tensor> {
+                let (sorted, _) = mask.f_flatten(0, -1)?.f_sort(0, false)?;
+                let penalty = sorted.f_sub(&wanted)?.f_square()?.f_mean(Kind::Float)?.f_mul_scalar(weight)?;
+                let objective = mask.f_mul(&reward)?.f_sum(Kind::Float)?.f_sub(&penalty)?;
+                let mut grads = Tensor::f_run_backward(&[objective], &[&leaf], false, false)?;
+                grads.pop().ok_or_else(|| Error::output("no gradient of the mask"))
+            })?;
+            // Momentum with as much dampening, as TorchRay has it.
+            speed = speed.f_mul_scalar(MOMENTUM)?.f_add(&gradient.f_mul_scalar(1.0 - MOMENTUM)?)?;
+            coarse = coarse.f_add(&speed.f_mul_scalar(RATE)?)?.f_clamp(0.0, 1.0)?;
         }
-        Ok(Array::from_tensor(&Tensor::f_stack(&maps, 0)?.f_detach()?)?.into())
+        maps.push(smooth.mask(&coarse)?);
     }
+    Ok(Array::from_tensor(&Tensor::f_stack(&maps, 0)?.f_detach()?)?.into())
 }
 
 #[cfg(test)]
@@ -187,8 +194,7 @@ mod tests {
 
     impl Model for Corner {
         fn spec(&self) -> ModelSpec {
-            let input = Site { kind: SiteKind::Input, ..Site::feature("input", 3, [56, 56]) };
-            ModelSpec { sites: vec![input], ..ModelSpec::new("corner", InputSpec::imagenet(56), 2) }
+            ModelSpec { sites: vec![Site::input(3, [56, 56])], ..ModelSpec::new("corner", InputSpec::imagenet(56), 2) }
         }
 
         fn run(&self, request: &Request) -> Result<Response> {

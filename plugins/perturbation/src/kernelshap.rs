@@ -6,7 +6,7 @@
 //! is a constraint of the regression, not a sample with a large weight as in Captum. With all 2^M - 2 sets they are the
 //! Shapley values.
 
-use crate::cover::{INPUT, fill_parameter, paint, scores, segment_parameters, segments};
+use crate::cover::{SegmentFill, Segments, bound, paint, scores, segments};
 use crate::regress::solve;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rand::Rng;
@@ -129,7 +129,22 @@ fn regress(rows: &[Vec<bool>], y: &[f64], weights: &[f64], none: f64, all: f64) 
     Ok(phi)
 }
 
+#[derive(Params)]
+struct Settings {
+    /// sets of superpixels at most
+    #[param(default = 2048, range = (2, 1_000_000))]
+    samples: usize,
+    #[param(default = SegmentFill::Zero)]
+    fill: SegmentFill,
+    #[param(default = Score::Logit)]
+    score: Score,
+    #[param(flatten)]
+    segments: Segments,
+}
+
 impl Explainer for KernelShap {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Lundberg, Lee: A Unified Approach to Interpreting Model Predictions, NeurIPS 2017";
         ExplainerSpec::new("kernelshap", "KernelSHAP", Family::Perturbation, citation, "arXiv:1705.07874")
@@ -140,46 +155,37 @@ impl Explainer for KernelShap {
             .cost("1 F, then at most samples + 1 F")
             .notes("Sums to S(x) - S(all covered) exactly; Captum's sums to it approximately.")
             .signed()
-            .parameters([
-                ParamSpec::integer("samples", 2048, (2, 1_000_000), "", "sets of superpixels at most"),
-                fill_parameter("zero", &["mean"]),
-                Score::parameter("logit"),
-            ])
-            .parameters(segment_parameters())
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let extra = Passes::forward(params.integer("samples")? as u64 + 1);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let extra = Passes::forward(params.samples as u64 + 1);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let (samples, score) = (context.params.integer("samples")? as usize, Score::of(&context.params)?);
-        let labels = segments(context)?;
-        let (mut choices, mut weights) = (Vec::new(), Vec::new());
-        for (b, labels) in labels.iter().enumerate() {
-            let m = segment::count(labels);
-            let (mut rows, weight) = sets(m, samples, &mut context.rng(b));
-            rows.push(vec![false; m]);
-            choices.push(rows);
-            weights.push(weight);
-        }
-        let found = scores(context, &labels, &choices, score)?;
-        let whole = context.scores_now(score)?;
-        let mut values = Vec::new();
-        for (b, mut y) in found.into_iter().enumerate() {
-            let none = y.pop().ok_or_else(|| Error::invalid("there is no score"))?;
-            let rows = &choices[b][..choices[b].len() - 1];
-            values.push(match rows.len() {
-                0 => vec![whole[b] - none],
-                _ => regress(rows, &y, &weights[b], none, whole[b])?,
-            });
-        }
-        paint(&labels, &values)
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let (samples, score) = (params.samples, params.score);
+    let labels = segments(context, &params.segments)?;
+    let (mut choices, mut weights) = (Vec::new(), Vec::new());
+    for (b, labels) in labels.iter().enumerate() {
+        let m = segment::count(labels);
+        let (mut rows, weight) = sets(m, samples, &mut context.rng(b));
+        rows.push(vec![false; m]);
+        choices.push(rows);
+        weights.push(weight);
     }
+    let found = scores(context, &labels, &choices, (params.fill, score))?;
+    let whole = context.scores_now(score)?;
+    let mut values = Vec::new();
+    for (b, mut y) in found.into_iter().enumerate() {
+        let none = y.pop().ok_or_else(|| Error::invalid("there is no score"))?;
+        let rows = &choices[b][..choices[b].len() - 1];
+        values.push(match rows.len() {
+            0 => vec![whole[b] - none],
+            _ => regress(rows, &y, &weights[b], none, whole[b])?,
+        });
+    }
+    paint(&labels, &values)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! distance is the cosine's, `1 - sqrt(k / d)` with k of d superpixels on, the kernel `sqrt(exp(-D^2 / width^2))`, and the
 //! regression is ridge with alpha 1; what is off shows its mean colour. `regression = lasso`, with 0.01, is Captum's choice.
 
-use crate::cover::{INPUT, fill_parameter, paint, scores, segment_parameters, segments};
+use crate::cover::{SegmentFill, Segments, bound, paint, scores, segments};
 use crate::regress::{lasso, ridge};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tools::draw::coins;
@@ -16,7 +16,38 @@ register_explainer!(Lime);
 
 struct Lime;
 
+choice! {
+    /// what is fitted
+    enum Regression { Ridge = "ridge", Lasso = "lasso" }
+}
+
+#[derive(Params)]
+struct Settings {
+    /// images with superpixels on or off
+    #[param(default = 1000, range = (2, 1_000_000))]
+    samples: usize,
+    /// of the kernel; the larger, the more far samples count
+    #[param(default = 0.25, range = (1e-6, 1e6))]
+    width: f64,
+    #[param(default = Regression::Ridge)]
+    regression: Regression,
+    /// how much the ridge shrinks
+    #[param(default = 1.0, range = (0.0, 1e9))]
+    alpha: f64,
+    /// how much the lasso shrinks
+    #[param(default = 0.01, range = (0.0, 1e9))]
+    lasso_alpha: f64,
+    #[param(default = SegmentFill::Mean)]
+    fill: SegmentFill,
+    #[param(default = Score::Probability)]
+    score: Score,
+    #[param(flatten)]
+    segments: Segments,
+}
+
 impl Explainer for Lime {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Ribeiro, Singh, Guestrin: \"Why Should I Trust You?\": Explaining the Predictions of Any Classifier, \
                         KDD 2016";
@@ -25,62 +56,42 @@ impl Explainer for Lime {
             .formula("beta of min sum_i w_i (S(z_i) - b - z_i beta)^2 + alpha |beta|^2, z_i superpixels on or off")
             .cost("1 F, then samples F")
             .signed()
-            .parameters([
-                ParamSpec::integer("samples", 1000, (2, 1_000_000), "", "images with superpixels on or off"),
-                ParamSpec::number(
-                    "width",
-                    0.25,
-                    (1e-6, 1e6),
-                    "",
-                    "of the kernel; the larger, the more far samples count",
-                ),
-                ParamSpec::choice("regression", "ridge", &["ridge", "lasso"], "what is fitted"),
-                ParamSpec::number("alpha", 1.0, (0.0, 1e9), "", "how much the ridge shrinks"),
-                ParamSpec::number("lasso_alpha", 0.01, (0.0, 1e9), "", "how much the lasso shrinks"),
-                fill_parameter("mean", &["mean"]),
-                Score::parameter("probability"),
-            ])
-            .parameters(segment_parameters())
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let extra = Passes::forward(params.integer("samples")? as u64);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let extra = Passes::forward(params.samples as u64);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let params = &context.params;
-        let (samples, width) = (params.integer("samples")? as usize, params.number("width")?);
-        let labels = segments(context)?;
-        let choices: Vec<Vec<Vec<bool>>> = labels
-            .iter()
-            .enumerate()
-            .map(|(b, labels)| {
-                let (mut rng, n) = (context.rng(b), segment::count(labels));
-                let drawn = |i: usize, rng: &mut _| if i == 0 { vec![true; n] } else { coins(rng, n, 0.5) };
-                (0..samples).map(|i| drawn(i, &mut rng)).collect()
-            })
-            .collect();
-        let found = scores(context, &labels, &choices, Score::of(params)?)?;
-        let mut values = Vec::new();
-        for (rows, y) in choices.iter().zip(&found) {
-            let weight = |row: &Vec<bool>| {
-                let share = row.iter().filter(|on| **on).count() as f64 / row.len().max(1) as f64;
-                let distance = if share > 0.0 { 1.0 - share.sqrt() } else { 1.0 };
-                (-(distance / width).powi(2)).exp().sqrt()
-            };
-            let weights: Vec<f64> = rows.iter().map(weight).collect();
-            let x: Vec<f64> = rows.iter().flatten().map(|on| f64::from(u8::from(*on))).collect();
-            values.push(match params.text("regression")? {
-                "lasso" => lasso(&x, y, &weights, params.number("lasso_alpha")?)?,
-                _ => ridge(&x, y, &weights, params.number("alpha")?)?,
-            });
-        }
-        paint(&labels, &values)
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let (samples, width) = (params.samples, params.width);
+    let labels = segments(context, &params.segments)?;
+    let choices: Vec<Vec<Vec<bool>>> = labels
+        .iter()
+        .enumerate()
+        .map(|(b, labels)| {
+            let (mut rng, n) = (context.rng(b), segment::count(labels));
+            let drawn = |i: usize, rng: &mut _| if i == 0 { vec![true; n] } else { coins(rng, n, 0.5) };
+            (0..samples).map(|i| drawn(i, &mut rng)).collect()
+        })
+        .collect();
+    let found = scores(context, &labels, &choices, (params.fill, params.score))?;
+    let mut values = Vec::new();
+    for (rows, y) in choices.iter().zip(&found) {
+        let weight = |row: &Vec<bool>| {
+            let share = row.iter().filter(|on| **on).count() as f64 / row.len().max(1) as f64;
+            let distance = if share > 0.0 { 1.0 - share.sqrt() } else { 1.0 };
+            (-(distance / width).powi(2)).exp().sqrt()
+        };
+        let weights: Vec<f64> = rows.iter().map(weight).collect();
+        let x: Vec<f64> = rows.iter().flatten().map(|on| f64::from(u8::from(*on))).collect();
+        values.push(match params.regression {
+            Regression::Lasso => lasso(&x, y, &weights, params.lasso_alpha)?,
+            Regression::Ridge => ridge(&x, y, &weights, params.alpha)?,
+        });
     }
+    paint(&labels, &values)
 }
 
 #[cfg(test)]

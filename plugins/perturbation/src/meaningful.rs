@@ -6,9 +6,10 @@
 //! penalties are means, and their weights those of a later version of Gildenblat's port (its first has 1e-4 and 1e-2), not the
 //! paper's sums. No jitter, no noise: the result is the same again.
 
-use crate::cover::{INPUT, blend, fill, fill_parameter};
+use crate::cover::{blend, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::maps::sum;
 
 register_explainer!(Meaningful);
@@ -37,7 +38,32 @@ fn regulariser(m: &Tensor, l1: f64, tv: f64, power: f64) -> Result<Tensor> {
     Ok(gradient)
 }
 
+#[derive(Params)]
+struct Settings {
+    /// steps of Adam
+    #[param(default = 300, range = (1, 100_000))]
+    iterations: usize,
+    /// of the mask that is learned
+    #[param(default = 28, range = (2, 512), unit = "a side")]
+    grid: usize,
+    /// the price of what is covered
+    #[param(default = 0.01, range = (0.0, 1e6))]
+    l1: f64,
+    /// the price of edges
+    #[param(default = 0.2, range = (0.0, 1e6))]
+    tv: f64,
+    /// the power of differences of neighbours
+    #[param(default = 3.0, range = (1.0, 10.0))]
+    tv_beta: f64,
+    #[param(default = Fill::Blur)]
+    fill: Fill,
+    #[param(default = Score::Probability)]
+    score: Score,
+}
+
 impl Explainer for Meaningful {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Fong, Vedaldi: Interpretable Explanations of Black Boxes by Meaningful Perturbation, ICCV 2017";
         ExplainerSpec::new("meaningful", "Meaningful perturbation", Family::Perturbation, citation, "arXiv:1704.03296")
@@ -45,85 +71,63 @@ impl Explainer for Meaningful {
             .formula("1 - argmin_m S(x m + blurred (1 - m)) + l1 mean |1 - m| + tv TV_b(m)")
             .cost("1 F, then iterations x (1 F, 1 B), 2 F of score = probability")
             .notes("Without the reference code's jitter and noise, so that it is the same again.")
-            .parameters([
-                ParamSpec::integer("iterations", 300, (1, 100_000), "", "steps of Adam"),
-                ParamSpec::integer("grid", 28, (2, 512), "a side", "of the mask that is learned"),
-                ParamSpec::number("l1", 0.01, (0.0, 1e6), "", "the price of what is covered"),
-                ParamSpec::number("tv", 0.2, (0.0, 1e6), "", "the price of edges"),
-                ParamSpec::number("tv_beta", 3.0, (1.0, 10.0), "", "the power of differences of neighbours"),
-                fill_parameter("blur", &[]),
-                Score::parameter("probability"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() || !model.sites.iter().any(|s| s.kind == SiteKind::Logits) {
-            return Ok(Plan::not_applicable(format!("{} has no sites {INPUT} and logits", model.name)));
-        }
-        let n = params.integer("iterations")? as u64;
-        let forward = if Score::of(params)? == Score::Logit { n } else { 2 * n };
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let n = params.iterations as u64;
+        let forward = if params.score == Score::Logit { n } else { 2 * n };
         let extra = Passes { forward, partial: 0, backward: n };
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let params = &context.params;
-        let (iterations, grid) = (params.integer("iterations")? as usize, params.integer("grid")?);
-        let (l1, tv, power) = (params.number("l1")?, params.number("tv")?, params.number("tv_beta")?);
-        let (score, model) = (Score::of(params)?, context.run_model()?);
-        let [b, h, w] = context.size()?;
-        let fill = fill(context)?.ok_or_else(|| Error::invalid("no fill"))?;
-        let images = context.image_tensor()?;
-        let logits_site = context.model.sites.iter().find(|s| s.kind == SiteKind::Logits);
-        let logits_site = logits_site.ok_or_else(|| Error::invalid("the model has no site for its logits"))?;
-        let mut maps = Vec::new();
-        let all: Vec<(usize, usize)> = (0..b).map(|i| (i, 0)).collect();
-        // An image at a time: three hundred steps turn the rounding of another batch size into another map.
-        for (at, pairs) in all.chunks(1).enumerate() {
-            let n = pairs.len() as i64;
-            let mut mask = Tensor::f_ones([n, 1, grid, grid], (Kind::Float, fill.device()))?;
-            let (mut first, mut second) = (mask.f_zeros_like()?, mask.f_zeros_like()?);
-            let way = context.rows(&context.images, pairs)?.f_sub(&fill.f_narrow(0, pairs[0].0 as i64, n)?)?;
-            let targets = Tensor::f_from_slice(&context.targets_of(pairs)?)?.f_to_device(images.device())?;
-            for step in 1..=iterations {
-                context.check_cancelled()?;
-                context.progress((at * iterations + step) as u64, (b * iterations) as u64);
-                let up = |m: &Tensor| m.f_upsample_bilinear2d([h as i64, w as i64], false, None::<f64>, None::<f64>);
-                let covered = Array::from_tensor(&blend(context, &fill, pairs, &up(&mask)?)?.f_contiguous()?)?;
-                let objective = match score {
-                    Score::Logit => context.objective_of(pairs)?,
-                    Score::Probability => {
-                        // dp_t / dy = p_t (1_t - p), from a pass of its own: the seed must be known before the run.
-                        let logits = model.run(&Request::forward(covered.clone()))?.logits.share_tensor()?;
-                        let p = logits.f_softmax(1, Kind::Float)?;
-                        let one = targets.f_one_hot(p.size()[1])?.f_to_kind(Kind::Float)?;
-                        let own = sum(&p.f_mul(&one)?, &[1], true)?;
-                        let seed = own.f_mul(&one.f_sub(&p)?)?.f_contiguous()?;
-                        Objective::Site(logits_site.name.clone(), Array::from_tensor(&seed)?)
-                    }
-                };
-                let request = Request {
-                    objectives: vec![vec![objective]],
-                    grads: vec![INPUT.into()],
-                    ..Request::forward(covered)
-                };
-                let response = model.run(&request)?;
-                let found = response.gradient(0, INPUT)?.share_tensor()?;
-                let pixels = sum(&found.f_mul(&way)?, &[1], true)?;
-                let (size, cells) = ([h as i64, w as i64], [n, 1, grid, grid]);
-                let score = Tensor::f_upsample_bilinear2d_backward(&pixels, size, cells, false, None, None)?;
-                let gradient = score.f_add(&regulariser(&mask, l1, tv, power)?)?;
-                first = first.f_mul_scalar(BETAS[0])?.f_add(&gradient.f_mul_scalar(1.0 - BETAS[0])?)?;
-                second = second.f_mul_scalar(BETAS[1])?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - BETAS[1])?)?;
-                let t = step as i32;
-                let (m, v) =
-                    (first.f_div_scalar(1.0 - BETAS[0].powi(t))?, second.f_div_scalar(1.0 - BETAS[1].powi(t))?);
-                mask = mask.f_sub(&m.f_div(&v.f_sqrt()?.f_add_scalar(EPS)?)?.f_mul_scalar(RATE)?)?.f_clamp(0.0, 1.0)?;
-            }
-            maps.push(mask.f_neg()?.f_add_scalar(1.0)?.f_squeeze_dim(1)?);
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let (iterations, grid) = (params.iterations, params.grid as i64);
+    let (l1, tv, power) = (params.l1, params.tv, params.tv_beta);
+    let (score, model) = (params.score, context.run_model()?);
+    let [b, h, w] = context.size()?;
+    let fill = fill(context, params.fill)?;
+    let input =
+        context.model.site_of(Role::Input).ok_or_else(|| Error::invalid("the model has no site for its images"))?;
+    let mut maps = Vec::new();
+    // An image at a time: three hundred steps turn the rounding of another batch size into another map.
+    for (at, pairs) in context.each().chunks(1).enumerate() {
+        let n = pairs.len() as i64;
+        let mut mask = Tensor::f_ones([n, 1, grid, grid], (Kind::Float, fill.device()))?;
+        let (mut first, mut second) = (mask.f_zeros_like()?, mask.f_zeros_like()?);
+        let way = context.rows(&context.images, pairs)?.f_sub(&fill.f_narrow(0, pairs[0].0 as i64, n)?)?;
+        for step in 1..=iterations {
+            context.check_cancelled()?;
+            context.progress((at * iterations + step) as u64, (b * iterations) as u64);
+            let up = |m: &Tensor| m.f_upsample_bilinear2d([h as i64, w as i64], false, None::<f64>, None::<f64>);
+            let covered = Array::from_tensor(&blend(context, &fill, pairs, &up(&mask)?)?.f_contiguous()?)?;
+            let objective = match score {
+                Score::Logit => context.objective_of(pairs)?,
+                Score::Probability => {
+                    // The score's slope needs a pass of its own: it must be known before the run.
+                    context.score_objective(&model.run(&Request::forward(covered.clone()))?, pairs)?
+                }
+            };
+            let request = Request {
+                objectives: vec![vec![objective]],
+                grads: vec![input.name.clone()],
+                ..Request::forward(covered)
+            };
+            let response = model.run(&request)?;
+            let found = response.gradient(0, &input.name)?.share_tensor()?;
+            let pixels = sum(&found.f_mul(&way)?, &[1], true)?;
+            let (size, cells) = ([h as i64, w as i64], [n, 1, grid, grid]);
+            let score = Tensor::f_upsample_bilinear2d_backward(&pixels, size, cells, false, None, None)?;
+            let gradient = score.f_add(&regulariser(&mask, l1, tv, power)?)?;
+            first = first.f_mul_scalar(BETAS[0])?.f_add(&gradient.f_mul_scalar(1.0 - BETAS[0])?)?;
+            second = second.f_mul_scalar(BETAS[1])?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - BETAS[1])?)?;
+            let t = step as i32;
+            let (m, v) = (first.f_div_scalar(1.0 - BETAS[0].powi(t))?, second.f_div_scalar(1.0 - BETAS[1].powi(t))?);
+            mask = mask.f_sub(&m.f_div(&v.f_sqrt()?.f_add_scalar(EPS)?)?.f_mul_scalar(RATE)?)?.f_clamp(0.0, 1.0)?;
         }
-        Ok(Array::from_tensor(&Tensor::f_cat(&maps, 0)?)?.into())
+        maps.push(mask.f_neg()?.f_add_scalar(1.0)?.f_squeeze_dim(1)?);
     }
+    Ok(Array::from_tensor(&Tensor::f_cat(&maps, 0)?)?.into())
 }
 
 #[cfg(test)]

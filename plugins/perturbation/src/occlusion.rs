@@ -3,10 +3,11 @@
 //! A window slides over the image; what the score falls by when it is covered counts for all its pixels, and a pixel's value
 //! is the mean over the windows that covered it. As in Captum the last window of a row is cut off at the edge.
 
-use crate::cover::{INPUT, blend, fill, fill_parameter};
+use crate::cover::{blend, bound};
 use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::fill::{Fill, fill};
 
 register_explainer!(Occlusion);
 
@@ -19,11 +20,23 @@ fn starts(side: usize, window: usize, stride: usize) -> Vec<usize> {
     (0..count).map(|i| i * stride).filter(|start| *start < side.max(1)).collect()
 }
 
-fn sizes(params: &Params) -> Result<(usize, usize)> {
-    Ok((params.integer("window")? as usize, params.integer("stride")? as usize))
+#[derive(Params)]
+struct Settings {
+    /// side of the square that is covered
+    #[param(default = 32, range = (1, 4096), unit = "px")]
+    window: usize,
+    /// from one window to the next
+    #[param(default = 16, range = (1, 4096), unit = "px")]
+    stride: usize,
+    #[param(default = Fill::Zero)]
+    fill: Fill,
+    #[param(default = Score::Logit)]
+    score: Score,
 }
 
 impl Explainer for Occlusion {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014";
         ExplainerSpec::new("occlusion", "Occlusion", Family::Perturbation, citation, "arXiv:1311.2901")
@@ -31,56 +44,46 @@ impl Explainer for Occlusion {
             .formula("mean over windows that hold the pixel of S(x) - S(x with the window covered)")
             .cost("1 F, then (ceil((side - window) / stride) + 1)^2 F")
             .signed()
-            .parameters([
-                ParamSpec::integer("window", 32, (1, 4096), "px", "side of the square that is covered"),
-                ParamSpec::integer("stride", 16, (1, 4096), "px", "from one window to the next"),
-                fill_parameter("zero", &[]),
-                Score::parameter("logit"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let (window, stride) = sizes(params)?;
-        let count = |side: usize| starts(side, window, stride).len();
-        let extra = Passes::forward((count(model.input.height) * count(model.input.width)) as u64);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let count = |side: &usize| starts(*side, params.window, params.stride).len();
+        let extra = Passes::forward(model.input.size.iter().map(count).product::<usize>() as u64);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let [b, h, w] = context.size()?;
-        let (window, stride) = sizes(&context.params)?;
-        let (rows, columns) = (starts(h, window, stride), starts(w, window, stride));
-        let (fill, score) = (fill(context)?.ok_or_else(|| Error::invalid("no fill"))?, Score::of(&context.params)?);
-        let place = |k: usize| (rows[k / columns.len()], columns[k % columns.len()]);
-        let count = rows.len() * columns.len();
-        let after = context.scores(count, score, |pairs| {
-            let mask = Tensor::f_ones([pairs.len() as i64, 1, h as i64, w as i64], (fill.f_kind()?, fill.device()))?;
-            for (row, &(_, k)) in pairs.iter().enumerate() {
-                let (y, x) = place(k);
-                let (tall, wide) = (window.min(h - y) as i64, window.min(w - x) as i64);
-                let part = mask.f_get(row as i64)?.f_narrow(1, y as i64, tall)?.f_narrow(2, x as i64, wide)?;
-                let _ = { part }.f_fill_(0.0)?;
-            }
-            blend(context, &fill, pairs, &mask)
-        })?;
-        let before = context.scores_now(score)?;
-        let (mut sums, mut counts) = (Array3::<f64>::zeros((b, h, w)), Array3::<f64>::zeros((b, h, w)));
-        for ((i, k), after) in after.indexed_iter() {
-            let (top, left) = place(k);
-            for y in top..(top + window).min(h) {
-                for x in left..(left + window).min(w) {
-                    sums[[i, y, x]] += before[i] - after;
-                    counts[[i, y, x]] += 1.0;
-                }
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let [b, h, w] = context.size()?;
+    let (window, stride) = (params.window, params.stride);
+    let (rows, columns) = (starts(h, window, stride), starts(w, window, stride));
+    let (fill, score) = (fill(context, params.fill)?, params.score);
+    let place = |k: usize| (rows[k / columns.len()], columns[k % columns.len()]);
+    let count = rows.len() * columns.len();
+    let after = context.scores(count, score, |pairs| {
+        let mask = Tensor::f_ones([pairs.len() as i64, 1, h as i64, w as i64], (fill.f_kind()?, fill.device()))?;
+        for (row, &(_, k)) in pairs.iter().enumerate() {
+            let (y, x) = place(k);
+            let (tall, wide) = (window.min(h - y) as i64, window.min(w - x) as i64);
+            let part = mask.f_get(row as i64)?.f_narrow(1, y as i64, tall)?.f_narrow(2, x as i64, wide)?;
+            let _ = { part }.f_fill_(0.0)?;
+        }
+        blend(context, &fill, pairs, &mask)
+    })?;
+    let before = context.scores_now(score)?;
+    let (mut sums, mut counts) = (Array3::<f64>::zeros((b, h, w)), Array3::<f64>::zeros((b, h, w)));
+    for ((i, k), after) in after.indexed_iter() {
+        let (top, left) = place(k);
+        for y in top..(top + window).min(h) {
+            for x in left..(left + window).min(w) {
+                sums[[i, y, x]] += before[i] - after;
+                counts[[i, y, x]] += 1.0;
             }
         }
-        // A stride wider than the window leaves pixels that nothing covered, which cost nothing.
-        let map = Array3::from_shape_fn((b, h, w), |at| (sums[at] / counts[at].max(1.0)) as f32);
-        Ok(Array::from_ndarray(map)?.into())
     }
+    // A stride wider than the window leaves pixels that nothing covered, which cost nothing.
+    let map = Array3::from_shape_fn((b, h, w), |at| (sums[at] / counts[at].max(1.0)) as f32);
+    Ok(Array::from_ndarray(map)?.into())
 }
 
 #[cfg(test)]

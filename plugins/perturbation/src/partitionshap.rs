@@ -9,10 +9,11 @@
 //! The package opens nodes by batches and breaks ties at random; here so many at a time, whatever the batch size, and ties by
 //! age. Its masks number leaves from the end, so that its tree is the mirror image; colours are leaves of their own there.
 
-use crate::cover::{INPUT, blend, fill, fill_parameter};
+use crate::cover::{blend, bound};
 use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::fill::{Fill, fill};
 use std::rc::Rc;
 
 register_explainer!(PartitionShap);
@@ -134,7 +135,23 @@ fn owen(
     Ok(values)
 }
 
+#[derive(Params)]
+struct Settings {
+    /// images at most
+    #[param(default = 500, range = (2, 20_000))]
+    evaluations: usize,
+    /// that are opened at a time
+    #[param(default = 8, range = (1, 4096), unit = "nodes")]
+    round: usize,
+    #[param(default = Fill::Blur)]
+    fill: Fill,
+    #[param(default = Score::Logit)]
+    score: Score,
+}
+
 impl Explainer for PartitionShap {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation =
             "Lundberg and contributors: shap, PartitionExplainer; Owen: Values of Games with a Priori Unions, 1977";
@@ -144,57 +161,46 @@ impl Explainer for PartitionShap {
             .cost("1 F, then at most evaluations + 1 F")
             .notes("Sums to S(x) - S(all covered). Ties are broken by age, in the shap package at random.")
             .signed()
-            .parameters([
-                ParamSpec::integer("evaluations", 500, (2, 20_000), "", "images at most"),
-                ParamSpec::integer("round", 8, (1, 4096), "nodes", "that are opened at a time"),
-                fill_parameter("blur", &[]),
-                Score::parameter("logit"),
-            ])
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let extra = Passes::forward(params.integer("evaluations")? as u64 + 1);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let extra = Passes::forward(params.evaluations as u64 + 1);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let [b, h, w] = context.size()?;
-        let (evaluations, round) =
-            (context.params.integer("evaluations")? as usize, context.params.integer("round")? as usize);
-        let (fill, score) = (fill(context)?.ok_or_else(|| Error::invalid("no fill"))?, Score::of(&context.params)?);
-        let model = context.run_model()?;
-        let whole = context.scores_now(score)?;
-        let mut maps = Array3::<f32>::zeros((b, h, w));
-        for i in 0..b {
-            let mut done = 0;
-            let mut run = |masks: &[Rc<Vec<bool>>]| {
-                let mut scores = Vec::new();
-                for some in masks.chunks(context.at_once()) {
-                    context.check_cancelled()?;
-                    context.progress((i * evaluations + done) as u64, (b * evaluations) as u64);
-                    done += some.len();
-                    let values: Vec<f32> =
-                        some.iter().flat_map(|m| m.iter()).map(|on| f32::from(u8::from(*on))).collect();
-                    let mask = Tensor::f_from_slice(&values)?.f_to_device(fill.device())?;
-                    let mask = mask.f_reshape([some.len() as i64, 1, h as i64, w as i64])?;
-                    let pairs: Vec<(usize, usize)> = (0..some.len()).map(|k| (i, k)).collect();
-                    let images = blend(context, &fill, &pairs, &mask)?;
-                    let logits = model.run(&Request::forward(Array::from_tensor(&images.f_contiguous()?)?))?.logits;
-                    scores.extend(context.score_of(&logits, &pairs, score)?);
-                }
-                Ok(scores)
-            };
-            let none = run(&[Rc::new(vec![false; h * w])])?[0];
-            let values = owen([h, w], (none, whole[i]), evaluations, round, run)?;
-            for (k, v) in values.into_iter().enumerate() {
-                maps[[i, k / w, k % w]] = v as f32;
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let [b, h, w] = context.size()?;
+    let (evaluations, round) = (params.evaluations, params.round);
+    let (fill, score) = (fill(context, params.fill)?, params.score);
+    let model = context.run_model()?;
+    let whole = context.scores_now(score)?;
+    let mut maps = Array3::<f32>::zeros((b, h, w));
+    for i in 0..b {
+        let mut done = 0;
+        let mut run = |masks: &[Rc<Vec<bool>>]| {
+            let mut scores = Vec::new();
+            for some in masks.chunks(context.at_once()) {
+                context.check_cancelled()?;
+                context.progress((i * evaluations + done) as u64, (b * evaluations) as u64);
+                done += some.len();
+                let values: Vec<f32> = some.iter().flat_map(|m| m.iter()).map(|on| f32::from(u8::from(*on))).collect();
+                let mask = Tensor::f_from_slice(&values)?.f_to_device(fill.device())?;
+                let mask = mask.f_reshape([some.len() as i64, 1, h as i64, w as i64])?;
+                let pairs: Vec<(usize, usize)> = (0..some.len()).map(|k| (i, k)).collect();
+                let images = blend(context, &fill, &pairs, &mask)?;
+                let response = model.run(&Request::forward(Array::from_tensor(&images.f_contiguous()?)?))?;
+                scores.extend(context.score_of(&response, &pairs, score)?);
             }
+            Ok(scores)
+        };
+        let none = run(&[Rc::new(vec![false; h * w])])?[0];
+        let values = owen([h, w], (none, whole[i]), evaluations, round, run)?;
+        for (k, v) in values.into_iter().enumerate() {
+            maps[[i, k / w, k % w]] = v as f32;
         }
-        Ok(Array::from_ndarray(maps)?.into())
     }
+    Ok(Array::from_ndarray(maps)?.into())
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 //! bilinearly to one cell more than the image and shifted at random. An image's masks are its own, the same for every batch
 //! size. Masks are made as they are run and never stored together.
 
-use crate::cover::{INPUT, blend, fill, fill_parameter};
+use crate::cover::{blend, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
+use lightbox_sdk::tools::fill::{Fill, fill};
+use lightbox_sdk::tools::maps::per_row;
 use lightbox_sdk::tools::masks;
 use std::cell::RefCell;
 
@@ -15,7 +17,26 @@ register_explainer!(Rise);
 
 struct Rise;
 
+#[derive(Params)]
+struct Settings {
+    /// random masks
+    #[param(default = 6000, range = (1, 1_000_000))]
+    masks: usize,
+    /// of the grid that masks are drawn on
+    #[param(default = 8, range = (1, 256), unit = "a side")]
+    cells: usize,
+    /// probability q that a cell is on
+    #[param(default = 0.1, range = (0.001, 1.0))]
+    keep: f64,
+    #[param(default = Fill::Zero)]
+    fill: Fill,
+    #[param(default = Score::Probability)]
+    score: Score,
+}
+
 impl Explainer for Rise {
+    type Params = Settings;
+
     fn spec(&self) -> ExplainerSpec {
         let citation =
             "Petsiuk, Das, Saenko: RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018";
@@ -23,49 +44,38 @@ impl Explainer for Rise {
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_i p(x * M_i) M_i / (N q)")
             .cost("1 F, then masks F")
-            .parameters([
-                ParamSpec::integer("masks", 6000, (1, 1_000_000), "", "random masks"),
-                ParamSpec::integer("cells", 8, (1, 256), "a side", "of the grid that masks are drawn on"),
-                ParamSpec::number("keep", 0.1, (0.001, 1.0), "", "probability q that a cell is on"),
-                fill_parameter("zero", &[]),
-                Score::parameter("probability"),
-            ])
+            .any_dimensions()
     }
 
-    fn plan(&self, model: &ModelSpec, params: &Params) -> Result<Plan> {
-        if model.site(INPUT).is_err() {
-            return Ok(Plan::not_applicable(format!("{} has no site {INPUT}", model.name)));
-        }
-        let extra = Passes::forward(params.integer("masks")? as u64);
-        Ok(Needs { model: true, extra, ..Needs::default() }.into())
+    fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
+        let extra = Passes::forward(params.masks as u64);
+        Ok(bound(model, extra, move |context| explain(context, &params)))
     }
+}
 
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let [b, h, w] = context.size()?;
-        let params = &context.params;
-        let (count, cells) = (params.integer("masks")? as usize, params.integer("cells")? as usize);
-        let (q, score) = (params.number("keep")?, Score::of(params)?);
-        let fill = fill(context)?.ok_or_else(|| Error::invalid("no fill"))?;
-        let generators: RefCell<Vec<_>> = RefCell::new((0..b).map(|i| context.rng(i)).collect());
-        let (now, mut sum) =
-            (RefCell::new(None), Tensor::f_zeros([b as i64, h as i64, w as i64], (Kind::Float, fill.device()))?);
-        let make = |pairs: Pairs<'_>| {
-            let mut generators = generators.borrow_mut();
-            let rows = pairs.iter().map(|(i, _)| masks::smooth(&mut generators[*i], cells, q, [h, w]));
-            let all = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 0)?.f_to_device(fill.device())?;
-            let images = blend(context, &fill, pairs, &all)?;
-            now.replace(Some(all.f_squeeze_dim(1)?));
-            Ok(Request::forward(Array::from_tensor(&images.f_contiguous()?)?))
-        };
-        context.sweep(count, context.at_once(), make, |pairs, response| {
-            let rows = now.take().ok_or_else(|| Error::invalid("there is no mask"))?;
-            let scores: Vec<f32> =
-                context.score_of(&response.logits, pairs, score)?.into_iter().map(|s| s as f32).collect();
-            let scores = Tensor::f_from_slice(&scores)?.f_to_device(rows.device())?.f_reshape([-1, 1, 1])?;
-            add_rows(&mut sum, &rows.f_mul(&scores)?, pairs, |_| 1.0 / (count as f64 * q))
-        })?;
-        Ok(Array::from_tensor(&sum)?.into())
-    }
+fn explain(context: &Context<'_>, params: &Settings) -> Result<Maps> {
+    let (b, size) = (context.ids.len(), context.model.input.size.clone());
+    let (count, q) = (params.masks, params.keep);
+    let fill = fill(context, params.fill)?;
+    let generators: RefCell<Vec<_>> = RefCell::new((0..b).map(|i| context.rng(i)).collect());
+    let shape: Vec<i64> = std::iter::once(&b).chain(&size).map(|n| *n as i64).collect();
+    let (now, mut sum) = (RefCell::new(None), Tensor::f_zeros(shape, (Kind::Float, fill.device()))?);
+    let make = |pairs: Pairs<'_>| {
+        let mut generators = generators.borrow_mut();
+        let rows = pairs.iter().map(|(i, _)| masks::smooth(&mut generators[*i], params.cells, q, &size));
+        let all = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 0)?.f_to_device(fill.device())?;
+        let images = blend(context, &fill, pairs, &all)?;
+        now.replace(Some(all.f_squeeze_dim(1)?));
+        Ok(Request::forward(Array::from_tensor(&images.f_contiguous()?)?))
+    };
+    context.sweep(count, context.at_once(), make, |pairs, response| {
+        let rows = now.take().ok_or_else(|| Error::invalid("there is no mask"))?;
+        let scores: Vec<f32> =
+            context.score_of(&response, pairs, params.score)?.into_iter().map(|s| s as f32).collect();
+        let scores = per_row(&Tensor::f_from_slice(&scores)?.f_to_device(rows.device())?, rows.dim())?;
+        add_rows(&mut sum, &rows.f_mul(&scores)?, pairs, |_| 1.0 / (count as f64 * q))
+    })?;
+    Ok(Array::from_tensor(&sum)?.into())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 mod train;
 
 use crate::rules::{self, At};
-use crate::spec::{LoadReport, ModelSpec, ParamSpec, Params, TrainerOptions};
+use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
 use crate::tape::Tape;
 use crate::{Array, Error, Model, Named, Request, Response, Result, Trainer};
 use rand::{RngCore, SeedableRng};
@@ -23,20 +23,16 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// The parameter by which a user chooses what a model computes in; see [`NetModel::computing_in`].
-pub fn precision() -> ParamSpec {
-    ParamSpec::choice(
-        "precision",
-        "float32",
-        &["float32", "bfloat16"],
-        "what values between the images and the head are kept and multiplied in; bfloat16 has 8 bits of fraction, moves \
-         maps, and is faster only where the hardware multiplies it, as a CPU's AVX-512 BF16 does",
-    )
+crate::choice! {
+    /// what values between the images and the head are kept and multiplied in; bfloat16 has 8 bits of fraction, moves maps, and is faster only where the hardware multiplies it, as a CPU's AVX-512 BF16 does
+    pub enum Precision { Float32 = "float32", Bfloat16 = "bfloat16" }
 }
 
-/// What the value of [`precision`] names.
-pub fn kind(params: &Params) -> Result<Kind> {
-    Ok(if params.text("precision")? == "bfloat16" { Kind::BFloat16 } else { Kind::Float })
+impl Precision {
+    /// libtorch's name of it, for [`NetModel::computing_in`].
+    pub fn kind(self) -> Kind {
+        if self == Precision::Bfloat16 { Kind::BFloat16 } else { Kind::Float }
+    }
 }
 
 /// A tensor of its own memory with the same values.

@@ -3,10 +3,34 @@
 use crate::Result;
 use tch::{Kind, Tensor};
 
-/// [B, h, w] to [B, height, width], bilinear, `align_corners = false` as in every peer.
-pub fn resize(map: &Tensor, [height, width]: [i64; 2]) -> Result<Tensor> {
-    let wide = map.f_unsqueeze(1)?.f_upsample_bilinear2d([height, width], false, None::<f64>, None::<f64>)?;
-    Ok(wide.f_squeeze_dim(1)?)
+/// [B, grid...] to [B, size...], linear along each axis, `align_corners = false` as in every peer. One to three axes.
+pub fn resize(map: &Tensor, size: &[i64]) -> Result<Tensor> {
+    resize_channels(&map.f_unsqueeze(1)?, size)?.f_squeeze_dim(1).map_err(Into::into)
+}
+
+/// The same of [B, C, grid...].
+pub fn resize_channels(maps: &Tensor, size: &[i64]) -> Result<Tensor> {
+    if maps.dim() != size.len() + 2 {
+        return Err(crate::Error::invalid(format!("cannot resize maps of shape {:?} to {size:?}", maps.size())));
+    }
+    Ok(match size.len() {
+        1 => maps.f_upsample_linear1d(size, false, None::<f64>)?,
+        2 => maps.f_upsample_bilinear2d(size, false, None::<f64>, None::<f64>)?,
+        3 => maps.f_upsample_trilinear3d(size, false, None::<f64>, None::<f64>, None::<f64>)?,
+        n => return Err(crate::Error::unsupported(format!("cannot resize maps of {n} spatial axes"))),
+    })
+}
+
+/// The dimensions behind batch and channels of [B, C, grid...].
+pub fn places(x: &Tensor) -> Vec<i64> {
+    (2..x.dim() as i64).collect()
+}
+
+/// [B] or [rows] numbers as [rows, 1, ...], to be multiplied with arrays of so many dimensions.
+pub fn per_row(numbers: &Tensor, dimensions: usize) -> Result<Tensor> {
+    let mut shape = vec![1i64; dimensions];
+    shape[0] = -1;
+    Ok(numbers.f_reshape(shape)?)
 }
 
 /// Least and greatest of each of [B, ...], each of shape [B, 1, ...].
@@ -34,7 +58,7 @@ pub fn mean(x: &Tensor, dims: &[i64], keep: bool) -> Result<Tensor> {
     Ok(x.f_mean_dim(dims, keep, x.f_kind()?)?)
 }
 
-/// A Gaussian blur of [B, C, H, W] with `sigma` pixels, cut off at `truncate` sigmas and edges repeated outwards: SciPy's
+/// A Gaussian blur of [B, C, size...] with `sigma` pixels, cut off at `truncate` sigmas and edges repeated outwards: SciPy's
 /// `gaussian_filter(mode="nearest")`.
 pub fn blur(x: &Tensor, sigma: f64, truncate: f64) -> Result<Tensor> {
     if sigma <= 0.0 {
@@ -45,16 +69,31 @@ pub fn blur(x: &Tensor, sigma: f64, truncate: f64) -> Result<Tensor> {
     let total: f64 = values.iter().sum();
     let kernel: Vec<f32> = values.iter().map(|v| (v / total) as f32).collect();
     let kernel = Tensor::f_from_slice(&kernel)?.f_to_device(x.device())?.f_to_kind(x.f_kind()?)?;
-    let [b, c, h, w]: [i64; 4] =
-        x.size().try_into().map_err(|s| crate::Error::invalid(format!("cannot blur a tensor of shape {s:?}")))?;
+    let n = 2 * radius + 1;
+    let Ok([b, c, h, w]): std::result::Result<[i64; 4], _> = x.size().try_into() else {
+        return blur_axes(x, &kernel, radius);
+    };
     // One channel at a time: a batch of single-channel images.
     let flat = x.f_reshape([b * c, 1, h, w])?;
-    let n = 2 * radius + 1;
     let flat = flat.f_replication_pad2d([0, 0, radius, radius])?;
     let flat = flat.f_conv2d(&kernel.f_reshape([1, 1, n, 1])?, None::<&Tensor>, [1], [0], [1], 1)?;
     let flat = flat.f_replication_pad2d([radius, radius, 0, 0])?;
     let flat = flat.f_conv2d(&kernel.f_reshape([1, 1, 1, n])?, None::<&Tensor>, [1], [0], [1], 1)?;
     Ok(flat.f_reshape([b, c, h, w])?)
+}
+
+/// The blur of images of any number of spatial axes, one axis after the other.
+fn blur_axes(x: &Tensor, kernel: &Tensor, radius: i64) -> Result<Tensor> {
+    let mut x = x.shallow_clone();
+    for axis in places(&x) {
+        let moved = x.f_transpose(axis, -1)?.f_contiguous()?;
+        let size = moved.size();
+        let rows = moved.f_reshape([-1, 1, size[size.len() - 1]])?;
+        let rows = rows.f_replication_pad1d([radius, radius])?;
+        let rows = rows.f_conv1d(&kernel.f_reshape([1, 1, -1])?, None::<&Tensor>, [1], [0], [1], 1)?;
+        x = rows.f_reshape(size)?.f_transpose(axis, -1)?;
+    }
+    Ok(x.f_contiguous()?)
 }
 
 /// As float32.
@@ -86,5 +125,9 @@ mod tests {
         let at = |y: i64, x: i64| spread.double_value(&[0, 0, y, x]);
         assert!((at(10, 12) - at(8, 10)).abs() < 1e-8);
         assert!((at(10, 12) / at(10, 10) - (-0.5f64).exp()).abs() < 1e-5);
+        // A volume of equal slices is blurred as a slice is.
+        let volume = point.unsqueeze(2).repeat([1, 1, 3, 1, 1]);
+        let error = (blur(&volume, 2.0, 4.0).unwrap().select(2, 1) - spread).abs().max().double_value(&[]);
+        assert!(error < 1e-6, "{error}");
     }
 }

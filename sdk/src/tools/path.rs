@@ -1,31 +1,22 @@
 //! Steps from 0 to 1 and their weights, for integrals along a path.
 
-use crate::{Error, Result};
-
-/// A rule of integration over [0, 1].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// Exact for polynomials of degree 2n - 1; Captum's default.
-    GaussLegendre,
-    /// Both ends count half. The weights sum to 1; Captum's `riemann_trapezoid` sums to (n - 1) / n.
-    Trapezoid,
-    /// n equal parts, each by its left end.
-    Left,
-    /// n equal parts, each by its right end.
-    Right,
-    /// n equal parts, each by its middle.
-    Middle,
+crate::choice! {
+    /// of integration
+    pub enum Rule {
+        /// Exact for polynomials of degree 2n - 1; Captum's default.
+        GaussLegendre = "gauss-legendre",
+        /// Both ends count half. The weights sum to 1; Captum's `riemann_trapezoid` sums to (n - 1) / n.
+        Trapezoid = "trapezoid",
+        /// n equal parts, each by its left end.
+        Left = "left",
+        /// n equal parts, each by its right end.
+        Right = "right",
+        /// n equal parts, each by its middle.
+        Middle = "middle",
+    }
 }
 
 impl Rule {
-    pub const NAMES: [&str; 5] = ["gauss-legendre", "trapezoid", "left", "right", "middle"];
-
-    pub fn parse(name: &str) -> Result<Self> {
-        let all = [Rule::GaussLegendre, Rule::Trapezoid, Rule::Left, Rule::Right, Rule::Middle];
-        let found = Rule::NAMES.iter().position(|n| *n == name);
-        found.map(|i| all[i]).ok_or_else(|| Error::invalid(format!("{name} is no rule of integration")))
-    }
-
     /// Position and weight of `n` steps, from 0 to 1. One step of the trapezoid is the middle's.
     pub fn steps(self, n: usize) -> Vec<(f64, f64)> {
         let count = n as f64;
@@ -77,7 +68,8 @@ mod tests {
     #[test]
     fn rules_integrate_what_they_can() {
         let check = |rule: &str, n: usize, power: i32, error: f64| {
-            let steps = Rule::parse(rule).unwrap().steps(n);
+            let place = Rule::WORDS.iter().position(|w| *w == rule).unwrap();
+            let steps = Rule::ALL[place].steps(n);
             assert_eq!(steps.len(), n);
             let found: f64 = steps.iter().map(|(x, w)| w * x.powi(power)).sum();
             assert!((found - 1.0 / f64::from(power + 1)).abs() <= error, "{rule} {n} x^{power}: {found}");
@@ -86,7 +78,7 @@ mod tests {
             check("gauss-legendre", n, 0, 1e-13);
             check("gauss-legendre", n, 2 * n as i32 - 1, 1e-13);
         }
-        for rule in Rule::NAMES {
+        for rule in Rule::WORDS.iter().copied() {
             check(rule, 7, 0, 1e-13);
             check(rule, 2000, 3, 1e-3);
         }

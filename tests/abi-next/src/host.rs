@@ -4,8 +4,8 @@
 mod loader;
 
 use lightbox_sdk::host::{Serving, Silent};
-use lightbox_sdk::spec::{InputSpec, ModelSpec, Params, Plan};
-use lightbox_sdk::{Array, ExplainInput};
+use lightbox_sdk::spec::{InputSpec, ModelSpec, Plan};
+use lightbox_sdk::{Array, ExplainInput, Target};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -28,19 +28,17 @@ fn run() -> Result<(), String> {
     let explainer = plugin.make_explainer(name).map_err(|e| e.to_string())?;
     println!("examples: {}", explainer.examples());
     let model = ModelSpec::new("none", InputSpec::imagenet(8), 2);
-    let params = Params::default();
-    let plan = explainer.plan(&model, &params).map_err(|e| e.to_string())?;
-    println!("plan: {}", matches!(plan, Plan::Run(_)));
+    let bound = explainer.bind(&model, &[], &BTreeMap::new()).map_err(|e| e.to_string())?;
+    println!("plan: {}", matches!(bound.plan(), Plan::Run(_)));
     let array = |shape: &[usize]| Array::from_vec(shape, vec![0.5f32; shape.iter().product()]);
     let make = || -> lightbox_sdk::Result<Array> {
-        explainer
+        bound
             .explain(ExplainInput {
                 images: array(&[2, 3, 8, 8])?,
-                targets: Array::from_vec(&[2], vec![0i64; 2])?,
+                targets: vec![Target::Class(0); 2],
                 logits: array(&[2, 2])?,
                 ids: vec![1, 2],
-                model: &model,
-                params: &params,
+                outputs: BTreeMap::new(),
                 seed: 0,
                 at_once: 0,
                 values: BTreeMap::new(),

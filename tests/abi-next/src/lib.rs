@@ -12,31 +12,21 @@ register_explainer!(Newer("newer-noise"));
 struct Newer(&'static str);
 
 impl Explainer for Newer {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec {
-            name: self.0.into(),
-            title: "Of the next ABI".into(),
-            version: "0.1.0".into(),
-            reference: Reference { citation: "none".into(), id: String::new() },
-            family: Family::Control,
-            signed: false,
-            formula: String::new(),
-            cost: String::new(),
-            notes: String::new(),
-            parameters: vec![],
-            cpu_only: true,
-        }
+        let spec = ExplainerSpec::new(self.0, "Of the next ABI", Family::Control, "none", "");
+        ExplainerSpec { cpu_only: true, ..spec }
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
-        Ok(Needs { model: self.0 == "newer-noise", ..Needs::default() }.into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        let [b, h, w] = context.size()?;
-        if self.0 == "newer-noise" {
-            context.run_model()?.run(&Request::forward(context.images.clone()))?;
-        }
-        Ok(Array::from_ndarray(Array3::<f32>::from_elem((b, h, w), 0.5))?.into())
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+        let noise = self.0 == "newer-noise";
+        Ok(Bound::new(Needs { model: noise, ..Needs::default() }, move |context| {
+            let [b, h, w] = context.size()?;
+            if noise {
+                context.run_model()?.run(&Request::forward(context.images.clone()))?;
+            }
+            Ok(Array::from_ndarray(Array3::<f32>::from_elem((b, h, w), 0.5))?.into())
+        }))
     }
 }

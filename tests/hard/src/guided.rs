@@ -9,21 +9,21 @@ register_explainer!(Guided);
 struct Guided;
 
 impl Explainer for Guided {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
         let citation = "Springenberg et al.: Striving for Simplicity, 2015";
         ExplainerSpec::new("hard-guided", "Guided backpropagation", Family::Gradient, citation, "arXiv:1412.6806")
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
         // A model without the rule is not applicable; the host says so.
         let (gradients, rules) = (vec!["input".to_string()], vec!["relu:guided".to_string()]);
-        Ok(Needs { gradients, rules, ..Needs::default() }.into())
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        context.gradient("input")?.dims::<4>("the gradient at the image")?;
-        let gradient = context.gradient("input")?.to_tensor()?;
-        let map = gradient.f_abs()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
-        Ok(Array::from_tensor(&map)?.into())
+        Ok(Bound::new(Needs { gradients, rules, ..Needs::default() }, |context| {
+            context.gradient("input")?.dims::<4>("the gradient at the image")?;
+            let gradient = context.gradient("input")?.to_tensor()?;
+            let map = gradient.f_abs()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
+            Ok(Array::from_tensor(&map)?.into())
+        }))
     }
 }

@@ -13,50 +13,37 @@ type Deed = fn(&Context<'_>) -> Result<Maps>;
 struct Hostile(&'static str, Deed);
 
 impl Explainer for Hostile {
+    type Params = ();
+
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec {
-            name: self.0.into(),
-            title: "Hostile".into(),
-            version: "0.1.0".into(),
-            reference: Reference { citation: "none".into(), id: String::new() },
-            family: Family::Other,
-            formula: String::new(),
-            cost: String::new(),
-            notes: String::new(),
-            signed: true,
-            parameters: vec![],
-            cpu_only: false,
-        }
+        ExplainerSpec::new(self.0, "Hostile", Family::Other, "none", "").signed()
     }
 
-    fn plan(&self, _: &ModelSpec, _: &Params) -> Result<Plan> {
-        match self.0 {
-            "hostile-site" => Ok(Needs { values: vec!["blocks.99".into()], ..Needs::default() }.into()),
+    fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
+        let (name, deed) = (self.0, self.1);
+        let needs = match name {
+            "hostile-site" => Needs { values: vec!["blocks.99".into()], ..Needs::default() },
             "hostile-plan" => {
                 // SAFETY: there is none; that is the point.
                 unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
-                Err(Error::invalid("still here"))
+                return Err(Error::invalid("still here"));
             }
-            "hostile-fit-crash" | "hostile-fit-hang" => {
-                Ok(Needs { fit: Some(FitNeeds::default()), ..Needs::default() }.into())
+            "hostile-pairs" => {
+                Needs { gradients: vec!["input".into()], rules: vec!["relu:rescale".into()], ..Needs::default() }
             }
-            "hostile-not-applicable" => Ok(Plan::not_applicable("it never is")),
-            _ => Ok(Needs::default().into()),
-        }
-    }
-
-    fn fit(&self, _: &FitContext<'_>) -> Result<Named> {
-        if self.0 == "hostile-fit-crash" {
-            // SAFETY: there is none; that is the point.
-            unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
-        }
-        loop {
-            std::thread::sleep(std::time::Duration::from_secs(1));
-        }
-    }
-
-    fn explain(&self, context: &Context<'_>) -> Result<Maps> {
-        (self.1)(context)
+            "hostile-fit-crash" | "hostile-fit-hang" => Needs { fit: Some(FitNeeds::default()), ..Needs::default() },
+            "hostile-not-applicable" => return Ok(Bound::not_applicable("it never is")),
+            _ => Needs::default(),
+        };
+        Ok(Bound::new(needs, deed).with_fit(move |_| {
+            if name == "hostile-fit-crash" {
+                // SAFETY: there is none; that is the point.
+                unsafe { std::ptr::null_mut::<u8>().write_volatile(1) };
+            }
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        }))
     }
 }
 
@@ -67,6 +54,8 @@ fn map(context: &Context<'_>, value: f32) -> Result<Maps> {
 
 register_explainer!(Hostile("hostile-site", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-plan", |c| map(c, 0.0)));
+// Asks for a rule of pairs in the run that all share.
+register_explainer!(Hostile("hostile-pairs", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-not-applicable", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-panic", |_| {
     let empty: Vec<f32> = Vec::new();
@@ -174,10 +163,7 @@ register_model!(
 
 fn model_spec(name: &str) -> Result<ModelSpec> {
     let reference = Reference { citation: "none".into(), id: String::new() };
-    let sites = vec![
-        Site { kind: SiteKind::Input, ..Site::feature("input", 3, [16, 16]) },
-        Site::vector("logits", SiteKind::Logits, 2),
-    ];
+    let sites = vec![Site::input(3, [16, 16]), Site::vector("logits", Role::Logits, 2)];
     Ok(ModelSpec { reference, sites, ..ModelSpec::new(name, InputSpec::imagenet(16), 2) })
 }
 

@@ -1,13 +1,13 @@
 //! Where the time of a run goes: what units said at their ends, and what came after them.
 
-use super::folder::Folder;
+use super::folder::RunFolder;
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
 /// Seconds of all workers together, each of one of them: threads do not count. On CUDA what is still running when a call
 /// returns counts where its result is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Spent {
+pub struct Timings {
     /// Decoding, resizing and fetching images.
     pub data: f64,
     pub training: f64,
@@ -25,10 +25,10 @@ pub struct Spent {
     pub summary: f64,
 }
 
-impl Spent {
+impl Timings {
     /// Names and seconds.
     pub fn parts(&self) -> [(&'static str, f64); 8] {
-        let Spent { data, training, model, explainers, metrics, files, rest, summary } = *self;
+        let Timings { data, training, model, explainers, metrics, files, rest, summary } = *self;
         [
             ("data", data),
             ("training", training),
@@ -45,7 +45,7 @@ impl Spent {
         self.parts().iter().map(|(_, seconds)| seconds).sum()
     }
 
-    fn add(&mut self, other: &Spent) {
+    fn add(&mut self, other: &Timings) {
         self.data += other.data;
         self.training += other.training;
         self.model += other.model;
@@ -71,12 +71,12 @@ impl Spent {
     }
 
     /// Of all units that ended in this folder, in this run of the program and earlier ones.
-    pub fn of(folder: &Folder) -> Result<Self> {
+    pub fn of(folder: &RunFolder) -> Result<Self> {
         #[derive(Deserialize)]
         struct Line {
-            spent: Spent,
+            spent: Timings,
         }
-        let mut all = Spent::default();
+        let mut all = Timings::default();
         let text = String::from_utf8_lossy(&lightbox_core::files::read(&folder.0.join("events.jsonl"))?).into_owned();
         for line in text.lines().filter(|l| l.contains("\"unit-finished\"")) {
             // Lines of a version that did not say it, and one that a kill cut off.
@@ -95,9 +95,9 @@ mod tests {
     #[test]
     fn parts_add_up_to_the_units() {
         let folder = tempfile::tempdir().unwrap();
-        let unit = Spent { model: 2.0, metrics: 1.0, ..Spent::default() }.rest_of(4.0);
+        let unit = Timings { model: 2.0, metrics: 1.0, ..Timings::default() }.rest_of(4.0);
         assert_eq!((unit.rest, unit.total()), (1.0, 4.0));
-        let line = |spent: &Spent| {
+        let line = |spent: &Timings| {
             let spent = serde_json::to_string(spent).unwrap();
             format!(
                 "{{\"time\":1.0,\"event\":\"unit-finished\",\"unit\":\"u\",\"seconds\":4.0,\"images\":1,\"spent\":{spent}}}\n"
@@ -106,7 +106,7 @@ mod tests {
         let text =
             line(&unit) + "{\"event\":\"ready\"}\n" + &line(&unit) + "{\"event\":\"unit-finished\",\"unit\":\"old";
         std::fs::write(folder.path().join("events.jsonl"), text).unwrap();
-        let all = Spent::of(&Folder(folder.path().into())).unwrap();
+        let all = Timings::of(&RunFolder(folder.path().into())).unwrap();
         assert_eq!((all.model, all.total()), (4.0, 8.0));
         assert_eq!(all.shown(), "8 s: model 50.0 %, metrics 25.0 %, rest 25.0 %");
     }

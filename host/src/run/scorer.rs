@@ -1,46 +1,21 @@
 //! How a batch's maps are scored: what a cell is scored with, the forms of its maps, the bench that a metric may ask, and the
 //! rows that come of it.
 
+use super::chunk::prepared::Rows;
 use super::events::{Event, Failure, FailureKind};
 use super::spec::MetricChoice;
 use crate::engine::{self, Engine};
 use crate::error::Result;
 use lightbox_core::checkpoint::State;
-use lightbox_core::data::split::Split;
+use lightbox_core::data::Sample;
 use lightbox_core::data::store::Store;
-use lightbox_core::data::{Sample, Truth};
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::metrics::memo::Memo;
 use lightbox_core::metrics::{self, Answer, Bench, Evaluation, Form, Masks, Needs, Score, Size};
 use lightbox_core::results::{Names, Row};
-use lightbox_core::task::{Explained, Task};
-use lightbox_sdk::Array;
+use lightbox_core::task::Task;
+use lightbox_sdk::{Array, Target};
 use tch::{Device, Kind, Tensor};
-
-/// The class to explain of an image, negative for the predicted; none where the task explains none of it.
-pub(super) fn target(task: &Task, sample: &Sample) -> Result<Option<i64>> {
-    Ok(match task.explained()? {
-        Explained::Class(class) => Some(class as i64),
-        Explained::Predicted => Some(-1),
-        Explained::Label => sample.classes.last().map(|c| *c as i64),
-    })
-}
-
-/// Whether an image is explained: by default those where there is something to find.
-pub(super) fn is_explained(task: &Task, sample: &Sample, store: &Store, index: usize) -> Result<bool> {
-    let Some(target) = target(task, sample)? else { return Ok(false) };
-    if task.select == "all" {
-        return Ok(true);
-    }
-    let marked = |class: usize| {
-        let bit = sample.mask_bit(class);
-        bit.is_some() && store.mask(index, bit).is_some_and(|m| m.contains(&1))
-    };
-    Ok(match target {
-        -1 => sample.classes.iter().any(|&c| marked(c)),
-        class => marked(class as usize),
-    })
-}
 
 /// Whether a metric asks the model or the explainer.
 pub(super) fn asks(choice: &MetricChoice) -> bool {
@@ -92,54 +67,53 @@ pub(super) struct Scene {
     indices: Vec<usize>,
     targets: Vec<i64>,
     ids: Vec<u64>,
-    /// [n, side, side] uint8 on the run's device.
+    /// [n, h, w] uint8 on the run's device.
     masks: Tensor,
     /// Of planted shortcuts; as the masks.
     shortcuts: Tensor,
     known: Vec<bool>,
-    side: usize,
 }
 
 impl Scene {
-    /// Of images of a store [n, C, side, side] and the classes that are explained of them.
+    /// Of rows with their images [n, C, h, w] and the classes that are explained.
     pub(super) fn new(
         store: &Store,
         samples: &[Sample],
         images: &Tensor,
-        indices: &[usize],
-        targets: &[i64],
+        rows: &Rows,
+        classes: &[i64],
     ) -> Result<Self> {
-        let (side, device) = (images.size().last().copied().unwrap_or(1) as usize, images.device());
-        let mut bytes = Vec::with_capacity(indices.len() * side * side);
+        let (size, device, indices) = (images.size()[2..].to_vec(), images.device(), rows.images());
+        let pixels = size.iter().product::<i64>() as usize;
+        let mut bytes = Vec::with_capacity(indices.len() * pixels);
         let (mut known, mut planted) = (Vec::new(), Vec::new());
-        for (&i, &target) in indices.iter().zip(targets) {
-            planted.extend(store.shortcut(i, samples[i].classes.len()));
-            let mask = store.mask(i, samples[i].mask_bit(target as usize));
+        for (&i, &class) in indices.iter().zip(classes) {
+            planted.extend(store.shortcut(i));
+            let mask = store.mask(i, samples[i].mask_bit(class as usize));
             known.push(mask.is_some());
-            bytes.extend(mask.unwrap_or_else(|| vec![0; side * side]));
+            bytes.extend(mask.unwrap_or_else(|| vec![0; pixels]));
         }
-        let shape = [indices.len() as i64, side as i64, side as i64];
-        let masks = Tensor::f_from_slice(&bytes)?.f_reshape(shape)?.f_to_device(device)?;
-        let shortcuts = Tensor::f_from_slice(&planted)?.f_reshape(shape)?.f_to_device(device)?;
-        let ids = indices.iter().map(|&i| engine::image_id(&samples[i].id)).collect();
-        let (images, indices, targets) = (images.shallow_clone(), indices.to_vec(), targets.to_vec());
-        Ok(Scene { images, indices, targets, ids, masks, shortcuts, known, side })
+        let shape = [&[indices.len() as i64][..], &size].concat();
+        let masks = Tensor::f_from_slice(&bytes)?.f_reshape(&shape)?.f_to_device(device)?;
+        let shortcuts = Tensor::f_from_slice(&planted)?.f_reshape(&shape)?.f_to_device(device)?;
+        let (ids, targets) = (rows.ids(samples), classes.to_vec());
+        Ok(Scene { images: images.shallow_clone(), indices, targets, ids, masks, shortcuts, known })
     }
 
     /// The same, for another thread.
     pub(super) fn share(&self) -> Self {
         let (indices, targets, ids) = (self.indices.clone(), self.targets.clone(), self.ids.clone());
         let [images, masks, shortcuts] = [&self.images, &self.masks, &self.shortcuts].map(Tensor::shallow_clone);
-        Scene { images, indices, targets, ids, masks, shortcuts, known: self.known.clone(), side: self.side }
+        Scene { images, indices, targets, ids, masks, shortcuts, known: self.known.clone() }
     }
 
     #[cfg(test)]
     pub(super) fn of(masks: &Tensor, first: usize) -> Self {
         let n = masks.size()[0] as usize;
         let indices: Vec<usize> = (first..first + n).collect();
-        let (ids, side) = (indices.iter().map(|i| *i as u64).collect(), masks.size()[1] as usize);
+        let ids = indices.iter().map(|i| *i as u64).collect();
         let [images, masks, shortcuts] = [masks.f_unsqueeze(1).unwrap(), masks.shallow_clone(), masks.zeros_like()];
-        Scene { images, indices, targets: vec![1; n], ids, masks, shortcuts, known: vec![true; n], side }
+        Scene { images, indices, targets: vec![1; n], ids, masks, shortcuts, known: vec![true; n] }
     }
 
     /// A map that says nothing of any place.
@@ -172,7 +146,8 @@ impl Bench for CellBench<'_> {
 
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
         let (index, output) = self.explainer.ok_or_else(|| Self::core("chance has no explainer"))?;
-        let batch = self.engine.run(images, targets, ids, &[index], &mut |_| {}).map_err(Self::core)?;
+        let wanted: Vec<Option<Target>> = targets.iter().map(|t| Some(Target::Class(*t as usize))).collect();
+        let batch = self.engine.run(images, &wanted, ids, &[index], &mut |_| {}).map_err(Self::core)?;
         if batch.tampered.is_some() {
             return Err(Self::core(engine::tampered(&self.engine.explainers[index].label)));
         }
@@ -231,7 +206,10 @@ pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo,
                 Size::Native => clean.shallow_clone(),
                 Size::Mask => match forms.iter().find(|((s, f), _)| *s == size && *f == Form::Raw) {
                     Some((_, made)) => made.shallow_clone(),
-                    None => maps::upsample(&clean, (scene.side, scene.side))?,
+                    None => {
+                        let size = scene.masks.size();
+                        maps::upsample(&clean, (size[1] as usize, size[2] as usize))?
+                    }
                 },
             };
             let made = if form == Form::MinMax { maps::min_max(&sized)? } else { sized };
@@ -263,14 +241,14 @@ pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo,
 }
 
 /// The rows of a unit.
-pub(super) struct Rows<'a> {
+pub(super) struct TableRows<'a> {
     pub(super) names: Names,
     pub(super) rows: Vec<Row>,
     pub(super) samples: &'a [Sample],
     pub(super) place: (&'a str, usize, usize),
 }
 
-impl Rows<'_> {
+impl TableRows<'_> {
     /// Takes a cell's answers.
     pub(super) fn take(&mut self, cell: &mut Cell) {
         let samples = self.samples;
@@ -317,43 +295,4 @@ pub(super) fn keep_states(cell: &Cell, into: &mut State) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The test images of a block; of the block after the last, the fold's validation images that metrics are tuned on.
-pub(super) fn block_of(
-    split: &Split,
-    samples: &[Sample],
-    task: &Task,
-    fold: usize,
-    size: usize,
-    block: usize,
-) -> Result<Vec<usize>> {
-    if block >= split.test.len().div_ceil(size) {
-        return validation_of(split, samples, task, fold, size);
-    }
-    let start = block * size;
-    Ok(split.test[start..(start + size).min(split.test.len())].to_vec())
-}
-
-/// The validation images of a fold that metrics are tuned on: those with something to find, spread evenly where there are
-/// more than `most`.
-pub(super) fn validation_of(
-    split: &Split,
-    samples: &[Sample],
-    task: &Task,
-    fold: usize,
-    most: usize,
-) -> Result<Vec<usize>> {
-    let explained = task.explained()?;
-    let fits = |i: &usize| {
-        let sample = &samples[*i];
-        let found = match explained {
-            Explained::Class(class) => sample.has(class),
-            _ => !sample.classes.is_empty(),
-        };
-        found && sample.truth != Truth::Unknown
-    };
-    let all: Vec<usize> = split.folds[fold].validation.iter().copied().filter(fits).collect();
-    let n = all.len().min(most);
-    Ok((0..n).map(|k| all[k * all.len() / n]).collect())
 }

@@ -1,10 +1,10 @@
 //! Metrics that ask the model nothing, on the cores that it leaves free: a thread scores a batch's maps while the model and the
 //! explainers are at the next. Where no core is free the worker's own thread does. The numbers are the same.
 
-use super::scoring::{Cell, Scene, score};
+use super::scorer::{Cell, Scene, score};
 use super::spec::MetricChoice;
 use crate::error::{Error, Exit, Result};
-use crate::proxy::Watch;
+use crate::watch::Watch;
 use lightbox_core::metrics::NoBench;
 use lightbox_core::metrics::memo::Memo;
 use lightbox_core::summary::CHANCE;
@@ -94,7 +94,7 @@ impl Scoring {
 }
 
 /// Where they are at work.
-pub(super) enum Beside {
+pub(super) enum BackgroundScoring {
     /// On the thread that asks.
     Here(Box<Scoring>),
     /// On another.
@@ -107,11 +107,11 @@ fn join(thread: &mut Option<JoinHandle<Result<Scoring>>>) -> Result<Scoring> {
     ended.unwrap_or_else(|| Err(Error::new(Exit::Other, "the thread for metrics has ended")))
 }
 
-impl Beside {
+impl BackgroundScoring {
     /// With so many cores that nothing else is at work on.
     pub(super) fn start(mut scoring: Scoring, cores: usize) -> Result<Self> {
         if cores == 0 {
-            return Ok(Beside::Here(Box::new(scoring)));
+            return Ok(BackgroundScoring::Here(Box::new(scoring)));
         }
         let (jobs, given) = sync_channel::<Job>(WAITING);
         let (say, failures) = channel();
@@ -127,14 +127,14 @@ impl Beside {
             Ok(scoring)
         };
         let thread = Builder::new().name("metrics".into()).spawn(move || pool.install(work)).map_err(|e| broken(&e))?;
-        Ok(Beside::There { jobs, failures, thread: Some(thread) })
+        Ok(BackgroundScoring::There { jobs, failures, thread: Some(thread) })
     }
 
     /// Takes a batch; the failures that have come up since the last.
     pub(super) fn take(&mut self, job: Job) -> Result<Vec<Failure>> {
         match self {
-            Beside::Here(scoring) => scoring.take(&job),
-            Beside::There { jobs, failures, thread } => match jobs.send(job) {
+            BackgroundScoring::Here(scoring) => scoring.take(&job),
+            BackgroundScoring::There { jobs, failures, thread } => match jobs.send(job) {
                 Ok(()) => Ok(failures.try_iter().collect()),
                 // It has ended before its time: with an error.
                 Err(_) => join(thread).map(|_| vec![]),
@@ -145,8 +145,8 @@ impl Beside {
     /// Waits for all of it.
     pub(super) fn finish(self) -> Result<(Scoring, Vec<Failure>)> {
         match self {
-            Beside::Here(scoring) => Ok((*scoring, vec![])),
-            Beside::There { jobs, failures, mut thread } => {
+            BackgroundScoring::Here(scoring) => Ok((*scoring, vec![])),
+            BackgroundScoring::There { jobs, failures, mut thread } => {
                 drop(jobs);
                 Ok((join(&mut thread)?, failures.try_iter().collect()))
             }
@@ -166,8 +166,8 @@ mod tests {
         let choices = vec![choice("pixel-auprc"), choice("froc"), choice("gini")];
         let chance = choice("pixel-auroc");
         let explainers = vec![("good".to_string(), false), ("bad".to_string(), true)];
-        let scoring = Scoring::new(choices, Some(&[&chance]), explainers, 0, crate::engine::terminal()).unwrap();
-        let (mut beside, mut said) = (Beside::start(scoring, cores).unwrap(), Vec::new());
+        let scoring = Scoring::new(choices, Some(&[&chance]), explainers, 0, crate::watch::terminal()).unwrap();
+        let (mut beside, mut said) = (BackgroundScoring::start(scoring, cores).unwrap(), Vec::new());
         let mut hear = |failures: Vec<Failure>| said.extend(failures.into_iter().map(|(i, e)| format!("{i}: {e}")));
         for batch in 0..5i64 {
             let masks = Tensor::zeros([4, 16, 16], (Kind::Uint8, Device::Cpu));
@@ -217,11 +217,11 @@ mod tests {
             let choice = MetricChoice { name: "gini".into(), label: String::new(), params: BTreeMap::new() };
             let explainers = vec![("bad".to_string(), false), ("good".to_string(), false)];
             let mut scoring =
-                Scoring::new(vec![choice.clone()], None, explainers, 0, crate::engine::terminal()).unwrap();
+                Scoring::new(vec![choice.clone()], None, explainers, 0, crate::watch::terminal()).unwrap();
             let mut cell = Cell::start("bad", "", false, &[&choice], 0).unwrap();
             cell.evaluations[0].2 = Box::new(Panics);
             scoring.cells.insert(0, vec![cell]);
-            let mut beside = Beside::start(scoring, cores).unwrap();
+            let mut beside = BackgroundScoring::start(scoring, cores).unwrap();
             let masks = Tensor::ones([2, 4, 4], (Kind::Uint8, Device::Cpu));
             let map = || vec![(String::new(), Tensor::rand([2, 4, 4], (Kind::Float, Device::Cpu)))];
             let job = Job { scene: Scene::of(&masks, 0), maps: vec![(0, map()), (1, map())] };

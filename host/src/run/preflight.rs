@@ -1,15 +1,15 @@
 //! What stands before a run's first unit: its models, plugins and files are checked, and its folder is taken or found to be
 //! of the same run.
 
-use super::folder::{Environment, FileState, Folder, Machine, read_json, write_json};
+use super::folder::{Environment, FileState, Machine, RunFolder, read_json, write_json};
 use super::plan::classes;
 use super::spec::{ModelChoice, RunSpec};
-use crate::engine::default_paths;
+use crate::binding::default_paths;
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::Source;
 use lightbox_core::files;
-use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamType, Params};
+use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamType, ParamValues};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,9 +29,10 @@ pub fn notes(source: &dyn Source) -> Vec<String> {
     notes
 }
 
-/// Makes plugins' parameters that are paths absolute: those of the spec from the spec's folder, those of the command line
-/// from where it was given, defaults from the plugin's folder.
-pub(super) fn absolute_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
+/// Gives every parameter of models and explainers its value, so that a default that is written down changes nothing. Those
+/// that are paths are made absolute: of the spec from the spec's folder, of the command line from where it was given, defaults
+/// from the plugin's folder.
+pub(super) fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
     let base = spec.base.clone();
     let here = std::env::current_dir()?;
     let commanded = spec.commanded.clone();
@@ -42,17 +43,21 @@ pub(super) fn absolute_parameters(spec: &mut RunSpec, registry: &Registry) -> Re
             params.insert(name, Value::from(from.join(path).to_string_lossy()));
         }
         default_paths(params, known, &std::path::absolute(plugin)?);
+        let values = ParamValues::resolve(known, params);
+        *params = values.map_err(|e| Error::input(format!("{label}: {}", e.message)))?.values().clone();
         Ok(())
     };
     for model in &mut spec.models {
         let (found, described) = registry.model(&model.name)?;
         let label = model.label().to_string();
-        fill(&label, &mut model.params, &described.parameters, &found.file)?;
+        fill(&label, &mut model.params, &described.parameters, &found.file)
+            .map_err(|e| Error { message: format!("model {}", e.message), ..e })?;
     }
     for explainer in &mut spec.explainers {
         let (found, described) = registry.explainer(&explainer.name)?;
         let label = explainer.label().to_string();
-        fill(&label, &mut explainer.params, &described.parameters, &found.file)?;
+        fill(&label, &mut explainer.params, &described.parameters, &found.file)
+            .map_err(|e| Error { message: format!("explainer {}", e.message), ..e })?;
     }
     Ok(())
 }
@@ -101,8 +106,8 @@ fn check_weights(model: &ModelChoice, folds: usize) -> Result<()> {
     }
 }
 
-/// Finds every plugin, checks every parameter and weights file; the models' input sides.
-pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<usize>> {
+/// Finds every plugin, checks every parameter and weights file; the models' input sizes.
+pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<[usize; 2]>> {
     let mut questions = Vec::new();
     for model in &spec.models {
         let label = model.label();
@@ -118,13 +123,10 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<u
             .map_err(|e| Error::input(format!("model {label}: {e}")))?;
         questions.push(Question { file, name: model.name.clone(), options });
     }
-    let mut sides = Vec::new();
+    let mut sizes = Vec::new();
     for (model, described) in spec.models.iter().zip(registry::model_specs(&questions)?) {
         let label = model.label();
         let described = described.map_err(|e| Error::input(format!("model {label}: {e}")))?;
-        if described.input.height != described.input.width {
-            return Err(Error::input(format!("model {label}: runs take models with square input")));
-        }
         if model.train.is_some() && !described.trainable {
             return Err(Error::input(format!("model {label} cannot be trained")));
         }
@@ -137,15 +139,14 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<u
                 _ => {}
             }
         }
-        sides.push(described.input.height);
+        sizes.push(described.input.flat().map_err(|e| Error::input(format!("model {label}: {e}")))?);
     }
     for explainer in &spec.explainers {
         let described = registry.explainer(&explainer.name)?.1;
         let place = |e: String| Error::input(format!("explainer {}: {e}", explainer.label()));
-        Params::resolve(&described.parameters, &explainer.params).map_err(|e| place(e.message))?;
         check_parameter_files(&explainer.params, &described.parameters).map_err(place)?;
     }
-    Ok(sides)
+    Ok(sizes)
 }
 
 fn check_parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> std::result::Result<(), String> {
@@ -156,7 +157,7 @@ fn check_parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) 
 }
 
 /// One process a folder.
-pub(super) fn lock(folder: &Folder) -> Result<File> {
+pub(super) fn lock(folder: &RunFolder) -> Result<File> {
     let path = folder.0.join(".lock");
     let file = File::create(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
     // SAFETY: a plain call on a descriptor that is open.
@@ -194,7 +195,7 @@ pub(super) fn settle(
     spec: &RunSpec,
     registry: &Registry,
     source: &dyn Source,
-    folder: &Folder,
+    folder: &RunFolder,
     devices: &[String],
     mixed: bool,
 ) -> Result<Environment> {

@@ -2,7 +2,7 @@
 
 use super::events::{Event, FailureKind, now};
 use super::folder::{FitRecord, Machine, write_json};
-use super::scoring::failed;
+use super::scorer::failed;
 use super::unit::Unit;
 use super::worker::Worker;
 use crate::device;
@@ -31,18 +31,18 @@ impl Worker {
             std::fs::remove_file(&file)?;
         }
         self.open_engine(label, fold, seed, std::slice::from_ref(explainer))?;
-        let (store, voice) = (self.store_of(label)?, self.voice.clone());
+        let (store, sink) = (self.store_of(label)?, self.sink.clone());
         let engine = self.opened()?;
         let Some(needs) = engine.explainers.first().and_then(|e| e.fit().cloned()) else {
             let text = format!("it asks for no fit in fold {fold}");
-            voice.say(failed(label, explainer, FailureKind::Error, text));
+            sink.say(failed(label, explainer, FailureKind::Error, text));
             return Ok(0);
         };
         let explained = spec.task.explained()?;
-        let target = if let Explained::Class(class) = explained { Some(class as i64) } else { None };
+        let target = if let Explained::Class(class) = explained { Some(class) } else { None };
         let train = &split.folds[fold].train;
         let train = &train[..if needs.images == 0 { train.len() } else { needs.images.min(train.len()) }];
-        let (classes, side, at) = (engine.spec.classes, engine.spec.input.height, RefCell::new(0));
+        let (classes, [h, w], at) = (engine.spec.classes(), engine.spec.input.flat()?, RefCell::new(0));
         let key = unit.key();
         let next = |rewind: bool| -> std::result::Result<Option<FitBatch>, lightbox_sdk::Error> {
             let other = |e: &dyn std::fmt::Display| lightbox_sdk::Error::invalid(e.to_string());
@@ -55,7 +55,7 @@ impl Worker {
                 return Ok(None);
             }
             *at += indices.len();
-            voice.say(Event::Progress { unit: key.clone(), done: *at, of: train.len() });
+            sink.say(Event::Progress { unit: key.clone(), done: *at, of: train.len() });
             let images = Array::from_tensor(&store.batch(indices).map_err(|e| other(&e))?)?;
             let response =
                 engine.request(&Request { values: needs.values.clone(), ..Request::forward(images.clone()) });
@@ -63,10 +63,10 @@ impl Worker {
             let n = indices.len();
             let label = |i: &usize, c: usize| f32::from(u8::from(samples[*i].has(c)));
             let labels = indices.iter().flat_map(|i| (0..classes).map(move |c| label(i, c))).collect();
-            let mut masks = Vec::with_capacity(n * side * side);
+            let mut masks = Vec::with_capacity(n * h * w);
             for &i in indices {
-                let class = target.map_or_else(|| samples[i].stratum(), |t| t as usize);
-                masks.extend(store.mask(i, samples[i].mask_bit(class)).unwrap_or_else(|| vec![0; side * side]));
+                let class = target.unwrap_or_else(|| samples[i].stratum());
+                masks.extend(store.mask(i, samples[i].mask_bit(class)).unwrap_or_else(|| vec![0; h * w]));
             }
             let place = |a: &Array| engine.lend(0, a);
             let values = response.values.iter().map(|(name, a)| Ok((name.clone(), place(a)?)));
@@ -74,7 +74,7 @@ impl Worker {
             Ok(Some(FitBatch {
                 images: place(&images)?,
                 labels: Array::from_vec(&[n, classes], labels)?,
-                masks: Array::from_vec(&[n, side, side], masks)?,
+                masks: Array::from_vec(&[n, h, w], masks)?,
                 known: Array::from_vec(&[n], indices.iter().map(|&i| store.known(i)).collect::<Vec<bool>>())?,
                 records: engine.records(&ids),
                 ids,
@@ -83,9 +83,9 @@ impl Worker {
             }))
         };
         let (model, name) = (label.clone(), explainer.clone());
-        voice.say(Event::CellStarted { unit: key.clone(), model, explainer: name });
+        sink.say(Event::CellStarted { unit: key.clone(), model, explainer: name });
         let fitted = engine.fit(0, target, fold as u64, seed as u64, &next);
-        voice.say(Event::CellLeft { unit: key.clone() });
+        sink.say(Event::CellLeft { unit: key.clone() });
         let checked = fitted.and_then(|fitted| {
             engine::check_fitted(&fitted, explainer)?;
             Ok(fitted)
@@ -94,7 +94,7 @@ impl Worker {
             Ok(fitted) => fitted,
             Err(e) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, e.message)),
             Err(e) => {
-                voice.say(failed(label, explainer, FailureKind::Error, e.message));
+                sink.say(failed(label, explainer, FailureKind::Error, e.to_string()));
                 return Ok(0);
             }
         };

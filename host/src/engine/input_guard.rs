@@ -1,7 +1,7 @@
-//! What explainers are given, and whether it is as it was: sums of all arrays before the first call and after each, so that
-//! one that writes to its input is named.
+//! Guards what explainers are given: checksums of all arrays before the first call and after each, so that one that writes
+//! to its input is named.
 
-use crate::proxy::Transfer;
+use crate::transfer::Transfer;
 use lightbox_core::maps::checksum;
 use lightbox_sdk::{Array, DType, Place};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 /// A number that another value anywhere in the array would change, and another order. On CUDA the bits, weighted by their
 /// places, are summed.
-pub(super) fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
+pub(super) fn checksum_of(array: &Array) -> std::result::Result<u64, lightbox_sdk::Error> {
     if let (Place::Cpu, DType::F32) = (array.place(), array.dtype()) {
         let view = array.view::<f32>()?;
         return Ok(match view.as_slice_memory_order() {
@@ -30,14 +30,14 @@ pub(super) fn fingerprint(array: &Array) -> std::result::Result<u64, lightbox_sd
     Ok(bits.f_mul(&weights)?.f_sum(Kind::Int64)?.f_int64_value(&[])? as u64)
 }
 
-/// What explainers of a batch were given: sums of all arrays before the first call, and CPU copies, each made once.
+/// What explainers of a batch were given: checksums of all arrays before the first call, and CPU copies, each made once.
 #[derive(Default)]
-pub(super) struct Given {
+pub(super) struct InputGuard {
     sums: BTreeMap<(bool, String), u64>,
     copies: BTreeMap<String, Array>,
 }
 
-impl Given {
+impl InputGuard {
     /// An array for an explainer, a copy in CPU memory where there is a way to it.
     pub(super) fn give(
         &mut self,
@@ -55,7 +55,7 @@ impl Given {
             }
         };
         if let std::collections::btree_map::Entry::Vacant(entry) = self.sums.entry((cpu.is_some(), key)) {
-            entry.insert(fingerprint(&array)?);
+            entry.insert(checksum_of(&array)?);
         }
         Ok(array)
     }
@@ -66,14 +66,6 @@ impl Given {
         key: String,
         array: &Array,
     ) -> std::result::Result<bool, lightbox_sdk::Error> {
-        Ok(self.sums.get(&(cpu, key)) == Some(&fingerprint(array)?))
+        Ok(self.sums.get(&(cpu, key)) == Some(&checksum_of(array)?))
     }
-}
-
-/// A copy in memory of its own.
-pub(crate) fn own(array: &Array) -> std::result::Result<Array, lightbox_sdk::Error> {
-    let tensor = array.share_tensor()?;
-    let mut copy = tensor.f_empty_like()?;
-    copy.f_copy_(&tensor)?;
-    Array::from_tensor(&copy)
 }

@@ -3,12 +3,16 @@
 
 use super::events::Event;
 use super::spec::TrainSpec;
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint;
 use lightbox_core::data::Sample;
 use lightbox_core::data::split::Fold;
 use lightbox_core::data::store::Store;
 use lightbox_core::metrics::auroc::auroc;
+use lightbox_core::seed::derive;
 use lightbox_core::task::{Kind as Labels, Task};
 use lightbox_sdk::{Array, ModelHandle, Named};
 use rand::SeedableRng;
@@ -226,5 +230,41 @@ impl Training<'_> {
         // What only a continued training needs.
         let _ = std::fs::remove_file(&last);
         Ok(images_done)
+    }
+}
+
+impl Worker {
+    /// Trains a model in a fold; images that it went through.
+    pub(super) fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {
+        let choice = self.choice(label)?;
+        let Some(spec) = &choice.train else {
+            return Err(Error::input(format!("model {label} has no [models.train]")));
+        };
+        let weights = choice.weights_file(fold);
+        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let options = self.options(&choice, fold, seed);
+        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
+        let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
+        notes.into_iter().for_each(note);
+        if weights.is_none() {
+            note("no weights: training begins with seeded random values".into());
+        }
+        let store = self.store(&model.spec()?)?;
+        let (source, split) = (self.source()?, self.split()?);
+        let id = self.identities()?.model(label, fold, seed)?;
+        self.folder.start_training(label, fold, seed, &id)?;
+        let training = Training {
+            unit: unit.key(),
+            spec,
+            task: &self.spec.task,
+            store: &store,
+            samples: source.samples(),
+            fold: &split.folds[fold],
+            seed: derive(self.spec.seed, "order", &[fold as u64, seed as u64]),
+            classes: options.classes,
+            folder: &self.folder.checkpoint(label, fold, seed),
+        };
+        let sink = self.sink.clone();
+        training.run(&model, &mut |event| sink.say(event))
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct About {
+pub struct RunManifest {
     pub models: Vec<Described>,
     pub explainers: Vec<Described>,
     pub metrics: Vec<DescribedMetric>,
@@ -47,9 +47,9 @@ fn value<T: Serialize>(of: &T) -> Result<serde_json::Value> {
     serde_json::to_value(of).map_err(|e| crate::error::Error::input(e.to_string()))
 }
 
-impl About {
+impl RunManifest {
     pub fn new(spec: &RunSpec, registry: &Registry) -> Result<Self> {
-        let mut about = About::default();
+        let mut about = RunManifest::default();
         for choice in &spec.models {
             let (_, model) = registry.model(&choice.name)?;
             about.models.push(Described {
@@ -81,10 +81,7 @@ impl About {
         }
         for choice in &spec.metrics {
             let metric: MetricSpec = metrics::find(&choice.name)?.spec();
-            let mut parameters = BTreeMap::new();
-            for (name, setting) in &choice.params {
-                parameters.insert(name.clone(), value(setting)?);
-            }
+            let parameters = choice.params.clone();
             about.metrics.push(DescribedMetric { label: choice.label().into(), spec: value(&metric)?, parameters });
         }
         Ok(about)

@@ -1,0 +1,178 @@
+//! The way of a chunk of test images through a worker, a stage a file:
+//!
+//! 1. [`prepared`]: which images are explained and for what, and which are only classified; batches from the store.
+//! 2. [`classified`]: what the model says of each image.
+//! 3. [`explained`]: the shared run and the explainers, again without one that wrote to its input.
+//! 4. [`scored`]: the metrics' answers, of those that ask nothing on another thread where cores are free.
+//! 5. [`written`]: maps as they come, a file an explainer; tables, states and last the record.
+//!
+//! Nothing turns back: maps stay on the device until they are scored, and one copy goes to a file.
+
+pub(super) mod classified;
+mod explained;
+pub(super) mod prepared;
+mod scored;
+mod written;
+
+use super::events::{Event, FailureKind};
+use super::folder::CellRecord;
+use super::plan;
+use super::scorer::failed;
+use super::timings::Timings;
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine::Engine;
+use crate::error::{Error, Exit, Result};
+use classified::Classified;
+use explained::Explaining;
+use lightbox_sdk::spec::Plan;
+use prepared::Prepared;
+use scored::Scored;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+use written::Written;
+
+/// What a unit made, for its record.
+#[derive(Default)]
+pub struct UnitResult {
+    /// Images that it went through.
+    pub images: usize,
+    /// The identity of the predictions, where it made them.
+    pub predictions: Option<String>,
+    /// The identity of what it reduced.
+    pub reduced: Option<String>,
+    /// By explainer.
+    pub cells: BTreeMap<String, CellRecord>,
+    /// Where its time went.
+    pub timings: Timings,
+}
+
+/// Adds the seconds of a call to a part.
+fn timed<T>(part: &mut f64, call: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let value = call();
+    *part += started.elapsed().as_secs_f64();
+    value
+}
+
+/// Explainers that have failed in this unit, and who is told.
+struct Failures<'a> {
+    worker: &'a Worker,
+    engine: &'a Engine,
+    model: &'a str,
+    broken: HashSet<usize>,
+}
+
+impl Failures<'_> {
+    fn is_broken(&self, index: usize) -> bool {
+        self.broken.contains(&index)
+    }
+
+    /// The explainers that still run.
+    fn active(&self) -> Vec<usize> {
+        (0..self.engine.explainers.len()).filter(|i| !self.is_broken(*i)).collect()
+    }
+
+    /// An explainer has failed; said once.
+    fn add(&mut self, index: usize, kind: FailureKind, reason: String) {
+        if self.broken.insert(index) {
+            let label = &self.engine.explainers[index].label;
+            self.worker.sink.say(failed(self.model, label, kind, reason));
+        }
+    }
+
+    /// An explainer's error is its own, but for what ends the run.
+    fn take(&mut self, index: usize, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(e) if crate::signals::interrupted() => Err(Error::new(Exit::Interrupted, e.message)),
+            Err(e) if e.exit == Exit::DiskFull => Err(e),
+            Err(e) => {
+                self.add(index, FailureKind::Error, e.to_string());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Classifies, explains and scores a chunk.
+    pub fn explain(&mut self, unit: &Unit, stem: &str) -> Result<UnitResult> {
+        let Unit::Explain { model: label, fold, seed, block, explainers, predict, .. } = unit else {
+            return Err(Error::new(Exit::Other, "no unit of explanations"));
+        };
+        self.open_engine(label, *fold, *seed, explainers)?;
+        let (store, spec) = (self.store_of(label)?, self.spec.clone());
+        let (source, split) = (self.source()?, self.split()?);
+        let identities = self.identities()?;
+        let engine = self.opened()?;
+        let samples = source.samples();
+        // The fold's validation images, on which some metrics are tuned: what they score is no result.
+        let validating = *block >= identities.blocks();
+        let prepared = Prepared::new(&spec, &split, samples, &store, (*fold, *block), *predict)?;
+        let place = (label.as_str(), *fold, *seed);
+        let mut failures = Failures { worker: self, engine, model: label, broken: HashSet::new() };
+        for (index, explainer) in engine.explainers.iter().enumerate() {
+            if let Plan::NotApplicable { reason } = &explainer.plan {
+                // The survey heard otherwise.
+                let text = format!("it does not apply in fold {fold}: {reason}");
+                failures.add(index, FailureKind::Error, text);
+            }
+        }
+        let choices = if validating { plan::tuned_metrics(&spec)? } else { plan::map_metrics(&spec)? };
+        let with_chance = *predict && !spec.explainers.is_empty();
+        let mut classified = Classified::new(label, samples, &spec.task);
+        let mut scored = Scored::new(self, engine, &spec, &choices, with_chance, samples, place)?;
+        let mut written = Written::new(&self.folder, stem, engine);
+        let mut explaining = Explaining::new(self, engine, unit, samples);
+        let mut timings = Timings::default();
+        let (mut done, of) = (0, prepared.rows.len() + prepared.rest.len());
+        let progress = |done: usize| self.sink.say(Event::Progress { unit: unit.key(), done, of });
+
+        let mut batches = prepared.explained_batches(&store, spec.batch_size);
+        while let Some(batch) = timed(&mut timings.data, || batches.next()) {
+            let batch = explaining.run(batch?, &store, &mut failures, &mut timings)?;
+            if *predict {
+                classified.add(&batch.rows.images(), &batch.logits)?;
+            }
+            let rows = batch.rows.clone();
+            let maps = timed(&mut timings.metrics, || scored.begin(&batch, &store))?;
+            for (index, outcome) in maps {
+                let outcome = outcome.map_err(Error::from).and_then(|outputs| {
+                    explaining.in_cell(index, || {
+                        timed(&mut timings.metrics, || scored.ask(index, &outputs))?;
+                        timed(&mut timings.files, || written.maps(index, &rows, &prepared.rows, &outputs))?;
+                        scored.hand_over(index, &outputs)
+                    })
+                });
+                failures.take(index, outcome)?;
+            }
+            for (index, error) in timed(&mut timings.metrics, || scored.score_rest())? {
+                failures.add(index, FailureKind::Error, error.to_string());
+            }
+            done += rows.len();
+            progress(done);
+        }
+        let mut batches = store.batches(prepared.rest.chunks(spec.batch_size).map(<[usize]>::to_vec).collect());
+        while let Some(batch) = timed(&mut timings.data, || batches.next()) {
+            let (indices, images) = batch?;
+            let logits = timed(&mut timings.model, || engine.classify(&images))?;
+            classified.add(&indices, &logits)?;
+            done += indices.len();
+            progress(done);
+        }
+        for (index, error) in timed(&mut timings.metrics, || scored.finish())? {
+            failures.add(index, FailureKind::Error, error.to_string());
+        }
+        let mut result = UnitResult { images: prepared.images(), timings, ..UnitResult::default() };
+        let started = Instant::now();
+        let ids = written::Ids { identities: &identities, place, chunk: *block };
+        written.finish(self, &spec, &ids, &mut scored, &explaining, &failures, &prepared, &mut result)?;
+        if *predict {
+            result.predictions = Some(ids.predictions()?);
+            classified.write(&self.folder.unit(stem, "predictions.parquet"), place)?;
+        }
+        result.timings.files += started.elapsed().as_secs_f64();
+        Ok(result)
+    }
+}

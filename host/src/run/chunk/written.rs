@@ -1,0 +1,139 @@
+//! What a chunk leaves on the disk: maps as they come, a file an explainer; then tables and states. The record, which says
+//! that they are whole, is the worker's.
+
+use super::explained::Explaining;
+use super::prepared::{Prepared, Rows};
+use super::scored::Scored;
+use super::{Failures, UnitResult};
+use crate::engine::{Engine, Outputs};
+use crate::error::{Error, Result};
+use crate::run::folder::{CellRecord, RunFolder};
+use crate::run::plan::Identities;
+use crate::run::scorer::keep_states;
+use crate::run::spec::{MetricChoice, RunSpec};
+use crate::run::worker::Worker;
+use lightbox_core::checkpoint::{self, State};
+use lightbox_core::maps_file::MapsWriter;
+use lightbox_core::results;
+use lightbox_core::summary::CHANCE;
+use std::collections::BTreeMap;
+
+/// The identities of what a chunk makes.
+pub struct Ids<'a> {
+    pub identities: &'a Identities,
+    /// Model, fold, training.
+    pub place: (&'a str, usize, usize),
+    pub chunk: usize,
+}
+
+impl Ids<'_> {
+    pub fn predictions(&self) -> Result<String> {
+        let (model, fold, seed) = self.place;
+        self.identities.predictions(model, fold, seed, self.chunk)
+    }
+
+    fn maps(&self, explainer: &str) -> Result<String> {
+        let (model, fold, seed) = self.place;
+        self.identities.maps(model, fold, seed, self.chunk, explainer)
+    }
+
+    fn scores(&self, choices: &[&MetricChoice]) -> BTreeMap<String, String> {
+        choices.iter().map(|c| (c.label().to_string(), self.identities.metric(c.label()))).collect()
+    }
+}
+
+/// The files of a unit that are being written.
+pub struct Written<'a> {
+    folder: &'a RunFolder,
+    stem: &'a str,
+    engine: &'a Engine,
+    /// By explainer: the names of its maps, their file and the rows so far.
+    maps: BTreeMap<usize, (Vec<String>, MapsWriter, usize)>,
+}
+
+impl<'a> Written<'a> {
+    pub fn new(folder: &'a RunFolder, stem: &'a str, engine: &'a Engine) -> Self {
+        Written { folder, stem, engine, maps: BTreeMap::new() }
+    }
+
+    /// Appends an explainer's maps of a batch.
+    pub fn maps(&mut self, index: usize, batch: &Rows, all: &Rows, outputs: &Outputs) -> Result<()> {
+        let name = &self.engine.explainers[index].label;
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.maps.entry(index) {
+            let images = all.0.iter().map(|r| r.image as i64).collect();
+            let targets = all.0.iter().map(|r| r.class.map_or(-1, |c| c as i64)).collect();
+            let writer = MapsWriter::new(&self.folder.maps(self.stem, name), images, targets)?;
+            entry.insert((outputs.names.clone(), writer, 0));
+        }
+        let Some((names, writer, rows)) = self.maps.get_mut(&index) else { return Ok(()) };
+        if *names != outputs.names {
+            return Err(Error::plugin(format!(
+                "explainer {name} names its maps {:?}, before {names:?}",
+                outputs.names
+            )));
+        }
+        *rows += batch.len();
+        writer.append(&outputs.maps).map_err(|e| match e.disk_full {
+            true => Error::from(e),
+            false => Error::plugin(format!("explainer {name} gives {e}")),
+        })
+    }
+
+    /// Closes the maps' files, and writes scores and states. What failed leaves nothing.
+    pub fn finish(
+        mut self,
+        worker: &Worker,
+        spec: &RunSpec,
+        ids: &Ids<'_>,
+        scored: &mut Scored<'_>,
+        explaining: &Explaining<'_>,
+        failures: &Failures<'_>,
+        prepared: &Prepared,
+        result: &mut UnitResult,
+    ) -> Result<()> {
+        let (mut rows, mut states): (_, State) = (scored.table(), Vec::new());
+        for (index, explainer) in self.engine.explainers.iter().enumerate() {
+            let maps = self.maps.remove(&index);
+            if failures.is_broken(index) {
+                continue;
+            }
+            let name = &explainer.label;
+            // Of a chunk without an image to explain there are no maps, and that is all of them.
+            let mut outputs = vec![];
+            if let Some((names, writer, _)) = maps {
+                writer.finish()?;
+                outputs = names;
+            }
+            for mut cell in scored.cells_of(index) {
+                rows.take(&mut cell);
+                keep_states(&cell, &mut states)?;
+            }
+            let choice = spec.explainers.iter().find(|e| e.label() == name);
+            let plugin = choice.map(|c| worker.environment.plugin("explainer", &c.name)).transpose()?;
+            result.cells.insert(
+                name.clone(),
+                CellRecord {
+                    id: ids.maps(name)?,
+                    maps: true,
+                    outputs,
+                    scores: ids.scores(&scored.choices),
+                    plugin: plugin.map_or(String::new(), |p| p.sha256.clone()),
+                    version: plugin.map_or(String::new(), |p| p.version.clone()),
+                    seconds: explaining.seconds.get(&index).copied().unwrap_or_default(),
+                    runs: explaining.ran[index],
+                    images: prepared.rows.len(),
+                },
+            );
+        }
+        if let Some(mut cell) = scored.chance_cell() {
+            rows.take(&mut cell);
+            keep_states(&cell, &mut states)?;
+            let scores = ids.scores(&scored.chance);
+            result.cells.insert(CHANCE.into(), CellRecord { id: ids.maps(CHANCE)?, scores, ..CellRecord::default() });
+        }
+        if !states.is_empty() {
+            checkpoint::write(&self.folder.unit(self.stem, "states.safetensors"), &states)?;
+        }
+        Ok(results::write_scores(&self.folder.unit(self.stem, "scores.parquet"), &rows.names, &rows.rows)?)
+    }
+}

@@ -1,0 +1,171 @@
+//! Brings together what the chunks of a model, fold and training gave: metrics of predictions, metrics of a whole set, how
+//! alike the explainers' maps are.
+
+use super::chunk::UnitResult;
+use super::folder::{AgreementRecord, CurveRecord, Record, read_json, write_lines};
+use super::plan::{self, Index, Plan};
+use super::scorer::TableRows;
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine::image_id;
+use crate::error::{Error, Exit, Result};
+use lightbox_core::agreement;
+use lightbox_core::checkpoint::{self, State};
+use lightbox_core::maps_file::MapsFile;
+use lightbox_core::metrics::{self, Evaluation};
+use lightbox_core::predictions::Table;
+use lightbox_core::results::{self, Names};
+use lightbox_core::summary::CHANCE;
+use std::collections::{BTreeMap, HashMap};
+
+impl Worker {
+    /// How alike the maps of the explainers are, over the first explained images of each block.
+    fn agreement(&self, plan: &Plan<'_>, index: &Index, place: (&str, usize, usize)) -> Result<AgreementRecord> {
+        let (label, fold, seed) = place;
+        let ids = plan.identities;
+        let running = plan.running(label)?;
+        let each = self.spec.agreement.div_ceil(ids.blocks().max(1));
+        // By explainer and output: prints by image.
+        let mut found: Vec<((String, String), BTreeMap<i64, agreement::Print>)> = Vec::new();
+        for block in (0..ids.blocks()).filter(|_| each > 0 && running.len() > 1) {
+            for (name, _) in &running {
+                let id = ids.maps(label, fold, seed, block, name)?;
+                let Some(stem) = index.maps(place, block, name, &id) else { continue };
+                let record: Record = read_json(&self.folder.unit(stem, "json"))?;
+                let outputs = record.cells.get(name).map(|c| c.outputs.clone()).unwrap_or_default();
+                let file = self.folder.maps(stem, name);
+                if !file.is_file() {
+                    continue;
+                }
+                let file = MapsFile::open(&file)?;
+                let n = file.images.len().min(each);
+                let (maps, rows) = (file.rows(0, n)?, &file.images[..n]);
+                for (k, output) in outputs.iter().enumerate() {
+                    let prints = agreement::prints(&maps.f_select(1, k as i64)?)?;
+                    let key = (name.clone(), output.clone());
+                    if !found.iter().any(|(k, _)| *k == key) {
+                        found.push((key.clone(), BTreeMap::new()));
+                    }
+                    let Some((_, mine)) = found.iter_mut().find(|(k, _)| *k == key) else { continue };
+                    // An image with several targets counts by its first.
+                    for (image, print) in rows.iter().zip(prints).filter_map(|(i, p)| p.map(|p| (*i, p))) {
+                        mine.entry(image).or_insert(print);
+                    }
+                }
+            }
+        }
+        let mut images: Vec<i64> = found.iter().flat_map(|(_, prints)| prints.keys().copied()).collect();
+        images.sort_unstable();
+        images.dedup();
+        let mut sums = agreement::Sums::new(found.len());
+        for image in &images {
+            sums.add(&found.iter().map(|(_, prints)| prints.get(image)).collect::<Vec<_>>());
+        }
+        let maps = found.into_iter().map(|(key, _)| key).collect();
+        let agreement::Sums { correlation, overlap, counts, .. } = sums;
+        Ok(AgreementRecord { maps, images: images.len(), correlation, overlap, counts })
+    }
+
+    /// Brings together the blocks of a model, fold and training.
+    pub fn reduce(&mut self, unit: &Unit, stem: &str) -> Result<UnitResult> {
+        let Unit::Reduce { model: label, fold, seed } = unit else {
+            return Err(Error::new(Exit::Other, "no unit that reduces"));
+        };
+        let place = (label.as_str(), *fold, *seed);
+        let (spec, identities, source) = (self.spec.clone(), self.identities()?, self.source()?);
+        let cells = self.folder.cells()?;
+        let folds = self.split()?.folds.len();
+        let plan = Plan { spec: &spec, identities: &identities, cells: &cells, folds };
+        let index = Index::new(&self.folder.records_of(label, *fold, *seed)?);
+        let mut rows = TableRows { names: Names::default(), rows: vec![], samples: source.samples(), place };
+        let (mut names, mut predictions) = (Names::default(), Vec::new());
+        for block in 0..identities.blocks() {
+            let id = identities.predictions(label, *fold, *seed, block)?;
+            let Some(stem) = index.predictions(place, block, &id) else { continue };
+            let file = self.folder.unit(stem, "predictions.parquet");
+            results::read_predictions(&file, &mut names, &mut |p| predictions.push(p))?;
+        }
+        let table = Table::new(&predictions, &spec.task, &names);
+        for choice in &spec.metrics {
+            let metric = metrics::find(&choice.name)?;
+            if metric.needs().maps.is_none() {
+                rows.push("", -1, "", "", choice.label(), metric.predictions(&table.view(&spec.task))?);
+            }
+        }
+        let running = plan.running(label)?;
+        let chance = plan::chance_metrics(&spec)?;
+        let mut opened: BTreeMap<String, State> = BTreeMap::new();
+        let by_id: HashMap<u64, usize> =
+            source.samples().iter().enumerate().map(|(i, s)| (image_id(&s.id), i)).collect();
+        let mut curves = Vec::new();
+        for choice in plan::map_metrics(&spec)? {
+            let metric = metrics::find(&choice.name)?;
+            let parameters = metric.spec().resolve(&choice.params)?;
+            let has_chance = chance.iter().any(|c| c.label() == choice.label()) && !spec.explainers.is_empty();
+            for explainer in running.iter().map(|(e, _)| e.as_str()).chain(has_chance.then_some(CHANCE)) {
+                // By output: what all blocks have summed up, and what the validation images gave.
+                let mut merged: BTreeMap<String, Box<dyn Evaluation>> = BTreeMap::new();
+                let mut validation: BTreeMap<String, State> = BTreeMap::new();
+                let tuned = metric.needs().validation && identities.validates(*fold);
+                for block in 0..identities.blocks() + usize::from(tuned) {
+                    let maps = identities.maps(label, *fold, *seed, block, explainer)?;
+                    let ids = (maps.as_str(), identities.metric(choice.label()));
+                    let found = index.scores(place, block, explainer, choice.label(), (ids.0, &ids.1));
+                    let Some(stem) = found else { continue };
+                    if !opened.contains_key(stem) {
+                        let file = self.folder.unit(stem, "states.safetensors");
+                        opened.insert(stem.into(), if file.is_file() { checkpoint::read_own(&file)? } else { vec![] });
+                    }
+                    let mut states: BTreeMap<String, State> = BTreeMap::new();
+                    for (name, tensor) in &opened[stem] {
+                        let parts: Vec<&str> = name.split('\u{1f}').collect();
+                        if let [e, output, metric, field] = parts[..]
+                            && (e, metric) == (explainer, choice.label())
+                        {
+                            states.entry(output.into()).or_default().push((field.into(), tensor.shallow_clone()));
+                        }
+                    }
+                    if block >= identities.blocks() {
+                        validation = states;
+                        continue;
+                    }
+                    for (output, state) in states {
+                        if !merged.contains_key(&output) {
+                            merged.insert(output.clone(), metric.start(&parameters, spec.seed)?);
+                        }
+                        if let Some(evaluation) = merged.get_mut(&output) {
+                            evaluation.merge(&state)?;
+                        }
+                    }
+                }
+                for (output, mut evaluation) in merged {
+                    if metric.needs().validation {
+                        evaluation.tune(&validation.remove(&output).unwrap_or_default())?;
+                    }
+                    for (id, score) in evaluation.images()? {
+                        let image =
+                            by_id.get(&id).ok_or_else(|| Error::new(Exit::Other, "an image is not the data's"))?;
+                        rows.push(&source.samples()[*image].id, -1, explainer, &output, choice.label(), score);
+                    }
+                    if let Some(score) = evaluation.finish()? {
+                        rows.push("", -1, explainer, &output, choice.label(), score);
+                    }
+                    if let Some(curve) = evaluation.curve()? {
+                        let (explainer, metric) = (explainer.to_string(), choice.label().to_string());
+                        curves.push(CurveRecord { explainer, output, metric, curve });
+                    }
+                }
+            }
+        }
+        let alike = self.agreement(&plan, &index, place)?;
+        if !alike.maps.is_empty() {
+            write_lines(&self.folder.unit(stem, "agreement.jsonl"), &[alike])?;
+        }
+        if !curves.is_empty() {
+            write_lines(&self.folder.unit(stem, "curves.jsonl"), &curves)?;
+        }
+        results::write_scores(&self.folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
+        let reduced = Some(plan.reduced(label, *fold, *seed)?);
+        Ok(UnitResult { images: table.images.len(), reduced, ..UnitResult::default() })
+    }
+}

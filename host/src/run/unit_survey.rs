@@ -1,0 +1,63 @@
+//! Binds every explainer to a model, to learn which apply and which ask for a fit.
+
+use super::events::{Event, Failure, FailureKind};
+use super::unit::Unit;
+use super::worker::Worker;
+use crate::engine::{self, Engine};
+use crate::error::Result;
+use lightbox_core::data;
+use lightbox_core::task::Explained;
+use lightbox_sdk::spec::Plan;
+
+impl Worker {
+    /// Asks explainers for their plans. The model is not built with its weights for it.
+    pub(super) fn survey(&mut self, unit: &Unit, label: &str, explainers: &[String]) -> Result<usize> {
+        self.close();
+        let choice = self.choice(label)?;
+        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let options = self.options(&choice, 0, 0);
+        let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
+        let mut engine = Engine::new(model, self.engine_settings(), self.sink.clone())?;
+        // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
+        let task = self.spec.task.clone();
+        let pixels = engine.spec.input.size.iter().product();
+        let (source, split) = (self.source()?, self.split()?);
+        let is_marked = |i: &usize| match &source.samples()[*i].truth {
+            data::Truth::Unknown => false,
+            data::Truth::Boxes(boxes) => {
+                boxes.iter().any(|b| !matches!(task.explained(), Ok(Explained::Class(c)) if c != b.class))
+            }
+            data::Truth::MaskFile(_) => true,
+        };
+        // In every fold, since a method that has no value in some has none.
+        if split.folds.iter().all(|fold| fold.train.iter().any(is_marked)) {
+            engine.set_mean_mask(vec![0.0; pixels])?;
+        }
+        for name in explainers {
+            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
+            let key = unit.key();
+            let (model, cell) = (label.to_string(), name.clone());
+            self.sink.say(Event::CellStarted { unit: key.clone(), model: model.clone(), explainer: cell.clone() });
+            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
+            let planned = engine.add(&file, &explainer);
+            self.sink.say(Event::CellLeft { unit: key });
+            match planned {
+                Ok(()) => {
+                    let last = engine.explainers.last();
+                    let fit = last.is_some_and(|e| e.fit().is_some());
+                    let not_applicable = match last.map(|e| &e.plan) {
+                        Some(Plan::NotApplicable { reason }) => Some(reason.clone()),
+                        _ => None,
+                    };
+                    self.sink.say(Event::Surveyed { model, explainer: cell, fit, not_applicable });
+                }
+                Err(e) => {
+                    let (kind, id) = (FailureKind::Error, String::new());
+                    let failure = Failure { model, explainer: Some(cell), kind, reason: e.to_string(), id };
+                    self.sink.say(Event::CellFailed(failure));
+                }
+            }
+        }
+        Ok(0)
+    }
+}
