@@ -134,13 +134,13 @@ fn bad_files_are_rejected_each_with_its_reason_and_hide_no_good_one() {
     c_library(folder.path(), "i-record-only.so", &record("0.3", "none"));
     let crash = format!(
         "{}\n__attribute__((constructor)) static void c(void) {{ *(volatile int *)0 = 1; }}",
-        record("0.2", "none")
+        record("0.3", "none")
     );
     c_library(folder.path(), "j-crash.so", &crash);
     c_library(
         folder.path(),
         "k-symbol.so",
-        &format!("{}\nint nowhere(void);\nint f(void) {{ return nowhere(); }}", record("0.2", "none")),
+        &format!("{}\nint nowhere(void);\nint f(void) {{ return nowhere(); }}", record("0.3", "none")),
     );
     std::fs::create_dir(at("l-folder.so")).unwrap();
     copy(folder.path(), "liblightbox_example.so", "z-good.so");

@@ -126,7 +126,9 @@ fn a_value_that_moves_has_another_version() {
         let same = (v - old).abs() <= 1e-6 * old.abs().max(1e-3);
         match (same, version == old_version) {
             (true, true) => {}
-            (false, true) => panic!("{name} gives {v}, before {old}: raise its version, then write versions.csv\n{table}"),
+            (false, true) => {
+                panic!("{name} gives {v}, before {old}: raise its version, then write versions.csv\n{table}")
+            }
             _ => panic!("{name} has another version than versions.csv: write it\n{table}"),
         }
     }
