@@ -453,10 +453,14 @@ impl<'a> Gather<'a> {
             }
             Ok((values.len() == sets.len()).then(|| mean(&values)))
         };
-        let counts: Vec<&[u8]> = bootstrap.counts().collect();
-        let found: Vec<Option<f64>> = counts.into_par_iter().map(resample).collect::<Result<_>>()?;
-        // Draws without one of the classes have no value.
-        let found: Vec<f64> = found.into_iter().flatten().collect();
+        let mut found: Vec<f64> = Vec::new();
+        bootstrap.parts(|part| {
+            let values: Vec<Option<f64>> =
+                part.par_chunks_exact(bootstrap.images()).map(resample).collect::<Result<_>>()?;
+            // Draws without one of the classes have no value.
+            found.extend(values.into_iter().flatten());
+            Ok(())
+        })?;
         Ok((found.len() > 1).then(|| middle(found)))
     }
 }

@@ -344,11 +344,7 @@ mod tests {
     #[test]
     fn a_box_is_its_best_candidate_for_every_image() {
         let model = model(vec![Output::boxes("boxes", 2, Activation::Softmax, 3)]);
-        let rows = vec![
-            vec![0.0, 0.0, 2.0, 2.0, 5.0, 1.0],
-            vec![1.0, 1.0, 3.0, 3.0, 0.0, 2.0],
-            vec![1.0, 1.0, 3.0, 3.0, 0.0, 4.0],
-        ];
+        let rows = [[0.0, 0.0, 2.0, 2.0, 5.0, 1.0], [1.0, 1.0, 3.0, 3.0, 0.0, 2.0], [1.0, 1.0, 3.0, 3.0, 0.0, 4.0]];
         let boxes = Array::from_vec(&[1, 3, 6], rows.concat().into_iter().map(|v: f64| v as f32).collect()).unwrap();
         let response =
             Response { logits: boxes, outputs: Default::default(), values: Default::default(), grads: vec![] };

@@ -122,6 +122,10 @@ pub fn lint() -> Result<(), String> {
         run(cargo().args(["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--root"]).arg(&tools))?;
     }
     run(Command::new(&tool).args(["check", "licenses", "bans", "sources"]))?;
+    match run(Command::new(&tool).args(["fetch", "db"])) {
+        Ok(()) => run(Command::new(&tool).args(["check", "--disable-fetch", "advisories"]))?,
+        Err(_) => eprintln!("advisories were not checked: their database cannot be had from here"),
+    }
     oldest()
 }
 

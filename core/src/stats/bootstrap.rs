@@ -15,17 +15,29 @@ use tch::{Device, Kind, Tensor};
 /// How often the images are drawn anew.
 pub const RESAMPLES: usize = 10_000;
 
+/// Resamples that are drawn, and multiplied, at a time.
+const PART: usize = 256;
+/// Draws that take more bytes are not kept but made anew for each use: those of 25,000 images take 250 MB.
+const KEPT: usize = 64 << 20;
+
 /// Draws of one set of images.
 pub struct Bootstrap {
     images: usize,
-    /// How often each image is drawn, a resample after the other.
-    counts: Vec<u8>,
+    /// Of each stratum, the images of each patient.
+    strata: Vec<Vec<Vec<usize>>>,
+    seed: u64,
+    /// How often each image is drawn, a resample after the other; where that is not too much.
+    kept: Option<Vec<u8>>,
 }
 
 impl Bootstrap {
     /// `patients`: a number of its patient for each image; `strata`: one of its stratum (a patient's is the greatest of its
     /// images'). None for fewer than two patients.
     pub fn new(patients: &[u32], strata: &[u32], seed: u64) -> Option<Self> {
+        Self::keeping(KEPT, patients, strata, seed)
+    }
+
+    fn keeping(most: usize, patients: &[u32], strata: &[u32], seed: u64) -> Option<Self> {
         let mut groups: BTreeMap<u32, (u32, Vec<usize>)> = BTreeMap::new();
         for (i, patient) in patients.iter().enumerate() {
             let group = groups.entry(*patient).or_default();
@@ -37,41 +49,78 @@ impl Bootstrap {
         }
         let mut by_stratum: BTreeMap<u32, Vec<Vec<usize>>> = BTreeMap::new();
         groups.into_values().for_each(|(stratum, images)| by_stratum.entry(stratum).or_default().push(images));
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut counts = vec![0u8; RESAMPLES * patients.len()];
-        for mine in counts.chunks_exact_mut(patients.len()) {
-            for groups in by_stratum.values() {
+        let strata = by_stratum.into_values().collect();
+        let mut bootstrap = Bootstrap { images: patients.len(), strata, seed, kept: None };
+        if RESAMPLES * patients.len() <= most {
+            let mut kept = vec![0u8; RESAMPLES * patients.len()];
+            bootstrap.draw(&mut bootstrap.generator(), &mut kept);
+            bootstrap.kept = Some(kept);
+        }
+        Some(bootstrap)
+    }
+
+    fn generator(&self) -> ChaCha8Rng {
+        ChaCha8Rng::seed_from_u64(self.seed)
+    }
+
+    /// Fills in the next resamples; `counts` is zero.
+    fn draw(&self, rng: &mut ChaCha8Rng, counts: &mut [u8]) {
+        for mine in counts.chunks_exact_mut(self.images) {
+            for groups in &self.strata {
                 for _ in 0..groups.len() {
                     let drawn = &groups[rng.random_range(0..groups.len())];
                     drawn.iter().for_each(|&i| mine[i] = mine[i].saturating_add(1));
                 }
             }
         }
-        Some(Bootstrap { images: patients.len(), counts })
     }
 
-    /// How often each image is drawn, a resample.
-    pub fn counts(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.counts.chunks_exact(self.images)
+    /// Shows how often each image is drawn, some resamples at a time: one after the other, each as many counts as there are
+    /// images.
+    pub fn parts(&self, mut see: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if let Some(kept) = &self.kept {
+            return kept.chunks(PART * self.images).try_for_each(see);
+        }
+        let (mut rng, mut left) = (self.generator(), RESAMPLES);
+        let mut counts = vec![0u8; PART * self.images];
+        while left > 0 {
+            let part = &mut counts[..PART.min(left) * self.images];
+            part.fill(0);
+            self.draw(&mut rng, part);
+            see(part)?;
+            left -= PART.min(left);
+        }
+        Ok(())
+    }
+
+    /// The number of images.
+    pub fn images(&self) -> usize {
+        self.images
     }
 
     /// The means of each resample: by column of `values` (one value an image), [`RESAMPLES`] of them.
     pub fn means(&self, values: &[&[f64]]) -> Result<Vec<Vec<f64>>> {
         let n = self.images as i64;
         let flat: Vec<f64> = values.iter().flat_map(|v| v.iter().copied()).collect();
-        let values = Tensor::f_from_slice(&flat)?.f_reshape([values.len() as i64, n])?;
-        let counts = Tensor::f_from_slice(&self.counts)?.f_reshape([RESAMPLES as i64, n])?.f_to_kind(Kind::Double)?;
-        let drawn = counts.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
-        let means = values.f_matmul(&counts.f_transpose(0, 1)?)?.f_div(&drawn)?.f_to_device(Device::Cpu)?;
-        let all = Vec::<f64>::try_from(means.f_flatten(0, -1)?)?;
-        Ok(all.chunks_exact(RESAMPLES).map(<[f64]>::to_vec).collect())
+        let columns = Tensor::f_from_slice(&flat)?.f_reshape([values.len() as i64, n])?;
+        let mut all = vec![Vec::with_capacity(RESAMPLES); values.len()];
+        self.parts(|counts| {
+            let counts = Tensor::f_from_slice(counts)?.f_reshape([-1, n])?.f_to_kind(Kind::Double)?;
+            let drawn = counts.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+            let means = columns.f_matmul(&counts.f_transpose(0, 1)?)?.f_div(&drawn)?.f_to_device(Device::Cpu)?;
+            let rows = means.size()[1] as usize;
+            let means = Vec::<f64>::try_from(means.f_flatten(0, -1)?)?;
+            all.iter_mut().zip(means.chunks_exact(rows)).for_each(|(column, part)| column.extend(part));
+            Ok(())
+        })?;
+        Ok(all)
     }
 
     /// The intervals of the means of columns of values, in the order of the images given.
     pub fn intervals(&self, values: &[&[f64]]) -> Result<Vec<[f64; 2]>> {
         let mut all = Vec::with_capacity(values.len());
-        // A part's products take 10 MB.
-        for part in values.chunks(128) {
+        // The values of a part of 25,000 images take 100 MB.
+        for part in values.chunks(512) {
             all.extend(self.means(part)?.into_par_iter().map(middle).collect::<Vec<_>>());
         }
         Ok(all)
@@ -137,7 +186,10 @@ mod tests {
         let values = [vec![1.0, 5.0, 2.0], vec![0.0, 1.0, 0.0]];
         let bootstrap = Bootstrap::new(&[0, 1, 1], &[], 4).unwrap();
         let found = bootstrap.means(&[&values[0], &values[1]]).unwrap();
-        for (r, counts) in bootstrap.counts().enumerate().take(50) {
+        let mut drawn = Vec::new();
+        bootstrap.parts(|part| Ok(drawn.extend(part.chunks_exact(3).map(<[u8]>::to_vec)))).unwrap();
+        assert_eq!(drawn.len(), RESAMPLES);
+        for (r, counts) in drawn.iter().enumerate().take(PART + 50) {
             assert_eq!(counts[1], counts[2]);
             let drawn: f64 = counts.iter().map(|c| f64::from(*c)).sum();
             for (column, values) in found.iter().zip(&values) {
@@ -146,5 +198,9 @@ mod tests {
             }
         }
         assert_eq!(middle(vec![]).map(f64::is_nan), [true, true]);
+        // Draws that are not kept are the same ones.
+        let anew = Bootstrap::keeping(0, &[0, 1, 1], &[], 4).unwrap();
+        assert!(anew.kept.is_none() && bootstrap.kept.is_some());
+        assert_eq!(anew.means(&[&values[0], &values[1]]).unwrap(), found);
     }
 }

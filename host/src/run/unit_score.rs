@@ -19,6 +19,7 @@ use lightbox_core::results::{self, Names};
 use lightbox_core::summary::CHANCE;
 use lightbox_core::task::Explained;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// The rows of a file of maps.
 fn stored_rows(file: Option<&MapsFile>) -> Rows {
@@ -81,13 +82,15 @@ impl Worker {
                 let batch = store.batch(&part.images())?;
                 let mut targets: Vec<i64> = part.0.iter().map(|r| r.class.map_or(-1, |c| c as i64)).collect();
                 if targets.contains(&-1) {
-                    if !classes.contains_key(&part.images()) {
-                        let model = engine.ok_or_else(|| Error::new(Exit::Other, "no model is open"))?;
-                        let first = predicted(&model.classify(&batch)?)?;
-                        classes.insert(part.images(), first.into_iter().map(|c| c as i64).collect());
-                    }
-                    let found = &classes[&part.images()];
-                    targets.iter_mut().zip(found).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = *f);
+                    let found = match classes.entry(part.images()) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(place) => {
+                            let model = engine.ok_or_else(|| Error::new(Exit::Other, "no model is open"))?;
+                            let first = predicted(&model.classify(&batch)?)?;
+                            place.insert(first.into_iter().map(|c| c as i64).collect::<Vec<i64>>())
+                        }
+                    };
+                    targets.iter_mut().zip(&*found).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = *f);
                 }
                 let scene = Scene::new(&store, samples, &batch, &part, &targets)?;
                 let shared = Memo::default();
