@@ -1,12 +1,12 @@
 //! Data, metrics and results of Lightbox: the science. This crate never loads a plugin and never prints.
 
+pub mod aggregate;
 pub mod agreement;
 pub mod checkpoint;
 pub mod compare;
 pub mod data;
 mod error;
 pub mod files;
-pub mod gather;
 pub mod maps;
 pub mod maps_file;
 pub mod metrics;

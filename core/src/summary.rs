@@ -1,4 +1,4 @@
-//! The summary of a run: one cell a model, explainer, map and metric, from the rows of all units (`gather.rs` makes it).
+//! The summary of a run: one cell a model, explainer, map and metric, from the rows of all units (`aggregate.rs` makes it).
 //! Everything that is shown (terminal, CSV, Markdown, LaTeX, JSON, pictures) reads a [`Summary`].
 //!
 //! A cell's value is the mean over folds and trainings of its value there; of a metric an image, that is the mean over the

@@ -5,7 +5,7 @@ use lightbox_sdk::spec::{ModelSpec, Needs, ParamSpec, ParamType, Plan, TargetKin
 use lightbox_sdk::{BoundHandle, Error, ExplainerHandle, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Fills in those parameters that are paths and not given: their defaults are relative to the folder of the plugin.
 pub fn default_paths(params: &mut BTreeMap<String, Value>, known: &[ParamSpec], plugin: &Path) {
@@ -62,4 +62,14 @@ fn check(needs: &Needs, model: &ModelSpec) -> Result<()> {
         )));
     }
     model.check_rules(&needs.rules)
+}
+
+/// The files and folders that plugins' parameters name.
+pub fn parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> Vec<(String, PathBuf)> {
+    let paths = known.iter().filter(|p| p.kind == ParamType::Path);
+    let given = |p: &ParamSpec| {
+        let value = params.get(&p.name)?.as_str().filter(|v| !v.is_empty())?;
+        Some((p.name.clone(), PathBuf::from(value)))
+    };
+    paths.filter_map(given).collect()
 }

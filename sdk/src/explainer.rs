@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::explainer_abi::{BoundHandle, ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
-
 /// An explainer, as its author writes it.
 ///
 /// The host binds it to each model, fold and training that a worker opens, and calls what it gets on one thread at a time,

@@ -57,14 +57,12 @@ pub mod wire;
 pub use array::torch::TensorView;
 pub use array::{Array, DType, Element, Place};
 pub use error::{Error, ErrorKind, Result};
-pub use explainer::{
-    Bound, BoundHandle, Context, ContextBuilder, ExplainInput, Explainer, ExplainerHandle, FitContext, FitInput, Maps,
-};
+pub use explainer::{Bound, Context, Explainer, FitContext, Maps};
+pub use explainer_abi::{BoundHandle, ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
 pub use guard::guard;
 pub use host::{FitBatch, Host};
-pub use model::{
-    Model, ModelHandle, ModelRef, Named, Objective, Patch, Request, Response, Start, Trainer, TrainerHandle,
-};
+pub use model::{Model, Named, Objective, Patch, Request, Response, Start, Trainer};
+pub use model_abi::{ModelHandle, ModelRef, TrainerHandle};
 pub use target::{Score, Target, objective, resolve, score_objective, scores};
 
 #[doc(hidden)]

@@ -4,8 +4,6 @@ use crate::spec::{LoadReport, ModelOptions, ModelSpec, TrainerOptions};
 use crate::{Array, Error, Result};
 use std::collections::BTreeMap;
 
-pub use crate::model_abi::{ModelHandle, ModelRef, TrainerHandle};
-
 /// Arrays by name, in a fixed order.
 pub type Named = Vec<(String, Array)>;
 

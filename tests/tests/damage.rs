@@ -1,7 +1,7 @@
 //! Files that are damaged in transit: bytes changed, cut out, doubled or cut off, the same ones every time. A reader says what
 //! is wrong or reads what is left; it does not panic, and it does not ask for more memory than there is.
 
-use lightbox_core::data::image;
+use lightbox_core::data::reader;
 use lightbox_core::{checkpoint, results, tensors};
 use lightbox_tests::{built, oracle};
 use rand::{Rng, SeedableRng};
@@ -55,7 +55,7 @@ fn check(name: &str, bytes: &[u8], count: usize, read: &dyn Fn(&Path) -> bool) {
 
 #[test]
 fn images() {
-    let read = |path: &Path| image::read(path, false).is_ok_and(|i| i.unit().is_ok());
+    let read = |path: &Path| reader::read(path, false).is_ok_and(|i| i.unit().is_ok());
     let file = |name: &str| std::fs::read(oracle(name)).unwrap();
     for name in ["u16.mha", "u16-zlib.mha", "i16-slice.mha", "mono1.dcm", "mono2.dcm", "u16.png"] {
         check(name, &file(name), 300, &read);

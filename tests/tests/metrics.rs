@@ -3,7 +3,7 @@
 
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::maps;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::metrics::{self, Answer, Batch, Bench, Evaluation, Form, NoBench, Score};
 use lightbox_core::stats::correlation::{pearson, spearman};
 use lightbox_core::stats::paired::{mcnemar, wilcoxon};
@@ -64,8 +64,8 @@ fn update(
         masks: Some(masks),
         known: &vec![true; n],
         signed: true,
-        scene: &Memo::default(),
-        cell: &Memo::default(),
+        scene: &BatchCache::default(),
+        cell: &BatchCache::default(),
     };
     evaluation.update(&batch, bench).unwrap()
 }

@@ -2,7 +2,8 @@
 
 use lightbox::engine;
 use lightbox_core::checkpoint::{self, State};
-use lightbox_core::data::image::{self, Pixels};
+use lightbox_core::data::image::Pixels;
+use lightbox_core::data::reader;
 use lightbox_core::data::resize::resize;
 use lightbox_core::metrics::auroc::auroc;
 use lightbox_core::metrics::average_precision::{Score, average_precision, pixel_average_precision};
@@ -241,7 +242,7 @@ fn patchconvnets_files_load_and_take_other_classes() {
 fn medical_files_hold_their_picture() {
     let wanted = floats(&get(&state("medical.safetensors"), "image"));
     let values = |name: &str| -> Vec<f64> {
-        let grey = image::read(&oracle(name), false).unwrap();
+        let grey = reader::read(&oracle(name), false).unwrap();
         assert_eq!((grey.width, grey.height), (20, 24), "{name}");
         match grey.pixels {
             Pixels::U8(v) => v.into_iter().map(f64::from).collect(),
@@ -262,7 +263,7 @@ fn medical_files_hold_their_picture() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cut.dcm");
     std::fs::write(&path, &cut[..cut.len() - 300]).unwrap();
-    let error = image::read(&path, false).unwrap_err().to_string();
+    let error = reader::read(&path, false).unwrap_err().to_string();
     assert!(error.contains("cut.dcm: "), "{error}");
 }
 
@@ -275,7 +276,7 @@ fn dicom_files_look_as_pydicom_shows_them() {
         let name = key.trim_end_matches(".file");
         let path = folder.path().join(format!("{name}.dcm"));
         std::fs::write(&path, Vec::<u8>::try_from(bytes).unwrap()).unwrap();
-        let image = match image::read(&path, false) {
+        let image = match reader::read(&path, false) {
             Ok(image) => image,
             Err(e) => {
                 refused.push(format!("{name}: {}", e.what));

@@ -1,7 +1,7 @@
 //! What sources of image files share.
 
-use super::image::{self, Image, Intensity};
-use super::{Sample, Source, Truth, mha};
+use super::image::{Image, Intensity};
+use super::{Sample, Source, Truth, mha, reader};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ impl Source for Files {
     }
 
     fn image(&self, i: usize) -> Result<Image> {
-        image::read_by(&self.folder.join(&self.samples[i].id), self.colour, self.intensity)
+        reader::read_by(&self.folder.join(&self.samples[i].id), self.colour, self.intensity)
     }
 
     fn files(&self, i: usize) -> Vec<PathBuf> {
@@ -79,7 +79,7 @@ pub(super) fn unnamed(folder: &Path, samples: &[Sample]) -> Vec<String> {
     let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
     let images = names.filter(|n| {
         let ending = n.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-        image::EXTENSIONS.contains(&ending.as_str()) && !known.contains(n.as_str())
+        reader::EXTENSIONS.contains(&ending.as_str()) && !known.contains(n.as_str())
     });
     let mut images: Vec<String> = images.collect();
     images.sort();

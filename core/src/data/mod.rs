@@ -10,6 +10,7 @@ pub mod nih;
 pub mod node21;
 pub mod phantom;
 pub mod preparation;
+pub mod reader;
 pub mod resize;
 pub mod split;
 pub mod store;

@@ -5,7 +5,7 @@
 use super::csv::Rows;
 use super::files::{Files, need_files, unnamed};
 use super::mask::BBox;
-use super::{Sample, Source, SourceInfo, Truth, image, sorted};
+use super::{Sample, Source, SourceInfo, Truth, image, reader, sorted};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ impl Node21 {
                 continue;
             }
             let stem = sample.id.rsplit_once('.').map_or(sample.id.as_str(), |(stem, _)| stem).to_string();
-            let other = image::EXTENSIONS.iter().map(|e| format!("{stem}.{e}")).find(|n| folder.join(n).is_file());
+            let other = reader::EXTENSIONS.iter().map(|e| format!("{stem}.{e}")).find(|n| folder.join(n).is_file());
             if let Some(other) = other {
                 sample.id = other;
             }

@@ -1,7 +1,8 @@
 //! How an image file becomes what a model takes: the one place in which size, colour, intensity and depth are decided, for
 //! the images of a run, those that explainers read, and those of `lightbox explain`.
 
-use super::image::{self, Image, Intensity};
+use super::image::{Image, Intensity};
+use super::reader;
 use crate::Result;
 use std::path::Path;
 
@@ -44,7 +45,7 @@ pub struct Preparation {
 impl Preparation {
     /// Reads an image file.
     pub fn read(&self, path: &Path) -> Result<Image> {
-        image::read_by(path, self.colour, self.intensity)
+        reader::read_by(path, self.colour, self.intensity)
     }
 
     /// An image at the size, channels first, values in [0, 1], not yet brought to a depth.
@@ -67,11 +68,12 @@ impl Preparation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::image::Pixels;
     use super::*;
 
     #[test]
     fn a_depth_is_the_sets_or_the_images_own() {
-        let image = Image::new(2, 1, 1, image::Pixels::U8(vec![0, 101])).unwrap();
+        let image = Image::new(2, 1, 1, Pixels::U8(vec![0, 101])).unwrap();
         let by = |depth| {
             Preparation { size: [1, 5], colour: false, intensity: Intensity::Auto, depth }.prepared(&image).unwrap()
         };

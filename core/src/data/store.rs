@@ -10,7 +10,7 @@ use super::image::Image;
 use super::mask::draw_ellipse;
 use super::preparation::{Depth, Preparation};
 use super::resize::resize;
-use super::{Source, Truth, image};
+use super::{Source, Truth, reader};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::fs::File;
@@ -170,7 +170,7 @@ fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes:
             }
         }
         Truth::MaskFile(path) => {
-            let file = image::read(path, false)?;
+            let file = reader::read(path, false)?;
             if (file.width, file.height) != (image.width, image.height) {
                 let (mw, mh, w, h) = (file.width, file.height, image.width, image.height);
                 return Err(Error::at(path, format!("the mask has {mw} x {mh} pixels, its image {w} x {h}")));
@@ -444,6 +444,7 @@ impl Iterator for Batches<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::image::Pixels;
     use super::*;
     use crate::data::{DataSpec, open, phantom::Phantom};
     use crate::task::Task;
@@ -509,7 +510,7 @@ mod tests {
                 &self.0
             }
             fn image(&self, _: usize) -> Result<Image> {
-                Image::grey(2, 2, image::Pixels::U16(vec![0, 1000, 2000, 4000]))
+                Image::grey(2, 2, Pixels::U16(vec![0, 1000, 2000, 4000]))
             }
         }
         let sample = crate::data::Sample::binary("d", "d", 1, Truth::Unknown);
@@ -533,7 +534,7 @@ mod tests {
                 &self.0
             }
             fn image(&self, _: usize) -> Result<Image> {
-                Image::grey(8, 8, image::Pixels::U8(vec![0; 64]))
+                Image::grey(8, 8, Pixels::U8(vec![0; 64]))
             }
         }
         let b = crate::data::mask::BBox::new(30.0, 0.0, 2.0, 2.0);
@@ -555,8 +556,8 @@ mod tests {
             }
             fn image(&self, i: usize) -> Result<Image> {
                 match i {
-                    0 => Image::grey(2, 2, image::Pixels::U8(vec![0, 51, 102, 255])),
-                    _ => Image::grey(2, 2, image::Pixels::U16(vec![0, 1001, 2002, 4095])),
+                    0 => Image::grey(2, 2, Pixels::U8(vec![0, 51, 102, 255])),
+                    _ => Image::grey(2, 2, Pixels::U16(vec![0, 1001, 2002, 4095])),
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! normalised image, as in pytorch-grad-cam, so that 0 is the mean of the model's training images. A map that is 1 almost everywhere loses nothing:
 //! read it beside the controls.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{at_targets, plain};
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

@@ -2,7 +2,7 @@
 //! et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063, section 4.1. See `average-drop` for the multiplication.
 
 use super::average_drop::masked;
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 

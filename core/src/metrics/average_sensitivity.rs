@@ -2,8 +2,8 @@
 //! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631, with the norms of
 //! `max-sensitivity`.
 
-use super::each::{Ask, Asking, Constant, Found};
-use super::vary::{NEEDS, base, change, score as vary};
+use super::map_metric::{Ask, Asking, Constant, Found};
+use super::perturbed::{NEEDS, base, change, score as vary};
 use super::{Bench, MetricSpec};
 use crate::Result;
 
@@ -25,7 +25,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vary::tests::value;
+    use super::super::perturbed::tests::value;
     use super::*;
 
     #[test]

@@ -2,7 +2,7 @@
 //! Deep Networks", ICML 2017, arXiv:1703.01365, section 3 (completeness). The sum is over the map as the explainer gave it,
 //! not brought to another size. Only methods whose maps are signed claim it. Quantus 0.6 asks for equality, after normalising.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{SetBaseline, at_targets, of_blank, plain};
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

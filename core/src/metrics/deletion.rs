@@ -7,7 +7,7 @@
 //! id. The endpoints are the image itself and the baseline alone. Quantus `PixelFlipping` leaves out the first and takes
 //! steps of length 1.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

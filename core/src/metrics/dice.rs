@@ -2,7 +2,7 @@
 //! Between Species", Ecology 1945.
 
 use super::MetricSpec;
-use super::each::share;
+use super::map_metric::share;
 use super::threshold::AtThreshold;
 
 pub static DICE: AtThreshold = AtThreshold {

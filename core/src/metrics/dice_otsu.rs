@@ -1,7 +1,8 @@
 //! Dice's coefficient at Otsu's threshold: `iou-otsu`'s prediction, compared by Dice, "Measures of the Amount of Ecologic
 //! Association Between Species", Ecology 1945.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
 pub static DICE_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -25,7 +26,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn is_twice_the_overlap_over_both() {

@@ -2,7 +2,8 @@
 //! interpretability", 2020, arXiv:2007.07584, as a share of the pixels and with a limit relative to the map's own largest value, so
 //! that neither size nor scale matters. Quantus 0.6 counts values above 1e-5 after dividing by the largest of all images.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
@@ -43,7 +44,7 @@ fn score(image: &Image<'_>, Settings { limit }: &Settings) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn counts_what_is_not_negligible() {

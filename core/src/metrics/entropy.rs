@@ -2,7 +2,8 @@
 //! Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631 (complexity), over ln N, so that maps of several
 //! sizes compare. Oracle: Quantus `Complexity`, which is not divided.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 use crate::maps;
 
@@ -36,7 +37,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn an_even_map_has_all_and_a_point_none() {

@@ -3,7 +3,7 @@
 //! Shifted images repeat their border; only pixels that both maps have are compared. A model that is not itself equivariant
 //! bounds the value.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::pearson;
 use crate::{Error, Result, maps};

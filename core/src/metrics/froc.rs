@@ -6,7 +6,7 @@
 //! explainer's own scale. A finding counts once; a further candidate in it is no false alarm. Images without a finding count
 //! where they are explained (`task.select = "all"`).
 
-use super::each::share;
+use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry, KNOWN};
 use super::{Curve, Level, MetricSpec, Score};
 

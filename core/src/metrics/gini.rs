@@ -1,7 +1,8 @@
 //! Gini index: how few pixels hold a map's magnitude. Chalasani et al., "Concise Explanations of Neural Networks using Adversarial
 //! Training", ICML 2020, arXiv:1810.06583. Oracle: Quantus `Sparseness` (which adds 1e-7 to every value).
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 use crate::maps;
 
@@ -58,7 +59,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn is_half_the_mean_difference_of_pairs() {

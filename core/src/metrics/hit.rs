@@ -2,8 +2,9 @@
 //! Backprop", ECCV 2016, arXiv:1608.00507. Of several highest pixels the share in the mask counts, which is the expectation
 //! under a random choice. Quantus 0.6 takes the first, and calls an empty mask and a map of zeros a hit.
 
-use super::each::{Image, OfOneMap, share};
-use super::threshold::Overlap;
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
+use super::pixels::Overlap;
 use super::{Masks, MetricSpec, Score};
 
 pub static HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -30,7 +31,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn ties_are_shared() {

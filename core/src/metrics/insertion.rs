@@ -3,7 +3,7 @@
 //! Gaussian of a twentieth of the image's width, so that a nodule vanishes in it (theirs has a deviation of 5 pixels of 224
 //! and ends after one deviation).
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

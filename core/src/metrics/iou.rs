@@ -2,7 +2,7 @@
 //! alpine zone", New Phytologist 1912; of maps: Saporta et al., Nature Machine Intelligence 2022, arXiv:2103.13059.
 
 use super::MetricSpec;
-use super::each::share;
+use super::map_metric::share;
 use super::threshold::AtThreshold;
 
 pub static IOU: AtThreshold = AtThreshold {

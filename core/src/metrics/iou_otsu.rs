@@ -2,7 +2,8 @@
 //! X-ray interpretation", Nature Machine Intelligence 2022, arXiv:2103.13059); there an image drops out where the prediction is empty, here it
 //! counts as 0.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
 pub static IOU_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -26,7 +27,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn is_over_the_union() {

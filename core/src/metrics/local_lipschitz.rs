@@ -2,8 +2,8 @@
 //! Robustness of Interpretability Methods", 2018, arXiv:1806.08049, equation 2. It has the map's units: compare explainers
 //! whose maps have one scale, or read the sensitivities.
 
-use super::each::{Ask, Asking, Constant, Found};
-use super::vary::{NEEDS, Pair, base, distance, greatest, score as vary};
+use super::map_metric::{Ask, Asking, Constant, Found};
+use super::perturbed::{NEEDS, Pair, base, distance, greatest, score as vary};
 use super::{Bench, MetricSpec};
 use crate::Result;
 
@@ -30,7 +30,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vary::tests::value;
+    use super::super::perturbed::tests::value;
     use super::*;
 
     #[test]

@@ -2,7 +2,8 @@
 //! Osman and Samek, Information Fusion 2022, arXiv:2003.07258) over the mask's share of the pixels, so that images with small and
 //! large findings compare.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
 pub static MASS_LIFT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -32,7 +33,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn an_even_map_has_no_lift() {

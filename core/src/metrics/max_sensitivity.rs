@@ -2,8 +2,8 @@
 //! Sensitivity of Explanations", NeurIPS 2019, arXiv:1901.09392, definition 3.1, over the map's own norm as in Captum
 //! `sensitivity_max`, which calls a map of zeros perfect; here it is a failure.
 
-use super::each::{Ask, Asking, Constant, Found};
-use super::vary::{NEEDS, base, change, greatest, score as vary};
+use super::map_metric::{Ask, Asking, Constant, Found};
+use super::perturbed::{NEEDS, base, change, greatest, score as vary};
 use super::{Bench, MetricSpec};
 use crate::Result;
 
@@ -25,7 +25,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vary::tests::value;
+    use super::super::perturbed::tests::value;
     use super::super::{Metric, find};
     use super::*;
 

@@ -10,14 +10,15 @@ pub mod average_drop;
 pub mod average_increase;
 pub mod average_precision;
 pub mod average_sensitivity;
+pub mod batch_cache;
 pub mod completeness_gap;
 pub mod deletion;
 pub mod dice;
 pub mod dice_otsu;
-mod each;
 pub mod effective_complexity;
 pub mod entropy;
 pub mod equivariance;
+mod facts;
 pub mod froc;
 pub mod gini;
 pub mod hit;
@@ -27,13 +28,14 @@ pub mod insertion;
 pub mod iou;
 pub mod iou_otsu;
 pub mod local_lipschitz;
+mod map_metric;
 pub mod mass_lift;
 pub mod max_sensitivity;
-pub mod memo;
 pub mod mu_fidelity;
 pub mod nodule_recall;
 mod otsu;
 pub mod parameter_randomisation;
+mod perturbed;
 pub mod pixel_auprc;
 pub mod pixel_auprc_pooled;
 pub mod pixel_auroc;
@@ -54,11 +56,10 @@ pub mod subsets;
 pub mod threshold;
 pub mod tolerant_hit;
 pub mod top_k;
-mod vary;
 #[cfg(test)]
 mod versions;
 
-use self::memo::Memo;
+use self::batch_cache::BatchCache;
 use crate::maps::{self, Fault, Flat};
 use crate::task::Task;
 use crate::{Error, Result};
@@ -280,9 +281,9 @@ pub struct Batch<'a> {
     /// Whether the explainer's maps have a sign that means something.
     pub signed: bool,
     /// What metrics made for these images, whatever the explainer.
-    pub scene: &'a Memo,
+    pub scene: &'a BatchCache,
     /// What metrics made for these maps.
-    pub cell: &'a Memo,
+    pub cell: &'a BatchCache,
 }
 
 impl Batch<'_> {
@@ -290,7 +291,7 @@ impl Batch<'_> {
     fn values(&self) -> Result<(Rc<Flat<f32>>, usize)> {
         let maps = self.maps.ok_or_else(|| Error::new("this metric was given no maps"))?;
         let width = maps.size().last().copied().unwrap_or(1) as usize;
-        // Where they lie is which form they are: a cell's forms live as long as its memo.
+        // Where they lie is which form they are: a cell's forms live as long as its cache.
         Ok((self.cell.get(&format!("values {:p}", maps.data_ptr()), || maps::values(maps))?, width))
     }
 
@@ -307,6 +308,12 @@ pub struct Answer {
     pub logits: Tensor,
     /// Softmax or sigmoid of them, as the task has it; [n, classes] float64, CPU.
     pub scores: Tensor,
+}
+
+/// Tells the metrics of a batch what the model has said of its images already, so that none runs it again. `scene` is the
+/// batch's [`Batch::scene`].
+pub fn remember(scene: &BatchCache, answer: impl FnOnce() -> Result<Answer>) -> Result<()> {
+    scene.get(removal::PLAIN, answer).map(drop)
 }
 
 /// The model and the explainer of a cell, as far as a metric may use them.

@@ -2,7 +2,7 @@
 //! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631 (faithfulness); with Spearman's
 //! correlation and sets of cells of a grid as in Xplique 1.4 `MuFidelity`, which gives 0 where a side does not vary.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};

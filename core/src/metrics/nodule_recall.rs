@@ -1,7 +1,7 @@
 //! Nodule recall: the share of an image's findings that a candidate's peak lies in, whatever else is predicted. Candidates and
 //! findings are those of `froc`, at one operating point: the threshold that is frozen on validation images.
 
-use super::each::share;
+use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry};
 use super::{MetricSpec, Score};
 

@@ -2,24 +2,22 @@
 //! Threshold Selection Method from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics 1979; 256
 //! levels of the map's own range, as scikit-image `threshold_otsu`. A pixel above the middle of the level is predicted.
 
-use super::each::Image;
-use super::threshold::Overlap;
+use super::pixels::Overlap;
 
 const LEVELS: usize = 256;
 
-/// The prediction's overlap with the mask; none for a constant map.
-pub fn overlap(image: &Image<'_>) -> Option<Overlap> {
-    let (low, high) = image.extremes();
+/// The prediction's overlap with the mask, of a map between these extremes; none for a constant map.
+pub fn overlap(map: &[f32], mask: &[u8], (low, high): (f32, f32)) -> Option<Overlap> {
     if low >= high {
         return None;
     }
     let scale = LEVELS as f64 / (f64::from(high) - f64::from(low));
     let level = |v: f32| (((f64::from(v) - f64::from(low)) * scale) as usize).min(LEVELS - 1);
     let mut counts = [0u64; LEVELS];
-    image.map.iter().for_each(|v| counts[level(*v)] += 1);
+    map.iter().for_each(|v| counts[level(*v)] += 1);
     let limit = threshold(&counts);
     let centre = f64::from(low) + (limit as f64 + 0.5) / scale;
-    Some(Overlap::of(image.map, image.mask, |v| f64::from(v) > centre))
+    Some(Overlap::of(map, mask, |v| f64::from(v) > centre))
 }
 
 /// The level up to which values are of the lower class; the first of equal ones.
@@ -45,7 +43,6 @@ fn threshold(counts: &[u64; LEVELS]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::of;
 
     #[test]
     fn two_heaps_are_parted_between_them() {
@@ -54,8 +51,8 @@ mod tests {
         counts[200..210].fill(5);
         assert_eq!(threshold(&counts), 19);
         let map = [0.0, 0.1, 0.1, 5.0, 6.0, 0.15];
-        let found = of(&map, &[0, 0, 0, 1, 0, 0], 3, overlap).unwrap();
+        let found = overlap(&map, &[0, 0, 0, 1, 0, 0], (0.0, 6.0)).unwrap();
         assert_eq!((found.predicted, found.marked, found.both), (2, 1, 1));
-        assert!(of(&[0.5; 4], &[1, 0, 0, 0], 2, overlap).is_none());
+        assert!(overlap(&[0.5; 4], &[1, 0, 0, 0], (0.5, 0.5)).is_none());
     }
 }

@@ -4,7 +4,7 @@
 //! permuting its own values, which keeps its scale and the sign of variances. It is a gate, not a ranking: noise passes it
 //! (Binder et al., CVPR 2023, arXiv:2211.12486).
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::spearman;
 use crate::{Error, Result, maps, seed};

@@ -3,7 +3,8 @@
 //! SPIE Medical Imaging 2024. Oracle: scikit-learn `average_precision_score`. The kernel is in `average_precision.rs`.
 
 use super::average_precision::average_precision_by_libtorch;
-use super::each::each_image;
+use super::facts::no_mask;
+use super::map_metric::each_image;
 use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size};
 use crate::maps::Fault;
 use crate::{Error, Result};
@@ -48,16 +49,6 @@ impl Metric for PixelAuprc {
 
 struct At;
 
-/// Why a mask cannot be compared with; `None` where it can.
-pub(super) fn no_mask(of: Masks, known: bool, marked: bool) -> Option<Score> {
-    match (known, marked) {
-        (true, true) => None,
-        _ if of == Masks::Shortcut => Some(Score::not_applicable("no shortcut")),
-        (false, _) => Some(Score::not_applicable("no mask")),
-        (_, false) => Some(Score::not_applicable("empty mask")),
-    }
-}
-
 /// Maps and masks of a batch.
 pub(super) fn both<'a>(batch: &Batch<'a>) -> Result<(&'a Tensor, &'a Tensor)> {
     batch.maps.zip(batch.masks).ok_or_else(|| Error::new("this metric was given no maps or no masks"))
@@ -92,7 +83,7 @@ pub(super) mod tests {
     use super::*;
     use crate::maps;
     use crate::metrics::NoBench;
-    use crate::metrics::memo::Memo;
+    use crate::metrics::batch_cache::BatchCache;
 
     /// Shows [n, 1, w] maps and masks that are all known to an evaluation.
     pub fn see(metric: &dyn Metric, to: &mut dyn Evaluation, maps: &[&[f32]], masks: &[&[u8]]) -> Vec<Score> {
@@ -110,8 +101,8 @@ pub(super) mod tests {
             masks: Some(&Tensor::from_slice(&masks.concat()).reshape(shape)),
             known: &vec![true; maps.len()],
             signed: false,
-            scene: &Memo::default(),
-            cell: &Memo::default(),
+            scene: &BatchCache::default(),
+            cell: &BatchCache::default(),
         };
         to.update(&batch, &mut NoBench).unwrap()
     }

@@ -73,7 +73,7 @@ fn curve(h: &Histograms) -> Option<Curve> {
 #[cfg(test)]
 mod tests {
     use super::super::pixel_auprc::tests::score;
-    use super::super::{Batch, Score, memo::Memo};
+    use super::super::{Batch, Score, batch_cache::BatchCache};
     use super::*;
     use crate::maps::Fault;
     use crate::metrics::average_precision::average_precision;
@@ -124,8 +124,8 @@ mod tests {
             masks: Some(&masks.reshape([3, 10, 20])),
             known: &[true; 3],
             signed: false,
-            scene: &Memo::default(),
-            cell: &Memo::default(),
+            scene: &BatchCache::default(),
+            cell: &BatchCache::default(),
         };
         here.update(&batch).unwrap();
         assert!(here.all == there.all && here.positives == there.positives && there.all.iter().sum::<i64>() == 600);

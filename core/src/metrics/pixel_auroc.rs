@@ -2,7 +2,8 @@
 //! ROC analysis", Pattern Recognition Letters 2006. Oracle: scikit-learn `roc_auc_score`. Small findings make it high for any
 //! map that is low on most of the image; `pixel-auprc` is the stricter.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
 pub static PIXEL_AUROC: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -28,7 +29,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn is_the_share_of_pairs_in_order() {

@@ -2,7 +2,7 @@
 //! `pixel-auprc-pooled`. Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 2006. Oracle: scikit-learn
 //! `roc_auc_score` on the rounded values.
 
-use super::each::share;
+use super::map_metric::share;
 use super::pooled::{Histograms, Pooled, thinned};
 use super::{Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
 use crate::Result;

@@ -237,6 +237,40 @@ fn ways() -> Vec<Count> {
     ways
 }
 
+/// How a prediction and a mask overlap, in pixels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overlap {
+    pub predicted: usize,
+    pub marked: usize,
+    pub both: usize,
+}
+
+impl Overlap {
+    /// Of a map's predicted pixels and a mask of 0 and 1.
+    pub fn of(map: &[f32], mask: &[u8], predicted: impl Fn(f32) -> bool) -> Self {
+        let mut found = Overlap::default();
+        // Masks are mostly empty: where they are, only the predicted are counted.
+        for (values, marks) in map.chunks(64).zip(mask.chunks(64)) {
+            found.predicted += values.iter().map(|v| u32::from(predicted(*v))).sum::<u32>() as usize;
+            let marked = marks.iter().map(|m| u32::from(*m)).sum::<u32>() as usize;
+            if marked > 0 {
+                found.marked += marked;
+                found.both += values.iter().zip(marks).filter(|(v, m)| **m == 1 && predicted(**v)).count();
+            }
+        }
+        found
+    }
+
+    /// 0 where the prediction is empty.
+    pub fn iou(&self) -> f64 {
+        self.both as f64 / (self.predicted + self.marked - self.both).max(1) as f64
+    }
+
+    pub fn dice(&self) -> f64 {
+        2.0 * self.both as f64 / (self.predicted + self.marked).max(1) as f64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::auroc::auroc;

@@ -1,7 +1,8 @@
 //! The pixels of any number of images as two histograms, of which pooled metrics are functions: each map is scaled to [0, 1] by
 //! its own range and rounded to 65,536 levels. Histograms are added exactly, in any order, over units and workers.
 
-use super::pixel_auprc::{both, no_mask};
+use super::facts::no_mask;
+use super::pixel_auprc::both;
 use super::{Batch, Bench, Curve, Evaluation, Masks, Score, State};
 use crate::maps::Fault;
 use crate::{Error, Result};

@@ -2,7 +2,7 @@
 //! Many Modified BP Attributions Fail", ICML 2020, arXiv:1912.09818, section 4. Rank correlation in place of their SSIM, which
 //! needs a scale; the other class is drawn from the run's seed and the image's id.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::plain;
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::spearman;

@@ -3,8 +3,8 @@
 //! not count. Values below a thousandth of the largest count as that in a denominator: as the paper has it, one pixel near 0 decides
 //! the value (in Quantus 0.6 by factors of 10^3 to 10^5).
 
-use super::each::{Ask, Asking, Constant, Found};
-use super::vary::{NEEDS, Pair, base, greatest, relative, relative_change, score as vary};
+use super::map_metric::{Ask, Asking, Constant, Found};
+use super::perturbed::{NEEDS, Pair, base, greatest, relative, relative_change, score as vary};
 use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
@@ -34,7 +34,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vary::tests::value;
+    use super::super::perturbed::tests::value;
     use super::*;
 
     #[test]

@@ -2,8 +2,8 @@
 //! Stability for Attribution-based Explanations", 2022, arXiv:2203.06877, equation 5, with the floors of
 //! `relative-input-stability`.
 
-use super::each::{Ask, Asking, Constant, Found};
-use super::vary::{NEEDS, Pair, base, greatest, relative, score as vary};
+use super::map_metric::{Ask, Asking, Constant, Found};
+use super::perturbed::{NEEDS, Pair, base, greatest, relative, score as vary};
 use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
@@ -33,7 +33,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vary::tests::{IMAGE, WEIGHTS, value};
+    use super::super::perturbed::tests::{IMAGE, WEIGHTS, value};
     use super::*;
 
     #[test]

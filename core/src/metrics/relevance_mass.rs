@@ -2,9 +2,9 @@
 //! Information Fusion 2022, arXiv:2003.07258, section 4.2. Negative values count as none. It depends on where zero is: a map of
 //! probabilities has mass everywhere.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
-use crate::maps;
 
 pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
@@ -20,14 +20,6 @@ fn spec() -> MetricSpec {
     }
 }
 
-/// The share of the positive mass in the mask; none where there is no positive value.
-pub(super) fn mass_inside(image: &Image<'_>) -> Option<f64> {
-    let mass = |v: f32| if v > 0.0 { f64::from(v) } else { 0.0 };
-    let all = maps::sum(image.map, mass);
-    let marked = image.map.iter().zip(image.mask).filter(|(_, m)| **m == 1);
-    (all > 0.0).then(|| marked.map(|(v, _)| mass(*v)).sum::<f64>() / all)
-}
-
 fn score(image: &Image<'_>, _: &()) -> Score {
     match image.mass_inside() {
         Some(mass) => Score::ok(mass),
@@ -38,7 +30,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn negative_values_have_no_mass() {

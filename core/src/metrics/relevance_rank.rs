@@ -3,7 +3,8 @@
 //! arXiv:2003.07258, section 4.2. Equal pixels count by their expectation; Quantus 0.6 gives a map of zeros 1 where the mask lies
 //! at the top.
 
-use super::each::{Image, OfOneMap, share, share_of_highest};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share, share_of_highest};
 use super::{Masks, MetricSpec, Score};
 
 pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -28,7 +29,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn k_is_the_size_of_the_mask() {

@@ -152,9 +152,12 @@ pub fn blank(batch: &Batch<'_>, baseline: Baseline) -> Result<Rc<Tensor>> {
     })
 }
 
+/// Under which name a scene keeps [`plain`].
+pub const PLAIN: &str = "plain";
+
 /// What the model says of the batch's own images.
 pub fn plain(batch: &Batch<'_>, bench: &mut dyn Bench) -> Result<Rc<Answer>> {
-    batch.scene.get("plain", || bench.run(batch.images))
+    batch.scene.get(PLAIN, || bench.run(batch.images))
 }
 
 /// What the model says of the baselines.
@@ -324,7 +327,7 @@ pub fn area(curve: &[f64]) -> f64 {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::memo::Memo;
+    use super::super::batch_cache::BatchCache;
     use super::super::{Bench, Metric, Score};
     use super::*;
     use serde_json::Value;
@@ -418,11 +421,34 @@ pub mod tests {
             masks: None,
             known: &vec![false; images.len()],
             signed,
-            scene: &Memo::default(),
-            cell: &Memo::default(),
+            scene: &BatchCache::default(),
+            cell: &BatchCache::default(),
         };
         let mut evaluation = metric.start(&parameters, 0).unwrap();
         evaluation.update(&batch, bench).unwrap()
+    }
+
+    #[test]
+    fn what_is_known_of_the_images_is_not_asked_again() {
+        let mut bench = Linear::new(&[1.0; 4]);
+        let images = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).reshape([1, 1, 2, 2]);
+        let (scene, cell) = (BatchCache::default(), BatchCache::default());
+        let known = Answer { logits: Tensor::from_slice(&[7.0, 8.0]), scores: Tensor::from_slice(&[0.7, 0.8]) };
+        super::super::remember(&scene, || Ok(known)).unwrap();
+        let batch = Batch {
+            images: &images,
+            targets: &[1],
+            ids: &[1],
+            maps: None,
+            faults: &[],
+            masks: None,
+            known: &[],
+            signed: true,
+            scene: &scene,
+            cell: &cell,
+        };
+        assert_eq!(plain(&batch, &mut bench).unwrap().logits, Tensor::from_slice(&[7.0, 8.0]));
+        assert_eq!(bench.runs, 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! removed, the mean over four shares. A smooth map gains by it (arXiv:2304.13836): read it beside the control `centre`.
 //! Quantus 0.6 takes the first batch alone and fails on colour images.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

@@ -3,7 +3,7 @@
 //! of cells of a grid, their sizes spread evenly on a logarithm from one cell to four fifths of them. Quantus 0.6 draws its sets along the map's order and correlates across images of
 //! the first batch, which is another quantity.
 
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};

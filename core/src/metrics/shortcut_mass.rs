@@ -3,7 +3,8 @@
 //! a faithful map of a model that takes the shortcut follows the shortcut. The controlled experiment of Adebayo et al.,
 //! "Post hoc Explanations may be Ineffective for Detecting Unknown Spurious Correlation", ICLR 2022, arXiv:2212.04629.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 
 pub static SHORTCUT_MASS: OfOneMap = OfOneMap { masks: Masks::Shortcut, spec, score };
@@ -31,7 +32,7 @@ fn score(image: &Image<'_>, _: &()) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn is_the_mass_on_its_pixels() {

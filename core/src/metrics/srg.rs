@@ -4,7 +4,7 @@
 //! and insertion alone do not. With `s` the score it is the area between the curves (ABPC) of Samek et al., TNNLS 2017.
 
 use super::deletion::Settings;
-use super::each::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;

@@ -7,6 +7,7 @@
 //! predicted pixels, scored by the peak of the map as it is; it finds a nodule (an 8-connected region of the mask) where its
 //! peak lies in it.
 
+use super::pixels::Overlap;
 use super::{Batch, Bench, Curve, Evaluation, Form, Masks, Metric, MetricSpec, Needs, Score, Size, State};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
@@ -16,40 +17,6 @@ use tch::{Kind, Tensor};
 
 /// Thresholds in tenths: 1 to 9.
 pub const STEPS: usize = 9;
-
-/// How a prediction and a mask overlap, in pixels.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Overlap {
-    pub predicted: usize,
-    pub marked: usize,
-    pub both: usize,
-}
-
-impl Overlap {
-    /// Of a map's predicted pixels and a mask of 0 and 1.
-    pub fn of(map: &[f32], mask: &[u8], predicted: impl Fn(f32) -> bool) -> Self {
-        let mut found = Overlap::default();
-        // Masks are mostly empty: where they are, only the predicted are counted.
-        for (values, marks) in map.chunks(64).zip(mask.chunks(64)) {
-            found.predicted += values.iter().map(|v| u32::from(predicted(*v))).sum::<u32>() as usize;
-            let marked = marks.iter().map(|m| u32::from(*m)).sum::<u32>() as usize;
-            if marked > 0 {
-                found.marked += marked;
-                found.both += values.iter().zip(marks).filter(|(v, m)| **m == 1 && predicted(**v)).count();
-            }
-        }
-        found
-    }
-
-    /// 0 where the prediction is empty.
-    pub fn iou(&self) -> f64 {
-        self.both as f64 / (self.predicted + self.marked - self.both).max(1) as f64
-    }
-
-    pub fn dice(&self) -> f64 {
-        2.0 * self.both as f64 / (self.predicted + self.marked).max(1) as f64
-    }
-}
 
 /// 8-connected regions of pixels, as runs within rows.
 pub struct Regions {
@@ -191,13 +158,13 @@ impl Entry {
 
     /// Why the image has no overlap to speak of.
     fn without(&self) -> Option<Score> {
-        super::pixel_auprc::no_mask(Masks::Finding, self.state & KNOWN != 0, self.overlaps[0].marked > 0).or(match self
-            .state
-        {
-            s if s & NOT_FINITE != 0 => Some(Score::failed("the map is not finite")),
-            s if s & CONSTANT != 0 => Some(Score::failed(Score::CONSTANT)),
-            _ => None,
-        })
+        super::facts::no_mask(Masks::Finding, self.state & KNOWN != 0, self.overlaps[0].marked > 0).or(
+            match self.state {
+                s if s & NOT_FINITE != 0 => Some(Score::failed("the map is not finite")),
+                s if s & CONSTANT != 0 => Some(Score::failed(Score::CONSTANT)),
+                _ => None,
+            },
+        )
     }
 }
 
@@ -358,7 +325,7 @@ impl Evaluation for Tuned {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::memo::Memo;
+    use super::super::batch_cache::BatchCache;
     use super::super::{NoBench, Status};
     use super::*;
 
@@ -393,8 +360,8 @@ pub mod tests {
                     masks: Some(&masks),
                     known: &vec![true; ids.len()],
                     signed: false,
-                    scene: &Memo::default(),
-                    cell: &Memo::default(),
+                    scene: &BatchCache::default(),
+                    cell: &BatchCache::default(),
                 };
                 assert!(evaluation.update(&batch, &mut NoBench).unwrap().is_empty());
                 states.push(evaluation.state().unwrap());

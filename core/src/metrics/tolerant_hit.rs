@@ -1,7 +1,8 @@
 //! Tolerant hit: whether the highest pixel lies in the mask or near it, within `radius` of the image's width. As the pointing
 //! game of Zhang et al., ECCV 2016, arXiv:1608.00507, whose tolerance is 15 pixels.
 
-use super::each::{Image, OfOneMap, share};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
@@ -73,7 +74,7 @@ fn score(image: &Image<'_>, Settings { radius }: &Settings) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn near_is_within_the_radius() {

@@ -2,7 +2,8 @@
 //! WACV 2022, arXiv:2104.14995. k is a share of the pixels; equal pixels count by their expectation under a random order.
 //! Quantus 0.6 takes them in the order of their numbers.
 
-use super::each::{Image, OfOneMap, share, share_of_highest};
+use super::facts::Image;
+use super::map_metric::{OfOneMap, share, share_of_highest};
 use super::{Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
@@ -36,7 +37,7 @@ fn score(image: &Image<'_>, Settings { share }: &Settings) -> Score {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::each::tests::value;
+    use crate::metrics::map_metric::tests::value;
 
     #[test]
     fn a_share_of_the_pixels_is_looked_at() {

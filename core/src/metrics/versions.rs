@@ -1,7 +1,7 @@
 //! Every metric's value on fixed input, with its version: who changes a value must raise the version, or runs would keep
 //! values of the older one beside new ones.
 
-use super::memo::Memo;
+use super::batch_cache::BatchCache;
 use super::{Answer, Batch, Bench, Form, Level, Metric, Predictions, Score, Size, all};
 use crate::Result;
 use crate::maps;
@@ -85,8 +85,8 @@ fn value(metric: &dyn Metric) -> f64 {
         masks: Some(&masks),
         known: &[true; IMAGES as usize],
         signed: true,
-        scene: &Memo::default(),
-        cell: &Memo::default(),
+        scene: &BatchCache::default(),
+        cell: &BatchCache::default(),
     };
     let parameters = spec.resolve(&Default::default()).unwrap();
     let mut evaluation = metric.start(&parameters, 7).unwrap();

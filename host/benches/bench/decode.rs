@@ -3,9 +3,9 @@
 use crate::rounds::alternate;
 use crate::table::Table;
 use crate::{Bench, Result};
-use lightbox_core::data::image::{self, Intensity};
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::{self, DataSpec};
+use lightbox_core::data::{image::Intensity, reader};
 use lightbox_core::task::Task;
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
             let found = pool.install(|| -> std::result::Result<Vec<f32>, lightbox_core::Error> {
                 let mut all = Vec::with_capacity(count * 224 * 224);
                 for path in &paths {
-                    let small = image::read(path, false)?.resized((224, 224), Intensity::Auto)?;
+                    let small = reader::read(path, false)?.resized((224, 224), Intensity::Auto)?;
                     all.extend(small.iter().map(|v| ((v * 255.0).round() / 255.0 - 0.5) / 0.25));
                 }
                 Ok(all)

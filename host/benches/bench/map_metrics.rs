@@ -7,7 +7,7 @@ use crate::{Bench, Result};
 use lightbox_core::checkpoint::State;
 use lightbox_core::data::resize::upsample;
 use lightbox_core::maps;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::metrics::{self, Batch, Evaluation, Form, Masks, Metric, NoBench, Size};
 use serde_json::json;
 use std::fmt::Write as _;
@@ -53,7 +53,7 @@ impl Set {
     fn score(&self, evaluations: &mut [(&'static dyn Metric, Box<dyn Evaluation>)]) -> Result<Vec<Vec<f64>>> {
         let n = self.raw.size()[0] as usize;
         let faults = maps::faults(&self.raw)?;
-        let (scene, cell) = (Memo::default(), Memo::default());
+        let (scene, cell) = (BatchCache::default(), BatchCache::default());
         let mut all = Vec::new();
         for (metric, evaluation) in evaluations {
             let needs = metric.needs();

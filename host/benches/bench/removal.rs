@@ -6,7 +6,7 @@ use crate::table::Table;
 use crate::{Bench, Result, highest, images, timed};
 use lightbox::engine::Engine;
 use lightbox_core::maps;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::metrics::{self, Answer, Batch, NoBench};
 use serde_json::Value;
 use serde_json::json;
@@ -62,7 +62,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let given: BTreeMap<String, Value> =
         [("steps".to_string(), STEPS.into()), ("baseline".to_string(), "zero".into())].into();
     let curves = || -> Result<Vec<Vec<f64>>> {
-        let (scene, cell) = (Memo::default(), Memo::default());
+        let (scene, cell) = (BatchCache::default(), BatchCache::default());
         let mut all = Vec::new();
         for name in ["deletion", "insertion"] {
             let metric = metrics::find(name)?;

@@ -3,7 +3,7 @@
 
 use crate::table::Table;
 use crate::{Bench, Result};
-use lightbox_core::gather::Gather;
+use lightbox_core::aggregate::Gather;
 use lightbox_core::metrics::{self, Score, Status};
 use lightbox_core::results::{self, Names, Row};
 use lightbox_core::summary::{MetricColumn, Plan};

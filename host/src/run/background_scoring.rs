@@ -6,7 +6,7 @@ use super::spec::MetricChoice;
 use crate::error::{Error, Exit, Result};
 use crate::watch::Watch;
 use lightbox_core::metrics::NoBench;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::summary::CHANCE;
 use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -62,7 +62,7 @@ impl Scoring {
 
     /// Scores a batch; explainers that failed are not scored again. An error is that of chance.
     fn take(&mut self, job: &Job) -> Result<Vec<Failure>> {
-        let (shared, mut failures) = (Memo::default(), Vec::new());
+        let (shared, mut failures) = (BatchCache::default(), Vec::new());
         if let Some(cell) = &mut self.chance {
             let flat = job.scene.flat()?;
             contained(|| score(cell, &flat, &job.scene, &shared, &mut NoBench))?;
@@ -79,7 +79,13 @@ impl Scoring {
         Ok(failures)
     }
 
-    fn explainer(&mut self, index: usize, outputs: &[(String, Tensor)], scene: &Scene, shared: &Memo) -> Result<()> {
+    fn explainer(
+        &mut self,
+        index: usize,
+        outputs: &[(String, Tensor)],
+        scene: &Scene,
+        shared: &BatchCache,
+    ) -> Result<()> {
         let choices: Vec<&MetricChoice> = self.choices.iter().collect();
         let ((label, signed), cells) = (&self.explainers[index], self.cells.entry(index).or_default());
         for (k, (output, map)) in outputs.iter().enumerate() {

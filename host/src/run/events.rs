@@ -1,6 +1,7 @@
 //! What a worker and a run say, one JSON object a line.
 
 use super::timings::Timings;
+use super::unit::Failure;
 use super::unit::Unit;
 use serde::{Deserialize, Serialize};
 
@@ -9,35 +10,6 @@ use serde::{Deserialize, Serialize};
 pub struct Order {
     #[serde(flatten)]
     pub unit: Unit,
-}
-
-/// How a cell failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FailureKind {
-    /// It returned an error, a wrong shape, or panicked.
-    Error,
-    /// It ended the worker.
-    Crash,
-    /// It gave no sign within the limit.
-    Timeout,
-    /// It wrote to what it was given.
-    Tampered,
-    /// Training diverged.
-    Diverged,
-}
-
-/// A failed cell of the table; a whole row where no explainer is named.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    pub model: String,
-    #[serde(default)]
-    pub explainer: Option<String>,
-    pub kind: FailureKind,
-    pub reason: String,
-    /// Of what it was: another build or other parameters are another cell.
-    #[serde(default)]
-    pub id: String,
 }
 
 /// An event with its time (seconds since 1970) and the worker that it comes from.

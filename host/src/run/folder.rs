@@ -13,10 +13,10 @@
 //! summary.json .csv .md .tex, sheet.png (or sheets/MODEL.png)
 //! ```
 
-use super::events::Failure;
-use super::preflight::parameter_files;
 use super::spec::RunSpec;
+use super::unit::Failure;
 use super::unit::{Unit, size_text, training};
+use crate::binding::parameter_files;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::registry::Registry;

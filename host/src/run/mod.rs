@@ -37,6 +37,7 @@ pub mod unit;
 mod unit_fit;
 mod unit_prepare;
 mod unit_reduce;
+mod unit_result;
 mod unit_score;
 mod unit_survey;
 mod unit_train;

@@ -5,9 +5,9 @@
 //! anew and everything else is kept.
 
 use super::chunk::prepared::validation_images;
-use super::events::Failure;
 use super::folder::{Cells, Environment, Record, RunFolder, hash};
 use super::spec::{MetricChoice, ModelChoice, RunSpec};
+use super::unit::Failure;
 use super::unit::{Unit, size_text};
 use crate::choice::ExplainerChoice;
 use crate::error::{Error, Result};

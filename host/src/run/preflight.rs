@@ -4,12 +4,12 @@
 use super::folder::{Environment, FileState, Machine, RunFolder, read_json, write_json};
 use super::plan::classes;
 use super::spec::{ModelChoice, RunSpec};
-use crate::binding::default_paths;
+use crate::binding::{default_paths, parameter_files};
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::Source;
 use lightbox_core::files;
-use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamType, ParamValues};
+use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamValues};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,16 +60,6 @@ pub(super) fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Res
             .map_err(|e| Error { message: format!("explainer {}", e.message), ..e })?;
     }
     Ok(())
-}
-
-/// The files and folders that plugins' parameters name.
-pub(super) fn parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> Vec<(String, PathBuf)> {
-    let paths = known.iter().filter(|p| p.kind == ParamType::Path);
-    let given = |p: &ParamSpec| {
-        let value = params.get(&p.name)?.as_str().filter(|v| !v.is_empty())?;
-        Some((p.name.clone(), PathBuf::from(value)))
-    };
-    paths.filter_map(given).collect()
 }
 
 /// What of the models can be wrong before the data is read.

@@ -2,15 +2,16 @@
 //! rows that come of it.
 
 use super::chunk::prepared::Rows;
-use super::events::{Event, Failure, FailureKind};
+use super::events::Event;
 use super::spec::MetricChoice;
+use super::unit::{Failure, FailureKind};
 use crate::engine::{self, Engine};
 use crate::error::Result;
 use lightbox_core::checkpoint::State;
 use lightbox_core::data::Sample;
 use lightbox_core::data::store::Store;
 use lightbox_core::maps::{self, Fault};
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::metrics::{self, Answer, Bench, Evaluation, Form, Masks, Needs, Score, Size};
 use lightbox_core::results::{Names, Row};
 use lightbox_core::task::Task;
@@ -137,11 +138,15 @@ impl CellBench<'_> {
     }
 }
 
+/// Logits [n, classes] as metrics read them.
+pub(super) fn answer(task: &Task, logits: &Tensor) -> lightbox_core::Result<Answer> {
+    let cpu = |t: &Tensor| t.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu);
+    Ok(Answer { scores: cpu(&task.scores(logits)?)?, logits: cpu(logits)? })
+}
+
 impl Bench for CellBench<'_> {
     fn run(&mut self, images: &Tensor) -> lightbox_core::Result<Answer> {
-        let logits = self.engine.classify(images).map_err(Self::core)?;
-        let cpu = |t: &Tensor| t.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu);
-        Ok(Answer { scores: cpu(&self.task.scores(&logits)?)?, logits: cpu(&logits)? })
+        answer(self.task, &self.engine.classify(images).map_err(Self::core)?)
     }
 
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
@@ -188,7 +193,13 @@ impl Bench for CellBench<'_> {
 }
 
 /// Scores maps [n, h, w] of a cell. Each form of them is made once, whatever the number of metrics. `shared` is the scene's.
-pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo, bench: &mut dyn Bench) -> Result<()> {
+pub(super) fn score(
+    cell: &mut Cell,
+    raw: &Tensor,
+    scene: &Scene,
+    shared: &BatchCache,
+    bench: &mut dyn Bench,
+) -> Result<()> {
     if cell.evaluations.is_empty() {
         return Ok(());
     }
@@ -197,7 +208,7 @@ pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo,
     let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
     // A copy only for the maps of an explainer that is on the CPU in a run that is not.
     let masks = scene.masks.f_to_device(raw.device())?;
-    let memo = Memo::default();
+    let cache = BatchCache::default();
     let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
     for (metric, (_, needs, evaluation)) in cell.evaluations.iter_mut().enumerate() {
         let Some((size, form)) = needs.maps else { continue };
@@ -230,7 +241,7 @@ pub(super) fn score(cell: &mut Cell, raw: &Tensor, scene: &Scene, shared: &Memo,
             known: &scene.known,
             signed: cell.signed,
             scene: shared,
-            cell: &memo,
+            cell: &cache,
         };
         let scores = evaluation.update(&batch, bench)?;
         for ((&image, &target), score) in scene.indices.iter().zip(&scene.targets).zip(scores) {

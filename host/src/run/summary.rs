@@ -1,21 +1,21 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
 use super::chunk::prepared::explained_rows;
-use super::events::Failure;
 use super::folder::{
     AgreementRecord, CurveRecord, Environment, RunFolder, read_json, read_lines, write_json, write_lines,
 };
 use super::manifest::RunManifest;
 use super::plan::{Index, Plan, Verdict, chance_metrics, map_metrics};
 use super::spec::{ModelChoice, RunSpec, file_name};
+use super::unit::Failure;
 use super::unit_train::Epoch;
 use crate::error::Result;
+use lightbox_core::aggregate::Gather;
 use lightbox_core::compare::{Comparisons, MapAgreement};
 use lightbox_core::data::split::Split;
 use lightbox_core::data::store::Store;
 use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
-use lightbox_core::gather::Gather;
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::maps_file::MapsFile;
 use lightbox_core::metrics::{self, threshold::Regions};

@@ -1,6 +1,6 @@
 //! Drives a run: settles what it is, plans what is to be done, keeps workers busy, survives them.
 
-use super::events::{Event, Failure, FailureKind, Order, Stamped, now};
+use super::events::{Event, Order, Stamped, now};
 use super::executor::{Executor, Local, Signal};
 use super::folder::{Cells, RunFolder, Survey, write_json};
 use super::manifest::RunManifest;
@@ -12,6 +12,7 @@ use super::spec::{ModelChoice, RunSpec};
 use super::summary;
 use super::timings::Timings;
 use super::unit::Unit;
+use super::unit::{Failure, FailureKind};
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::{device, signals};

@@ -3,6 +3,35 @@
 use super::spec::file_name;
 use serde::{Deserialize, Serialize};
 
+/// How a cell failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// It returned an error, a wrong shape, or panicked.
+    Error,
+    /// It ended the worker.
+    Crash,
+    /// It gave no sign within the limit.
+    Timeout,
+    /// It wrote to what it was given.
+    Tampered,
+    /// Training diverged.
+    Diverged,
+}
+
+/// A failed cell of the table; a whole row where no explainer is named.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub model: String,
+    #[serde(default)]
+    pub explainer: Option<String>,
+    pub kind: FailureKind,
+    pub reason: String,
+    /// Of what it was: another build or other parameters are another cell.
+    #[serde(default)]
+    pub id: String,
+}
+
 /// A piece of work.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "unit", rename_all = "kebab-case")]

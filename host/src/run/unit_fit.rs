@@ -1,8 +1,9 @@
 //! An explainer sees the training set; what it hands back is stored under its identity.
 
-use super::events::{Event, FailureKind, now};
+use super::events::{Event, now};
 use super::folder::{FitRecord, Machine, write_json};
 use super::scorer::failed;
+use super::unit::FailureKind;
 use super::unit::Unit;
 use super::worker::Worker;
 use crate::device;

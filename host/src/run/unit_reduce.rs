@@ -1,11 +1,11 @@
 //! Brings together what the chunks of a model, fold and training gave: metrics of predictions, metrics of a whole set, how
 //! alike the explainers' maps are.
 
-use super::chunk::UnitResult;
 use super::folder::{AgreementRecord, CurveRecord, Record, read_json, write_lines};
 use super::plan::{self, Index, Plan};
 use super::scorer::TableRows;
 use super::unit::Unit;
+use super::unit_result::UnitResult;
 use super::worker::Worker;
 use crate::engine::image_id;
 use crate::error::{Error, Exit, Result};

@@ -1,19 +1,20 @@
 //! Scores stored maps of a chunk by metrics that they have not been scored by.
 
-use super::chunk::UnitResult;
 use super::chunk::prepared::{Prepared, Row, Rows, images_of};
-use super::events::{Event, FailureKind};
+use super::events::Event;
 use super::folder::{CellRecord, Record, read_json};
 use super::plan::Index;
 use super::scorer::{Cell, CellBench, Scene, TableRows, asks, failed, keep_states, score};
 use super::spec::MetricChoice;
+use super::unit::FailureKind;
 use super::unit::Unit;
+use super::unit_result::UnitResult;
 use super::worker::Worker;
 use crate::engine::predicted;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::maps_file::MapsFile;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::batch_cache::BatchCache;
 use lightbox_core::metrics::{Bench, NoBench};
 use lightbox_core::results::{self, Names};
 use lightbox_core::summary::CHANCE;
@@ -93,7 +94,7 @@ impl Worker {
                     targets.iter_mut().zip(&*found).filter(|(t, _)| **t < 0).for_each(|(t, f)| *t = *f);
                 }
                 let scene = Scene::new(&store, samples, &batch, &part, &targets)?;
-                let shared = Memo::default();
+                let shared = BatchCache::default();
                 let maps = stored.as_ref().map(|file| file.rows(first, part.len())).transpose()?;
                 for (k, cell) in cells.iter_mut().enumerate() {
                     let map = match &maps {

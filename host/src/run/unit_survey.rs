@@ -1,7 +1,8 @@
 //! Binds every explainer to a model, to learn which apply and which ask for a fit.
 
-use super::events::{Event, Failure, FailureKind};
+use super::events::Event;
 use super::unit::Unit;
+use super::unit::{Failure, FailureKind};
 use super::worker::Worker;
 use crate::engine::{self, Engine};
 use crate::error::Result;

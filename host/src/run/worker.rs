@@ -2,13 +2,13 @@
 //!
 //! Models and explainers run here, so that one that crashes or hangs ends this process alone.
 
-use super::chunk::UnitResult;
 use super::events::{Event, Order, now};
 use super::folder::{Environment, Machine, Record, RunFolder, hash, read_json, write_json};
 use super::plan::{Identities, classes};
 use super::spec::{ModelChoice, RunSpec};
 use super::timings::Timings;
 use super::unit::Unit;
+use super::unit_result::UnitResult;
 use crate::child::EventWriter;
 use crate::device;
 use crate::engine::{self, Engine, Settings};

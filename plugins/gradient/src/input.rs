@@ -54,17 +54,11 @@ pub fn noise(generators: &mut [impl lightbox_sdk::rand::Rng], pairs: Pairs<'_>, 
     Ok(Tensor::f_from_slice(&values)?.f_to_device(like.device())?.f_reshape(like.size())?)
 }
 
-/// The site of the images, where a model has one.
-pub fn input_site(model: &ModelSpec) -> std::result::Result<String, Bound> {
-    let missing = || Bound::not_applicable(format!("{} has no site for its images", model.name));
-    model.site_of(Role::Input).map(|s| s.name.clone()).ok_or_else(missing)
-}
-
 /// Binds a method that needs the site of the images.
 pub fn bound(model: &ModelSpec, make: impl FnOnce(String) -> Bound) -> Result<Bound> {
-    Ok(match input_site(model) {
-        Ok(input) => make(input),
-        Err(not_applicable) => not_applicable,
+    Ok(match model.site_of(Role::Input) {
+        Some(site) => make(site.name.clone()),
+        None => Bound::not_applicable(format!("{} has no site for its images", model.name)),
     })
 }
 

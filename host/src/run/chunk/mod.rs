@@ -14,12 +14,13 @@ pub(super) mod prepared;
 mod scored;
 mod written;
 
-use super::events::{Event, FailureKind};
-use super::folder::CellRecord;
+use super::events::Event;
 use super::plan;
 use super::scorer::failed;
 use super::timings::Timings;
+use super::unit::FailureKind;
 use super::unit::Unit;
+use super::unit_result::UnitResult;
 use super::worker::Worker;
 use crate::engine::Engine;
 use crate::error::{Error, Exit, Result};
@@ -28,24 +29,9 @@ use explained::Explaining;
 use lightbox_sdk::spec::Plan;
 use prepared::Prepared;
 use scored::Scored;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Instant;
 use written::Written;
-
-/// What a unit made, for its record.
-#[derive(Default)]
-pub struct UnitResult {
-    /// Images that it went through.
-    pub images: usize,
-    /// The identity of the predictions, where it made them.
-    pub predictions: Option<String>,
-    /// The identity of what it reduced.
-    pub reduced: Option<String>,
-    /// By explainer.
-    pub cells: BTreeMap<String, CellRecord>,
-    /// Where its time went.
-    pub timings: Timings,
-}
 
 /// Adds the seconds of a call to a part.
 fn timed<T>(part: &mut f64, call: impl FnOnce() -> T) -> T {

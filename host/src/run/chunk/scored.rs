@@ -5,19 +5,19 @@ use crate::engine::{Engine, Outputs};
 use crate::error::{Error, Exit, Result};
 use crate::run::background_scoring::{BackgroundScoring, Failure, Job, Scoring};
 use crate::run::plan;
-use crate::run::scorer::{Cell, CellBench, Scene, TableRows, asks, score};
+use crate::run::scorer::{Cell, CellBench, Scene, TableRows, answer, asks, score};
 use crate::run::spec::{MetricChoice, RunSpec};
 use crate::run::worker::Worker;
 use lightbox_core::data::Sample;
 use lightbox_core::data::store::Store;
-use lightbox_core::metrics::memo::Memo;
+use lightbox_core::metrics::{self, batch_cache::BatchCache};
 use lightbox_core::results::Names;
 use std::collections::BTreeMap;
 
 /// A batch at work: what its cells share.
 struct Current {
     scene: Scene,
-    shared: Memo,
+    shared: BatchCache,
     job: Job,
 }
 
@@ -84,7 +84,9 @@ impl<'a> Scored<'a> {
     ) -> Result<Vec<(usize, lightbox_sdk::Result<Outputs>)>> {
         let scene = Scene::new(store, self.samples, &batch.images, &batch.rows, &batch.classes)?;
         let job = Job { scene: scene.share(), maps: vec![] };
-        self.current = Some(Current { scene, shared: Memo::default(), job });
+        let shared = BatchCache::default();
+        metrics::remember(&shared, || answer(&self.spec.task, &batch.logits))?;
+        self.current = Some(Current { scene, shared, job });
         let copy = |o: &Outputs| Outputs { names: o.names.clone(), maps: o.maps.shallow_clone() };
         Ok(batch.maps.iter().map(|(i, o)| (*i, o.as_ref().map(copy).map_err(Clone::clone))).collect())
     }

@@ -1,16 +1,17 @@
 //! What a chunk leaves on the disk: maps as they come, a file an explainer; then tables and states. The record, which says
 //! that they are whole, is the worker's.
 
+use super::Failures;
 use super::explained::Explaining;
 use super::prepared::{Prepared, Rows};
 use super::scored::Scored;
-use super::{Failures, UnitResult};
 use crate::engine::{Engine, Outputs};
 use crate::error::{Error, Result};
 use crate::run::folder::{CellRecord, RunFolder};
 use crate::run::plan::Identities;
 use crate::run::scorer::keep_states;
 use crate::run::spec::{MetricChoice, RunSpec};
+use crate::run::unit_result::UnitResult;
 use crate::run::worker::Worker;
 use lightbox_core::checkpoint::{self, State};
 use lightbox_core::maps_file::MapsWriter;

@@ -1,7 +1,7 @@
 //! Copies of images with a little noise, and an explainer's maps of them: what the metrics of robustness read. The copies are
 //! drawn from the run's seed and the image's id, and are the same for all explainers; the maps are made once an explainer.
 
-use super::each::{Ask, Found, share};
+use super::map_metric::{Ask, Found, share};
 use super::{Batch, Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::{Result, maps, seed};
 use lightbox_sdk::params::Params;
@@ -188,10 +188,10 @@ pub mod tests {
 
     #[test]
     fn copies_are_near_and_the_same_whatever_the_batch() {
-        use super::super::memo::Memo;
+        use super::super::batch_cache::BatchCache;
         let images = Tensor::zeros([3, 1, 4, 4], (Kind::Float, Device::Cpu));
         let make = |images: &Tensor, ids: &[u64]| {
-            let memo = Memo::default();
+            let cache = BatchCache::default();
             let batch = Batch {
                 images,
                 targets: &vec![1; ids.len()],
@@ -201,8 +201,8 @@ pub mod tests {
                 masks: None,
                 known: &[],
                 signed: true,
-                scene: &memo,
-                cell: &memo,
+                scene: &cache,
+                cell: &cache,
             };
             copies(&batch, 2, 0.02, 5).unwrap()
         };

@@ -1,4 +1,4 @@
-//! What metrics make once and share: the removal curves of a map, what the model says of a batch's own images. A memo lives
+//! What metrics make once and share: the removal curves of a map, what the model says of a batch's own images. A cache lives
 //! as long as one batch, so what it keeps is bounded by it.
 
 use crate::{Error, Result};
@@ -9,11 +9,11 @@ use std::rc::Rc;
 
 /// Values by name.
 #[derive(Default)]
-pub struct Memo(RefCell<BTreeMap<String, Rc<dyn Any>>>);
+pub struct BatchCache(RefCell<BTreeMap<String, Rc<dyn Any>>>);
 
-impl Memo {
+impl BatchCache {
     /// The value of this name, made by `make` where there is none. The name says all that the value depends on, beside what
-    /// the memo itself stands for.
+    /// the cache itself stands for.
     pub fn get<T: 'static>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Rc<T>> {
         let found = self.0.borrow().get(name).cloned();
         let value = match found {
@@ -35,10 +35,10 @@ mod tests {
 
     #[test]
     fn a_value_is_made_once_and_an_error_is_not_kept() {
-        let memo = Memo::default();
-        assert!(memo.get::<i32>("a", || Err(Error::new("no"))).is_err());
-        assert_eq!(*memo.get("a", || Ok(*memo.get("b", || Ok(6))? + 1)).unwrap(), 7);
-        assert_eq!(*memo.get("a", || Ok(0)).unwrap(), 7);
-        assert!(memo.get("a", || Ok("text")).is_err());
+        let cache = BatchCache::default();
+        assert!(cache.get::<i32>("a", || Err(Error::new("no"))).is_err());
+        assert_eq!(*cache.get("a", || Ok(*cache.get("b", || Ok(6))? + 1)).unwrap(), 7);
+        assert_eq!(*cache.get("a", || Ok(0)).unwrap(), 7);
+        assert!(cache.get("a", || Ok("text")).is_err());
     }
 }

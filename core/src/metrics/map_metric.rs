@@ -1,19 +1,16 @@
 //! What metrics of images share: those that are a function of one map, with its mask or without (on the CPU, an image a
 //! thread), and those that ask the model or the explainer.
 
-use super::pixel_auprc::no_mask;
-use super::pixels::Pixels;
+use super::facts::{Facts, Image, no_mask};
+use super::pixels::Overlap;
 use super::removal::usable;
-use super::threshold::Overlap;
 use super::{
     Batch, Bench, Better, Curve, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size, State,
 };
-use super::{otsu, relevance_mass};
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
 use lightbox_sdk::params::{ParamValues, Params};
 use rayon::prelude::*;
-use std::sync::OnceLock;
 use tch::Tensor;
 
 /// A metric that is such a function, with its parameters.
@@ -60,60 +57,6 @@ pub fn share(name: &'static str, family: &'static str) -> MetricSpec {
     }
 }
 
-/// One finite map and its mask, row by row.
-pub struct Image<'a> {
-    pub map: &'a [f32],
-    /// 0 and 1; empty for a metric without masks.
-    pub mask: &'a [u8],
-    pub width: usize,
-    facts: &'a Facts,
-}
-
-/// What several metrics read of a map and its mask, each found once.
-#[derive(Default)]
-struct Facts {
-    extremes: OnceLock<(f32, f32)>,
-    ranks: OnceLock<Option<Ranks>>,
-    above_otsu: OnceLock<Option<Overlap>>,
-    mass_inside: OnceLock<Option<f64>>,
-}
-
-/// What the order of a map's pixels says of a mask.
-#[derive(Debug, Clone, Copy)]
-pub struct Ranks {
-    pub average_precision: f64,
-    /// None where the mask is the whole image.
-    pub auroc: Option<f64>,
-}
-
-impl Image<'_> {
-    /// Pixels of the mask.
-    pub fn marked(&self) -> usize {
-        self.mask.iter().map(|m| usize::from(*m)).sum()
-    }
-
-    /// The least and the greatest value.
-    pub fn extremes(&self) -> (f32, f32) {
-        *self.facts.extremes.get_or_init(|| maps::extremes(self.map))
-    }
-
-    /// None where the mask is empty.
-    pub fn ranks(&self) -> Option<Ranks> {
-        let of = |pixels: Pixels| Ranks { average_precision: pixels.average_precision(), auroc: pixels.auroc() };
-        *self.facts.ranks.get_or_init(|| Pixels::of(self.map, self.mask).map(of))
-    }
-
-    /// The mask and the pixels above Otsu's threshold; none of a constant map.
-    pub fn above_otsu(&self) -> Option<Overlap> {
-        *self.facts.above_otsu.get_or_init(|| otsu::overlap(self))
-    }
-
-    /// The share of the positive values that lies in the mask; none where no value is positive.
-    pub fn mass_inside(&self) -> Option<f64> {
-        *self.facts.mass_inside.get_or_init(|| relevance_mass::mass_inside(self))
-    }
-}
-
 /// Scores each image of a batch on the CPU. An empty or unknown mask is not applicable, a map that is not finite a failure.
 pub fn each_image(
     batch: &Batch<'_>,
@@ -138,7 +81,7 @@ pub fn each_image(
         if faults[i] == Fault::NotFinite {
             return Score::failed(NOT_FINITE);
         }
-        let score = score(&Image { map, mask, width, facts: &all_facts[i] });
+        let score = score(&Image::new(map, mask, width, &all_facts[i]));
         match faults[i] {
             Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
             _ => score,
@@ -308,7 +251,7 @@ pub mod tests {
 
     /// What a function says of a map and a mask.
     pub fn of<T>(map: &[f32], mask: &[u8], width: usize, f: impl Fn(&Image<'_>) -> T) -> T {
-        f(&Image { map, mask, width, facts: &Facts::default() })
+        f(&Image::new(map, mask, width, &Facts::default()))
     }
 
     /// The value of a metric's function on a map and a mask, or `None`.
