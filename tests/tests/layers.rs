@@ -101,7 +101,9 @@ fn no_file_needs_itself() {
             }
             for own in free {
                 left.remove(&own);
-                left.values_mut().for_each(|needs| drop(needs.remove(&own)));
+                for needs in left.values_mut() {
+                    needs.remove(&own);
+                }
             }
         }
         let text = |(own, needs): (&Vec<String>, &BTreeSet<Vec<String>>)| {

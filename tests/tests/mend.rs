@@ -377,6 +377,33 @@ fn colour_images_of_several_classes() {
 }
 
 #[test]
+fn a_default_that_is_written_down_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let explainer = "[[explainers]]\nname = \"occlusion\"\n";
+    let metric = "[[metrics]]\nname = \"deletion\"\n";
+    let (plain, size) = (format!("{explainer}{metric}"), "params = { size = 64 }");
+    succeed(&["run", &text(&small_spec(folder.path(), &plain))]);
+    let resolved = std::fs::read_to_string(folder.path().join("out/spec.toml")).unwrap();
+    // Every parameter is in the run's own spec.
+    for line in ["window = 32", "stride = 16", "baseline = \"mean\"", "steps = 16"] {
+        assert!(resolved.contains(line), "{line}: {resolved}");
+    }
+    let from = events(folder.path()).len();
+    let written = format!(
+        "{explainer}params = {{ window = 32.0, stride = 16 }}\n{metric}params = {{ steps = 16, baseline = \"mean\" }}\n"
+    );
+    let spec = small_spec(folder.path(), &written);
+    let model =
+        std::fs::read_to_string(&spec).unwrap().replace(size, "params = { size = 64, precision = \"float32\" }");
+    succeed(&["run", &write(&spec, model)]);
+    assert_eq!(ended(folder.path(), from), Vec::<String>::new(), "nothing is computed again");
+    // Another value is another map.
+    let other = format!("{explainer}params = {{ window = 24 }}\n{metric}");
+    succeed(&["run", &text(&small_spec(folder.path(), &other))]);
+    assert_eq!(ended(folder.path(), from).iter().filter(|u| u.contains("block")).count(), 3);
+}
+
+#[test]
 fn an_explainer_for_some_models() {
     let folder = tempfile::tempdir().unwrap();
     let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n[[explainers]]\nname = \"gradcam\"\nlabel = \"norm5\"\n\

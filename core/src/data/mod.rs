@@ -51,6 +51,23 @@ impl Sample {
         }
     }
 
+    /// What a run's identity says of it, field by field: a text that changes when one of them does, and with nothing else.
+    pub fn describe(&self) -> String {
+        let truth = match &self.truth {
+            Truth::Unknown => serde_json::json!("unknown"),
+            Truth::Boxes(boxes) => {
+                let one = |b: &BBox| (b.x, b.y, b.width, b.height, b.class);
+                serde_json::json!({"boxes": boxes.iter().map(one).collect::<Vec<_>>()})
+            }
+            Truth::MaskFile(path) => serde_json::json!({"mask": path.to_string_lossy()}),
+        };
+        let Sample { id, patient, classes, columns, truth: _ } = self;
+        serde_json::json!({
+            "id": id, "patient": patient, "classes": classes, "truth": truth, "columns": columns,
+        })
+        .to_string()
+    }
+
     pub fn has(&self, class: usize) -> bool {
         self.classes.contains(&class)
     }
@@ -167,4 +184,32 @@ pub fn open(spec: &DataSpec, task: &Task) -> Result<Box<dyn Source>> {
 fn sorted(mut samples: Vec<Sample>) -> Vec<Sample> {
     samples.sort_by(|a, b| a.id.cmp(&b.id));
     samples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_samples_text_changes_with_each_of_its_fields() {
+        let area = BBox { x: 1.0, y: 2.0, width: 3.0, height: 4.0, class: 1 };
+        let sample = Sample::binary("a.png", "p", 1, Truth::Boxes(vec![area]));
+        let others = [
+            Sample { id: "b.png".into(), ..sample.clone() },
+            Sample { patient: "q".into(), ..sample.clone() },
+            Sample { classes: vec![0], ..sample.clone() },
+            Sample { classes: vec![0, 1], ..sample.clone() },
+            Sample { truth: Truth::Unknown, ..sample.clone() },
+            Sample { truth: Truth::MaskFile("m.png".into()), ..sample.clone() },
+            Sample { truth: Truth::Boxes(vec![BBox { class: 0, ..area }]), ..sample.clone() },
+            Sample { truth: Truth::Boxes(vec![BBox { x: 1.5, ..area }]), ..sample.clone() },
+            Sample { truth: Truth::Boxes(vec![area, area]), ..sample.clone() },
+            Sample { columns: [("age".to_string(), "7".to_string())].into(), ..sample.clone() },
+        ];
+        let mut texts: Vec<String> = others.iter().chain([&sample]).map(Sample::describe).collect();
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), others.len() + 1);
+        assert_eq!(sample.clone().describe(), sample.describe());
+    }
 }

@@ -155,13 +155,12 @@ impl Environment {
             let sha256 = content(&file)?;
             hashes.insert(file, sha256);
         }
-        let describe = |s: &Sample| format!("{s:?}");
         Ok(Environment {
             rustc: lightbox_sdk::BUILT_WITH_RUSTC.into(),
             machines: vec![machine],
             seed: spec.seed,
             classes: spec.task.classes.clone(),
-            data: hash(source.samples().iter().map(describe)),
+            data: hash(source.samples().iter().map(Sample::describe)),
             patients_known: source.knows_patients(),
             plugins,
             files: hashes,
