@@ -295,7 +295,14 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
         json: args.json,
         train_only,
     };
-    let outcome = supervisor::run(&spec, &registry, &options)?;
+    let mut outcome = supervisor::run(&spec, &registry, &options)?;
+    if !train_only {
+        let report = match crate::report::write(&outcome.folder.0, None) {
+            Ok(path) => path.display().to_string(),
+            Err(e) => format!("none was written: {}", e.message),
+        };
+        outcome.text += &format!("Report: {report}\n");
+    }
     if !args.json {
         use std::io::Write;
         // The tables are in the folder too; a reader that has gone away is no failure.

@@ -110,7 +110,12 @@ pub struct Engine {
     transfer: Option<Arc<dyn Transfer>>,
     /// What the data source says of images, by their numbers.
     records: Arc<HashMap<u64, ImageRecord>>,
+    /// Copies of the model with other parameters, by what names them.
+    forks: Mutex<HashMap<String, Shared>>,
 }
+
+/// Bytes of parameters that copies of a model may keep.
+const KEPT_FORKS: usize = 1 << 30;
 
 /// What a batch gave. Maps are in the order of [`Engine::explainers`], without those that do not apply.
 pub struct Batch {
@@ -165,8 +170,8 @@ impl Engine {
             None => spec,
         };
         let model = Arc::new(Mutex::new(model));
-        let (explainers, mean_mask, records) = Default::default();
-        Ok(Engine { model, spec, explainers, settings, watch, mean_mask, transfer, records })
+        let (explainers, mean_mask, records, forks) = Default::default();
+        Ok(Engine { model, spec, explainers, settings, watch, mean_mask, transfer, records, forks })
     }
 
     /// The mean of the training masks, of the input's size, for explainers that ask for it.
@@ -292,13 +297,35 @@ impl Engine {
         Ok(self.model.lock().unwrap_or_else(PoisonError::into_inner).parameters()?)
     }
 
-    /// A copy of the model with other parameters, without explainers.
-    pub fn fork(&self, edits: &Named) -> Result<Engine> {
-        let fork = self.model.lock().unwrap_or_else(PoisonError::into_inner).fork_with(edits)?;
-        let mut fork = Engine::over(fork, self.settings.clone(), self.watch.clone(), self.transfer.clone())?;
-        fork.mean_mask = self.mean_mask.clone();
-        fork.records = self.records.clone();
-        Ok(fork)
+    /// A copy of the model with other parameters, without explainers. `key` names it: as many copies are kept as
+    /// [`KEPT_FORKS`] holds, for as long as the model is open, and `edits` is not asked for those again.
+    pub fn fork(&self, key: &str, edits: impl FnOnce() -> Result<Named>) -> Result<Engine> {
+        let mut forks = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = match forks.get(key) {
+            Some(kept) => kept.clone(),
+            None => {
+                let edits = edits()?;
+                let own = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+                let size = |(_, array): &(String, Array)| array.shape().iter().product::<usize>() * size_of::<f32>();
+                let bytes: usize = own.parameters()?.iter().map(size).sum();
+                let made = Arc::new(Mutex::new(own.fork_with(&edits)?));
+                if (forks.len() + 1) * bytes <= KEPT_FORKS {
+                    forks.insert(key.to_string(), made.clone());
+                }
+                made
+            }
+        };
+        Ok(Engine {
+            model,
+            spec: self.spec.clone(),
+            explainers: vec![],
+            settings: self.settings.clone(),
+            watch: self.watch.clone(),
+            mean_mask: self.mean_mask.clone(),
+            transfer: self.transfer.clone(),
+            records: self.records.clone(),
+            forks: Mutex::default(),
+        })
     }
 
     /// Takes over an explainer of another engine, with what it has learned.

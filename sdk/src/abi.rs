@@ -49,8 +49,11 @@ pub const ABI_VERSION: &str = "0.3";
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireDType {
+    /// DLPack's type code: 0 signed, 1 unsigned, 2 float, 4 bfloat, 6 bool.
     pub code: u8,
+    /// Bits of an element.
     pub bits: u8,
+    /// Always 1.
     pub lanes: u16,
 }
 
@@ -91,7 +94,9 @@ impl Drop for WireTensor {
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct Message {
+    /// The header, a JSON object.
     pub json: RString,
+    /// The arrays that the header's numbers stand for.
     pub tensors: RVec<WireTensor>,
 }
 
@@ -107,31 +112,47 @@ pub struct HostCalls<'a> {
     pub(crate) lent: PhantomData<&'a ()>,
 }
 
+/// An answer, or an [`Error`](crate::Error) as JSON.
 pub type Reply<T> = RResult<T, RString>;
 
+/// How a [`Trainer`](crate::Trainer) crosses.
 #[sabi_trait]
 pub trait TrainerAbi: Send {
+    /// One step on a batch; its loss.
     fn step(&mut self, batch: Message) -> RResult<f64, RString>;
+    /// The rate of the next steps.
     fn set_learning_rate(&mut self, rate: f64) -> RResult<(), RString>;
+    /// Logits of images.
     fn evaluate(&mut self, images: Message) -> RResult<Message, RString>;
+    /// The parameters as they are now.
     fn parameters(&self) -> RResult<Message, RString>;
+    /// What a later [`TrainerAbi::restore`] needs beside them.
     fn state(&self) -> RResult<Message, RString>;
+    /// Goes on from an earlier state.
     #[sabi(last_prefix_field)]
     fn restore(&mut self, parameters: Message, state: Message) -> RResult<(), RString>;
 }
+/// A trainer that has crossed.
 pub type TrainerBox = TrainerAbi_TO<'static, RBox<()>>;
 
+/// How a [`Model`](crate::Model) crosses.
 #[sabi_trait]
 pub trait ModelAbi: Send {
+    /// Its description, as JSON.
     fn spec(&self) -> RResult<RString, RString>;
+    /// A [`RequestMessage`](crate::wire::RequestMessage) to a [`ResponseMessage`](crate::wire::ResponseMessage).
     fn run(&self, request: Message) -> RResult<Message, RString>;
+    /// Its parameters, by name.
     fn parameters(&self) -> RResult<Message, RString>;
+    /// Takes a checkpoint; a [`LoadReport`](crate::spec::LoadReport) as JSON.
     fn load(&mut self, parameters: Message) -> RResult<RString, RString>;
     /// A copy of this model with some parameters replaced.
     fn fork_with(&self, edits: Message) -> RResult<ModelAbi_TO<'static, RBox<()>>, RString>;
+    /// A trainer of a copy; [`TrainerOptions`](crate::spec::TrainerOptions) as JSON.
     #[sabi(last_prefix_field)]
     fn trainer(&self, options: RString) -> RResult<TrainerBox, RString>;
 }
+/// A model that has crossed.
 pub type ModelBox = ModelAbi_TO<'static, RBox<()>>;
 
 /// An explainer that is bound to a model and parameters.
@@ -139,16 +160,20 @@ pub type ModelBox = ModelAbi_TO<'static, RBox<()>>;
 pub trait BoundAbi: Send {
     /// A [`crate::spec::Plan`] as JSON.
     fn plan(&self) -> RResult<RString, RString>;
+    /// A [`FitMessage`](crate::wire::FitMessage) to a [`NamedMessage`](crate::wire::NamedMessage).
     fn fit(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
+    /// An [`ExplainMessage`](crate::wire::ExplainMessage) to a [`MapsMessage`](crate::wire::MapsMessage).
     #[sabi(last_prefix_field)]
     fn explain(&self, context: Message, model: ROption<&ModelBox>, host: HostCalls<'_>) -> RResult<Message, RString>;
 }
+/// A bound explainer that has crossed.
 pub type BoundBox = BoundAbi_TO<'static, RBox<()>>;
 
 // A `cfg` inside a `sabi_trait` is not honoured, so the trait that the evolution test extends stands here twice.
 #[cfg(not(feature = "abi-next"))]
 mod explainer {
     use super::*;
+    /// How an [`Explainer`](crate::Explainer) crosses.
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
         /// A [`crate::wire::BindMessage`] as JSON.
@@ -159,8 +184,10 @@ mod explainer {
 #[cfg(feature = "abi-next")]
 mod explainer {
     use super::*;
+    /// How an [`Explainer`](crate::Explainer) crosses.
     #[sabi_trait]
     pub trait ExplainerAbi: Send {
+        /// A [`crate::wire::BindMessage`] as JSON.
         #[sabi(last_prefix_field)]
         fn bind(&self, message: RString) -> RResult<BoundBox, RString>;
         /// The method of a later version: what an older plugin's default answers.
@@ -170,6 +197,7 @@ mod explainer {
     }
 }
 pub use explainer::*;
+/// An explainer that has crossed.
 pub type ExplainerBox = ExplainerAbi_TO<'static, RBox<()>>;
 
 /// The root module of a plugin: a prefix type, so later versions add fields at the end.
@@ -184,6 +212,7 @@ pub struct PluginMod {
     pub make_model: extern "C" fn(RStr<'_>, RStr<'_>) -> RResult<ModelBox, RString>,
     /// `(name, ModelOptions as JSON)`: the specification of a model that is not built.
     pub model_spec: extern "C" fn(RStr<'_>, RStr<'_>) -> RResult<RString, RString>,
+    /// Makes an explainer by its name.
     #[sabi(last_prefix_field)]
     pub make_explainer: extern "C" fn(RStr<'_>) -> RResult<ExplainerBox, RString>,
     /// The field of a later version.
@@ -206,6 +235,7 @@ pub const PREFLIGHT_MAGIC: [u8; 16] = *b"LIGHTBOX-PLUGIN\x01";
 /// Who made this library, against what: read from the file before any of its code runs.
 #[repr(C)]
 pub struct Preflight {
+    /// The bytes by which a file's record is found.
     pub magic: [u8; 16],
     /// `key=value;` pairs: plugin, version, abi, torch, rustc. Padded with zeros.
     pub text: [u8; PREFLIGHT_TEXT],

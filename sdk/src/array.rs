@@ -12,14 +12,23 @@ const MAX_DIMS: usize = 16;
 /// Element types that cross the boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DType {
+    /// Half precision.
     F16,
+    /// The upper half of a float32.
     BF16,
+    /// Single precision.
     F32,
+    /// Double precision.
     F64,
+    /// Bytes.
     U8,
+    /// 16-bit integers.
     I16,
+    /// 32-bit integers.
     I32,
+    /// 64-bit integers.
     I64,
+    /// One byte each, 0 or 1.
     Bool,
 }
 
@@ -63,6 +72,7 @@ impl DType {
 
 /// A Rust type that is an element type.
 pub trait Element: Copy + Send + Sync + 'static {
+    /// Its element type.
     const DTYPE: DType;
 }
 macro_rules! element {
@@ -73,7 +83,9 @@ element!(f32 => F32, f64 => F64, u8 => U8, i16 => I16, i32 => I32, i64 => I64, b
 /// Where an array's memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
+    /// The CPU's.
     Cpu,
+    /// That of the CUDA device of this number.
     Cuda(usize),
 }
 
@@ -206,6 +218,7 @@ impl Array {
         Array::from_vec(&shape, values)
     }
 
+    /// Sizes of the dimensions.
     pub fn shape(&self) -> Vec<usize> {
         self.wire.shape.iter().map(|&n| n as usize).collect()
     }
@@ -215,10 +228,12 @@ impl Array {
         self.wire.strides.iter().map(|&n| n as usize).collect()
     }
 
+    /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
+    /// Whose memory it is.
     pub fn place(&self) -> Place {
         self.place
     }

@@ -19,6 +19,7 @@ pub enum ErrorKind {
     InvalidOutput,
     /// The host asked to stop.
     Cancelled,
+    /// Of a newer SDK, or none of these.
     #[serde(other)]
     Other,
 }
@@ -26,28 +27,35 @@ pub enum ErrorKind {
 /// A failure with the chain of places it passed, outermost first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Error {
+    /// What kind of failure it was.
     pub kind: ErrorKind,
+    /// What is wrong, and what to do.
     pub message: String,
     /// For example `["explainer gradcam", "model densenet121"]`.
     #[serde(default)]
     pub at: Vec<String>,
 }
 
+/// A result with the boundary's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// An error of this kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error { kind, message: message.into(), at: Vec::new() }
     }
 
+    /// An argument is wrong: [`ErrorKind::InvalidInput`].
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::InvalidInput, message)
     }
 
+    /// Something is not offered: [`ErrorKind::Unsupported`].
     pub fn unsupported(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::Unsupported, message)
     }
 
+    /// A result is wrong: [`ErrorKind::InvalidOutput`].
     pub fn output(message: impl Into<String>) -> Self {
         Error::new(ErrorKind::InvalidOutput, message)
     }

@@ -28,33 +28,49 @@ pub struct BoundHandle {
 
 /// What the host gives to [`BoundHandle::explain`]; see [`Context`] for the fields.
 pub struct ExplainInput<'a> {
+    /// [B, C, size...] float32, normalised.
     pub images: Array,
     /// One a row.
     pub targets: Vec<Target>,
+    /// The first output, float32.
     pub logits: Array,
+    /// The further outputs, by name.
     pub outputs: BTreeMap<String, Array>,
+    /// Stable numbers of the images.
     pub ids: Vec<u64>,
+    /// The run's seed.
     pub seed: u64,
     /// See [`Context::at_once`]; 0 for the batch's own size.
     pub at_once: usize,
+    /// Values of the sites that the needs name.
     pub values: BTreeMap<String, Array>,
+    /// Gradients of the rows' target logits at the sites that the needs name.
     pub gradients: BTreeMap<String, Array>,
     /// In the order of [`Needs::others`](crate::spec::Needs::others).
     pub others: Vec<BTreeMap<String, Array>>,
     /// One a row, or none.
     pub records: Vec<ImageRecord>,
+    /// The folder of the plugin's file.
     pub plugin_folder: Option<PathBuf>,
+    /// [H, W] float32, where the needs ask for it.
     pub mean_mask: Option<Array>,
+    /// What the fit handed back.
     pub fitted: BTreeMap<String, Array>,
+    /// The model, where the needs ask for it.
     pub runner: Option<ModelRef<'a>>,
+    /// Answers the plugin's calls.
     pub host: &'a Serving<'a>,
 }
 
 /// What the host gives to [`BoundHandle::fit`]; see [`FitContext`].
 pub struct FitInput<'a> {
+    /// The class that will be explained; `None` where that differs by image.
     pub class: Option<usize>,
+    /// Of the explainer and training.
     pub seed: u64,
+    /// The model, where the needs ask for it.
     pub runner: Option<ModelRef<'a>>,
+    /// Answers the plugin's calls.
     pub host: &'a Serving<'a>,
 }
 
@@ -385,6 +401,7 @@ impl ContextBuilder {
         self
     }
 
+    /// The run's seed; 0 otherwise.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -396,16 +413,19 @@ impl ContextBuilder {
         self
     }
 
+    /// Sets a parameter; the rest have their defaults.
     pub fn param(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
         self.params.insert(name.into(), value.into());
         self
     }
 
+    /// The value of a site.
     pub fn value(mut self, site: &str, value: Array) -> Self {
         self.values.insert(site.into(), value);
         self
     }
 
+    /// The gradient at a site.
     pub fn gradient(mut self, site: &str, gradient: Array) -> Self {
         self.gradients.insert(site.into(), gradient);
         self
@@ -424,11 +444,13 @@ impl ContextBuilder {
         self
     }
 
+    /// The mean of the training masks, [H, W] float32.
     pub fn mean_mask(mut self, mask: Array) -> Self {
         self.mean_mask = Some(mask);
         self
     }
 
+    /// What a fit has handed back.
     pub fn fitted(mut self, name: &str, array: Array) -> Self {
         self.fitted.insert(name.into(), array);
         self

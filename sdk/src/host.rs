@@ -74,6 +74,7 @@ pub struct FitBatch {
 pub struct Serving<'a>(&'a dyn Host);
 
 impl<'a> Serving<'a> {
+    /// Serves a plugin's calls by this host.
     pub fn new(host: &'a dyn Host) -> Self {
         Serving(host)
     }

@@ -25,6 +25,8 @@
 //! and back without a copy, on CPU and CUDA, and [`tape`] serves requests. With `nn`, [`nn`] has named parameters, what all
 //! models share, and a trainer.
 
+#![warn(missing_docs)]
+
 extern crate self as lightbox_sdk;
 
 pub mod abi;

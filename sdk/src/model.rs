@@ -15,6 +15,7 @@ pub type Named = Vec<(String, Array)>;
 /// begin at a site ([`Request::start`]) with the value repeated.
 #[derive(Debug, Clone)]
 pub struct Patch {
+    /// The site whose value changes.
     pub site: String,
     /// Multiplies the value.
     pub scale: Option<Array>,
@@ -52,6 +53,7 @@ pub struct Request {
     pub images: Array,
     /// Begin here: nothing before this site runs, and sites before it can be neither read nor patched.
     pub start: Option<Start>,
+    /// Changes of sites' values.
     pub patches: Vec<Patch>,
     /// Sites whose values (after patches) are to be handed back.
     pub values: Vec<String>,
@@ -183,8 +185,11 @@ pub trait Trainer: Send {
 
 /// A model that a plugin offers. Made by [`register_model!`](crate::register_model).
 pub struct ModelEntry {
+    /// The model's permanent name.
     pub name: &'static str,
+    /// Describes it with these options; must not compute.
     pub spec: fn(&ModelOptions) -> Result<ModelSpec>,
+    /// Makes it.
     pub make: fn(&ModelOptions) -> Result<Box<dyn Model>>,
 }
 inventory::collect!(ModelEntry);

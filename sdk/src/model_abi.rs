@@ -196,14 +196,17 @@ impl ModelHandle {
         ModelHandle(model)
     }
 
+    /// A borrowed handle.
     pub fn as_ref(&self) -> ModelRef<'_> {
         ModelRef(&self.0)
     }
 
+    /// The model's description.
     pub fn spec(&self) -> Result<ModelSpec> {
         self.as_ref().spec()
     }
 
+    /// Runs it.
     pub fn run(&self, request: &Request) -> Result<Response> {
         self.as_ref().run(request)
     }
@@ -230,6 +233,7 @@ impl ModelHandle {
 }
 
 impl ModelRef<'_> {
+    /// The model's description.
     pub fn spec(&self) -> Result<ModelSpec> {
         abi::parse(&abi::receive(self.0.spec())?)
     }

@@ -243,3 +243,47 @@ fn a_fit_alone_and_a_rule_that_is_wrong() {
     let count = |name: &str| found.iter().filter(|(k, v)| k.3 == name && k.4 == "pixel-auprc" && v.is_some()).count();
     assert_eq!((count("gradcam"), count("linear:gamma=0.1"), count("linear:zplus=2")), (6, 6, 0));
 }
+
+/// An image that an explainer reads itself is what the run gives it, whatever the run does with intensities.
+#[test]
+fn an_image_that_is_read_is_prepared_as_the_runs_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut csv = String::from("image,label\n");
+    for i in 0..24u32 {
+        // Images of 16 bits and of 8, with a value that stands out.
+        let value = |k: u32| (1000 + k * 37 % 900 + i * 11 + if k == 70 { 30_000 } else { 0 }) as u16;
+        let name = format!("{i:02}.png");
+        let deep = image::ImageBuffer::from_fn(40, 30, |x, y| image::Luma([value(x + 40 * y)]));
+        let image = image::DynamicImage::ImageLuma16(deep);
+        let image = if i % 3 == 0 { image::DynamicImage::ImageLuma8(image.to_luma8()) } else { image };
+        image.save(at(&name)).unwrap();
+        csv += &format!("{name},{}\n", i % 2);
+    }
+    std::fs::write(at("t.csv"), csv).unwrap();
+    let mut first = Vec::new();
+    for intensity in ["auto", "full", "percentile"] {
+        let out = at(intensity);
+        let spec = format!(
+            "name = \"r\"\noutput = {out:?}\n[data]\nsource = \"table\"\ncsv = \"t.csv\"\nintensity = \"{intensity}\"\n[task]\n\
+             select = \"all\"\n[split]\ntest = 8\n[[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 \
+             }}\n[[explainers]]\nname = \"hard-reader\"\nparams = {{ folder = \".\" }}\n[[explainers]]\nname = \
+             \"brightness\"\n[[metrics]]\nname = \"gini\"\n"
+        );
+        std::fs::write(at("s.toml"), spec).unwrap();
+        let plugins = built("test-plugins/hard");
+        succeed(&["run", &at("s.toml").to_string_lossy(), "--plugins", &plugins.to_string_lossy()]);
+        let maps = |explainer: &str| {
+            let units = std::fs::read_dir(out.join("units")).unwrap().flatten().map(|e| e.path());
+            let ending = format!(".maps.{explainer}.safetensors");
+            let file = units.filter(|p| p.to_string_lossy().ends_with(&ending)).next().unwrap();
+            let file = lightbox_core::maps_file::MapsFile::open(&file).unwrap();
+            file.rows(0, file.images.len()).unwrap()
+        };
+        let apart = maps("hard-reader").abs().max().double_value(&[]);
+        assert!(apart < 1e-5, "{intensity}: an image that is read is {apart} from the one that is given");
+        first.push(maps("brightness").mean(tch::Kind::Double).double_value(&[]));
+    }
+    // The three are not the same, or this says nothing.
+    assert!((first[0] - first[1]).abs() > 1e-3 && (first[1] - first[2]).abs() > 1e-3, "{first:?}");
+}

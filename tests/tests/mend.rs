@@ -376,6 +376,52 @@ fn colour_images_of_several_classes() {
     assert!(code == 3 && err.contains("this data source has two classes"), "{err}");
 }
 
+/// The processes that a process has started and that still run.
+fn children(of: u32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let is_child = |pid: &i32| {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+        // After the name, which may hold anything: the state and the parent.
+        let rest: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        rest.get(1).and_then(|p| p.parse().ok()) == Some(of) && rest[0] != "Z"
+    };
+    all.filter_map(|e| e.file_name().to_string_lossy().parse().ok()).filter(is_child).collect()
+}
+
+#[test]
+fn a_worker_that_is_killed_in_training_costs_nothing() {
+    let (calm, hurt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let train =
+        "[models.train]\nepochs = 40\nbatch_size = 8\nlearning_rate = 1e-3\n[[explainers]]\nname = \"gradcam\"\n";
+    let wanted = succeed(&["run", &text(&small_spec(calm.path(), train))]);
+    let mut child = lightbox(&["run", &text(&small_spec(hurt.path(), train))])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = hurt.path().join("out/events.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let in_training = || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.lines().any(|l| l.contains("\"event\":\"epoch") || l.contains("\"unit\":\"densenet-small-fold0-train\""))
+    };
+    while !in_training() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "it never trained");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let workers = children(child.id());
+    assert_eq!(workers.len(), 1);
+    // SAFETY: a signal to a process that our child has started.
+    unsafe { libc::kill(workers[0], libc::SIGKILL) };
+    let (out, _, code) = texts(child.wait_with_output().unwrap());
+    assert_eq!(code, 0, "{out}");
+    let log = events(hurt.path());
+    assert_eq!(log.iter().filter(|e| e["event"] == "worker-lost").count(), 1);
+    assert!(log.iter().all(|e| e["event"] != "cell-failed"));
+    let table = |text: &str| text.split("Pictures").next().unwrap().to_string();
+    assert_eq!(table(&out), table(&wanted));
+}
+
 #[test]
 fn a_default_that_is_written_down_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -139,7 +139,7 @@ impl Bench for Small {
     fn parameters(&mut self) -> Result<Vec<(String, Tensor)>> {
         Ok(vec![])
     }
-    fn fork(&mut self, _: Vec<(String, Tensor)>, _: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
+    fn fork(&mut self, _: &str, _: metrics::Edits<'_>, _: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
         Err(Error::new("not asked for"))
     }
     fn batch_size(&self) -> usize {

@@ -211,8 +211,9 @@ fn a_constant_model_has_maps_of_zeros() {
                 let zero = |a: &lightbox_sdk::Array| {
                     lightbox_sdk::Array::from_tensor(&a.share_tensor().unwrap().zeros_like()).unwrap()
                 };
-                let edits = parameters.iter().filter(|(n, _)| head(n)).map(|(n, a)| (n.clone(), zero(a))).collect();
-                let mut constant = plain.fork(&edits).unwrap();
+                let edits: Vec<(String, lightbox_sdk::Array)> =
+                    parameters.iter().filter(|(n, _)| head(n)).map(|(n, a)| (n.clone(), zero(a))).collect();
+                let mut constant = plain.fork(&format!("{name} without a head"), || Ok(edits)).unwrap();
                 constant.copy_explainer(&plain.explainers[0]).unwrap();
                 match maps(&constant, &input_of(64), &[2, 0], &[1, 2]) {
                     Ok(map) => {

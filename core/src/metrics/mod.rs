@@ -316,6 +316,9 @@ pub fn remember(scene: &BatchCache, answer: impl FnOnce() -> Result<Answer>) -> 
     scene.get(removal::PLAIN, answer).map(drop)
 }
 
+/// Makes the parameters that a copy of the model has in place of its own.
+pub type Edits<'a> = &'a mut dyn FnMut() -> Result<Vec<(String, Tensor)>>;
+
 /// The model and the explainer of a cell, as far as a metric may use them.
 pub trait Bench {
     /// What the model says of normalised images [n, C, H, W].
@@ -327,8 +330,9 @@ pub trait Bench {
     /// Names of the model's parameters, in their order.
     fn parameters(&mut self) -> Result<Vec<(String, Tensor)>>;
 
-    /// Calls `f` with a bench of a copy of the model in which these parameters are replaced.
-    fn fork(&mut self, edits: Vec<(String, Tensor)>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()>;
+    /// Calls `f` with a bench of a copy of the model in which some parameters are replaced. `key` names the copy: a bench may
+    /// keep it, and then does not ask for the parameters again.
+    fn fork(&mut self, key: &str, edits: Edits<'_>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()>;
 
     /// Images that the model takes at once.
     fn batch_size(&self) -> usize;
@@ -352,7 +356,7 @@ impl Bench for NoBench {
     fn parameters(&mut self) -> Result<Vec<(String, Tensor)>> {
         Err(Error::new("this metric did not ask for the model"))
     }
-    fn fork(&mut self, _: Vec<(String, Tensor)>, _: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
+    fn fork(&mut self, _: &str, _: Edits<'_>, _: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
         Err(Error::new("this metric did not ask for copies of the model"))
     }
     fn batch_size(&self) -> usize {

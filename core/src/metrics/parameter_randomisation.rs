@@ -85,15 +85,20 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         for stage in 1..=stages {
             bench.check()?;
             let from = layers.len() - stage * layers.len() / stages;
-            let mut edits = Vec::new();
-            for (name, tensor) in &parameters {
-                if layers[from..].contains(&layer(name)) {
-                    let seed = seed::derive(ask.seed, &format!("randomised {name}"), &[seed]);
-                    edits.push((name.clone(), permuted(tensor, seed)?));
+            let mut edits = || {
+                let mut edits = Vec::new();
+                for (name, tensor) in &parameters {
+                    if layers[from..].contains(&layer(name)) {
+                        let seed = seed::derive(ask.seed, &format!("randomised {name}"), &[seed]);
+                        edits.push((name.clone(), permuted(tensor, seed)?));
+                    }
                 }
-            }
+                Ok(edits)
+            };
             let mut found = None;
-            bench.fork(edits, &mut |other| {
+            // The same copy for all explainers and batches.
+            let key = format!("randomised {} {seed} from {from} of {}", ask.seed, layers.len());
+            bench.fork(&key, &mut edits, &mut |other| {
                 let maps = other.explain(batch.images, batch.targets, batch.ids)?;
                 found = Some(maps::values(&maps)?);
                 Ok(())

@@ -328,7 +328,7 @@ pub fn area(curve: &[f64]) -> f64 {
 #[cfg(test)]
 pub mod tests {
     use super::super::batch_cache::BatchCache;
-    use super::super::{Bench, Metric, Score};
+    use super::super::{Bench, Edits, Metric, Score};
     use super::*;
     use serde_json::Value;
     use std::collections::BTreeMap;
@@ -368,12 +368,8 @@ pub mod tests {
         fn parameters(&mut self) -> Result<Vec<(String, Tensor)>> {
             Ok(vec![("head.weight".into(), Tensor::f_from_slice(&self.weights)?)])
         }
-        fn fork(
-            &mut self,
-            edits: Vec<(String, Tensor)>,
-            f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>,
-        ) -> Result<()> {
-            let mut other = Linear::new(&Vec::<f32>::try_from(&edits[0].1)?);
+        fn fork(&mut self, _: &str, edits: Edits<'_>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
+            let mut other = Linear::new(&Vec::<f32>::try_from(&edits()?[0].1)?);
             f(&mut other)?;
             self.explained += other.explained;
             Ok(())

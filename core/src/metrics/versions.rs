@@ -2,7 +2,7 @@
 //! values of the older one beside new ones.
 
 use super::batch_cache::BatchCache;
-use super::{Answer, Batch, Bench, Form, Level, Metric, Predictions, Score, Size, all};
+use super::{Answer, Batch, Bench, Edits, Form, Level, Metric, Predictions, Score, Size, all};
 use crate::Result;
 use crate::maps;
 use crate::task::Task;
@@ -35,8 +35,8 @@ impl Bench for Curved {
         Ok(vec![("head.weight".into(), self.0.shallow_clone())])
     }
 
-    fn fork(&mut self, edits: Vec<(String, Tensor)>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
-        f(&mut Curved(edits[0].1.shallow_clone()))
+    fn fork(&mut self, _: &str, edits: Edits<'_>, f: &mut dyn FnMut(&mut dyn Bench) -> Result<()>) -> Result<()> {
+        f(&mut Curved(edits()?[0].1.shallow_clone()))
     }
 
     fn batch_size(&self) -> usize {

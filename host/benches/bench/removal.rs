@@ -37,10 +37,11 @@ impl metrics::Bench for Asked<'_> {
 
     fn fork(
         &mut self,
-        edits: Vec<(String, Tensor)>,
+        key: &str,
+        edits: metrics::Edits<'_>,
         f: &mut dyn FnMut(&mut dyn metrics::Bench) -> lightbox_core::Result<()>,
     ) -> lightbox_core::Result<()> {
-        NoBench.fork(edits, f)
+        NoBench.fork(key, edits, f)
     }
 
     fn batch_size(&self) -> usize {

@@ -251,3 +251,23 @@ fn explainers_are_parsed() {
     assert_eq!(set.label(), "gradcam:layer=features.norm5,relu=false");
     assert!(ExplainerChoice::parse("gradcam:layer").unwrap_err().message.contains("`layer` is not param=value"));
 }
+
+/// A copy that has a name is made once, and another name is another copy.
+#[test]
+fn forks_are_kept_by_their_names() {
+    let elsewhere = Arc::new(Elsewhere::default());
+    let weight = elsewhere.bring(&Array::from_vec(&[1, 1, 2, 2], vec![1.0f32, 2.0, 3.0, 4.0]).unwrap());
+    let model = ModelHandle::of("strict", Box::new(Strict { elsewhere: elsewhere.clone(), weight }));
+    let engine = Engine::over(model, Settings::new(Device::Cpu, 0), terminal(), Some(elsewhere.clone())).unwrap();
+    let images = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.0]).reshape([1, 1, 2, 2]);
+    let made = std::cell::Cell::new(0);
+    let logit = |key: &str, value: f32| {
+        let edits = || {
+            made.set(made.get() + 1);
+            Ok(vec![("w".to_string(), elsewhere.bring(&Array::from_vec(&[1, 1, 2, 2], vec![value; 4])?))])
+        };
+        engine.fork(key, edits).unwrap().classify(&images).unwrap().double_value(&[0, 0])
+    };
+    assert_eq!((logit("a", 5.0), logit("a", 6.0), logit("b", 6.0), made.get()), (5.0, 5.0, 6.0, 2));
+    assert_eq!(engine.classify(&images).unwrap().double_value(&[0, 0]), 1.0);
+}

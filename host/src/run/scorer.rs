@@ -12,7 +12,7 @@ use lightbox_core::data::Sample;
 use lightbox_core::data::store::Store;
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::metrics::batch_cache::BatchCache;
-use lightbox_core::metrics::{self, Answer, Bench, Evaluation, Form, Masks, Needs, Score, Size};
+use lightbox_core::metrics::{self, Answer, Bench, Edits, Evaluation, Form, Masks, Needs, Score, Size};
 use lightbox_core::results::{Names, Row};
 use lightbox_core::task::Task;
 use lightbox_sdk::{Array, Target};
@@ -167,14 +167,16 @@ impl Bench for CellBench<'_> {
 
     fn fork(
         &mut self,
-        edits: Vec<(String, Tensor)>,
+        key: &str,
+        edits: Edits<'_>,
         f: &mut dyn FnMut(&mut dyn Bench) -> lightbox_core::Result<()>,
     ) -> lightbox_core::Result<()> {
-        let mut named = Vec::new();
-        for (name, tensor) in &edits {
-            named.push((name.clone(), Array::from_tensor(tensor).map_err(Self::core)?));
-        }
-        let mut fork = self.engine.fork(&named).map_err(Self::core)?;
+        let named = || {
+            let edits = edits()?;
+            let share = |(name, tensor): &(String, Tensor)| Ok((name.clone(), Array::from_tensor(tensor)?));
+            edits.iter().map(share).collect::<crate::error::Result<_>>()
+        };
+        let mut fork = self.engine.fork(key, named).map_err(Self::core)?;
         if let Some((index, _)) = self.explainer {
             let explainer = &self.engine.explainers[index];
             fork.copy_explainer(explainer).map_err(Self::core)?;

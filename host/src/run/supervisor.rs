@@ -17,6 +17,7 @@ use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::{device, signals};
 use lightbox_core::data::{self, split::SplitSpec};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -165,6 +166,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         log,
         scheduler: Scheduler::new(vec![]),
         busy: Vec::new(),
+        losses: BTreeMap::new(),
     };
     let mut executor = Local::new(folder.0.clone(), workers, threads);
     let shown = folder.0.display().to_string();
@@ -210,16 +212,10 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
             let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
             spent = Timings { summary: after.elapsed().as_secs_f64(), ..spent };
             write_json(&folder.0.join("spent.json"), &spent)?;
-            let report = match crate::report::write(&folder.0, None) {
-                Ok(path) => path.display().to_string(),
-                Err(e) => {
-                    // That of an earlier state would be taken for this one's.
-                    let _ = std::fs::remove_file(folder.0.join("report.html"));
-                    format!("none was written: {}", e.message)
-                }
-            };
+            // The report of an earlier state would be taken for this one's.
+            let _ = std::fs::remove_file(folder.0.join("report.html"));
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
-            format!("{text}\nPictures: {}\nReport: {report}\n", folder.0.join(sheet).display())
+            format!("{text}\nPictures: {}\n", folder.0.join(sheet).display())
         }
     };
     let failed = supervisor.standing_failures(folds)?;
@@ -233,6 +229,9 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     };
     Ok(Outcome { folder, exit, text })
 }
+
+/// How many workers may be lost at a unit outside of explainers.
+const TRIES: usize = 3;
 
 /// What a worker is at.
 #[derive(Default)]
@@ -255,6 +254,8 @@ struct Supervisor<'a> {
     log: File,
     scheduler: Scheduler,
     busy: Vec<Busy>,
+    /// Workers that were lost outside of explainers, by the unit that they were at.
+    losses: BTreeMap<String, usize>,
 }
 
 impl Supervisor<'_> {
@@ -381,7 +382,14 @@ impl Supervisor<'_> {
             let Some((id, signal)) = signal else { continue };
             self.busy[id].last = Some(Instant::now());
             match signal {
-                Signal::Malformed(line) => return Err(Error::new(Exit::Other, format!("malformed event {line}"))),
+                Signal::Malformed(line) => {
+                    // A plugin has written to the channel of events: what comes after it cannot be trusted.
+                    executor.end(id, true);
+                    (launched[id], waiting[id]) = (false, false);
+                    self.busy[id].alive = false;
+                    let line: String = line.chars().take(80).collect();
+                    self.lost(id, FailureKind::Error, format!("it said what is no event: {line}"))?;
+                }
                 // What ends us may have ended the worker first: that is no crash.
                 Signal::Ended if signals::interrupted() => continue,
                 Signal::Ended => {
@@ -443,26 +451,30 @@ impl Supervisor<'_> {
         self.say(Some(id), event)
     }
 
-    /// A worker is gone: who was it?
+    /// A worker is gone: who was it? The explainer that it was in has failed. Outside of one anybody may have ended it (the
+    /// system, for want of memory): its unit goes to a worker again, and only after [`TRIES`] has the model failed.
     fn lost(&mut self, id: usize, kind: FailureKind, reason: String) -> Result<()> {
         self.say(Some(id), Event::WorkerLost { reason: reason.clone() })?;
-        let unit = self.scheduler.running(id).cloned().filter(|_| self.busy[id].heard);
+        let heard = self.busy[id].heard;
+        let unit = self.scheduler.running(id).cloned();
         self.scheduler.release(id);
         let cell = self.busy[id].cell.take();
         self.busy[id].last = None;
         let none = String::new();
-        match (cell, unit) {
-            (Some((model, explainer)), _) => {
-                self.fail(id, Failure { model, explainer: Some(explainer), kind, reason, id: none })
-            }
-            (None, Some(unit)) => match unit.model() {
-                Some(model) => {
-                    let model = model.to_string();
-                    self.fail(id, Failure { model, explainer: None, kind, reason, id: none })
-                }
-                None => Err(Error::new(Exit::Other, format!("{}: {reason}", unit.key()))),
-            },
-            (None, None) => Err(Error::new(Exit::Other, format!("a worker could not start: {reason}"))),
+        if let Some((model, explainer)) = cell {
+            return self.fail(id, Failure { model, explainer: Some(explainer), kind, reason, id: none });
+        }
+        let key = unit.as_ref().filter(|_| heard).map_or("the start of a worker".into(), Unit::key);
+        let tries = self.losses.entry(key.clone()).or_default();
+        *tries += 1;
+        // Who is silent for so long will be again.
+        if kind != FailureKind::Timeout && *tries < TRIES {
+            return Ok(());
+        }
+        match unit.filter(|_| heard).and_then(|unit| unit.model().map(str::to_string)) {
+            Some(model) => self.fail(id, Failure { model, explainer: None, kind, reason, id: none }),
+            None => Err(Error::new(Exit::Other, format!("{key}: {reason}"))
+                .hint("is there enough memory? `dmesg` says whether the system ended a process")),
         }
     }
 }

@@ -45,6 +45,7 @@ fn owned(tensor: &Tensor) -> Result<Tensor> {
 /// How a parameter begins.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
+    /// All values are this.
     Constant(f64),
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
@@ -67,6 +68,7 @@ impl Parameters {
         Parameters { names: Vec::new(), tensors: HashMap::new(), device, seed }
     }
 
+    /// Where they lie.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -101,6 +103,7 @@ impl Parameters {
         }
     }
 
+    /// Their names, in the order in which they were added.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -258,7 +261,9 @@ impl Base {
 /// A model's own part: its arithmetic and its checkpoints' ways. [`NetModel`] makes a [`Model`] of it, [`NetTrainer`]
 /// trains it.
 pub trait Network: Send + Sized + 'static {
+    /// Specification and parameters.
     fn base(&self) -> &Base;
+    /// The same, to change.
     fn base_mut(&mut self) -> &mut Base;
     /// The same network with another base of the same names and shapes.
     fn with(&self, base: Base) -> Self;

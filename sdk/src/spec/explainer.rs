@@ -12,12 +12,17 @@ use std::collections::BTreeMap;
 pub enum Family {
     /// Class activation maps.
     Cam,
+    /// Attention in transformers.
     Attention,
+    /// Gradients at the image.
     Gradient,
+    /// What the model says of changed images.
     Perturbation,
+    /// Relevance that is propagated backwards.
     Relevance,
     /// Maps that know nothing of the model. A method that does not beat them has said nothing.
     Control,
+    /// Of a newer SDK, or none of these.
     #[serde(other)]
     Other,
 }
@@ -27,9 +32,13 @@ pub enum Family {
 pub struct ExplainerSpec {
     /// Permanent, lower case: `gradcam`.
     pub name: String,
+    /// For headings: `GradCAM`.
     pub title: String,
+    /// Of the plugin.
     pub version: String,
+    /// Who published it.
     pub reference: Reference,
+    /// What it belongs to.
     pub family: Family,
     /// True where negative values mean evidence against the class.
     #[serde(default)]
@@ -80,6 +89,7 @@ impl ExplainerSpec {
         }
     }
 
+    /// Sets the version.
     pub fn version(self, version: &str) -> Self {
         ExplainerSpec { version: version.into(), ..self }
     }

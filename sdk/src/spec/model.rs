@@ -55,12 +55,17 @@ impl InputSpec {
 pub struct ModelSpec {
     /// Permanent, lower case: `densenet121`.
     pub name: String,
+    /// For headings: `DenseNet-121`.
     pub title: String,
+    /// Of the plugin.
     pub version: String,
+    /// Who published it.
     pub reference: Reference,
+    /// What it takes.
     pub input: InputSpec,
     /// Its outputs. The first is the one that is explained, unless a target names another.
     pub outputs: Vec<Output>,
+    /// Its sites, in the order in which they are computed.
     pub sites: Vec<Site>,
     /// The site that class activation maps read by default: the tensor that is pooled.
     #[serde(default)]
@@ -71,8 +76,10 @@ pub struct ModelSpec {
     /// Modified backward rules that `run` understands; `rules.rs` says what each does.
     #[serde(default)]
     pub rules: Vec<String>,
+    /// What can be set when it is made.
     #[serde(default)]
     pub parameters: Vec<ParamSpec>,
+    /// It can be trained.
     #[serde(default)]
     pub trainable: bool,
     /// Its trainer knows [`TrainerOptions::precision`] `mixed`.
@@ -203,7 +210,9 @@ pub struct LoadReport {
 pub struct TrainerOptions {
     /// `adamw` or `sgd` (momentum 0.9).
     pub optimizer: String,
+    /// Of the optimiser, above 0.
     pub learning_rate: f64,
+    /// Of the optimiser, 0 or more.
     pub weight_decay: f64,
     /// `cross-entropy` (one class an image), or `binary-cross-entropy` (each class by itself; targets [B, classes]).
     pub loss: String,

@@ -7,6 +7,7 @@ mod concept;
 mod guided;
 mod heads;
 mod nets;
+mod reader;
 mod record;
 mod relevance;
 

@@ -33,6 +33,17 @@ use std::collections::HashSet;
 use std::time::Instant;
 use written::Written;
 
+/// How much memory the maps of a batch may take, all explainers' together; as much again waits to be scored beside the next
+/// batch.
+const MAPS: usize = 512 << 20;
+
+/// Rows that are explained at a time: the run's batch size, or fewer where so many explainers' maps of the model's size would
+/// take more memory than [`MAPS`]. What explainers run the model on keeps the batch size.
+fn rows_at_a_time(batch_size: usize, explainers: usize, [height, width]: [usize; 2]) -> usize {
+    let row = (explainers * height * width * size_of::<f32>()).max(1);
+    batch_size.min((MAPS / row).max(1))
+}
+
 /// Adds the seconds of a call to a part.
 fn timed<T>(part: &mut f64, call: impl FnOnce() -> T) -> T {
     let started = Instant::now();
@@ -115,7 +126,8 @@ impl Worker {
         let (mut done, of) = (0, prepared.rows.len() + prepared.rest.len());
         let progress = |done: usize| self.sink.say(Event::Progress { unit: unit.key(), done, of });
 
-        let mut batches = prepared.explained_batches(&store, spec.batch_size);
+        let rows = rows_at_a_time(spec.batch_size, engine.explainers.len(), identities.size(label)?);
+        let mut batches = prepared.explained_batches(&store, rows);
         while let Some(batch) = timed(&mut timings.data, || batches.next()) {
             let batch = explaining.run(batch?, &store, &mut failures, &mut timings)?;
             if *predict {
@@ -160,5 +172,17 @@ impl Worker {
         }
         result.timings.files += started.elapsed().as_secs_f64();
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_large_maps_make_batches_small() {
+        assert_eq!(rows_at_a_time(32, 65, [224, 224]), 32);
+        assert_eq!(rows_at_a_time(32, 60, [1024, 1024]), 2);
+        assert_eq!((rows_at_a_time(32, 0, [64, 64]), rows_at_a_time(8, 1000, [4096, 4096])), (32, 1));
     }
 }
