@@ -274,9 +274,9 @@ fn an_image_that_is_read_is_prepared_as_the_runs_are() {
         let plugins = built("test-plugins/hard");
         succeed(&["run", &at("s.toml").to_string_lossy(), "--plugins", &plugins.to_string_lossy()]);
         let maps = |explainer: &str| {
-            let units = std::fs::read_dir(out.join("units")).unwrap().flatten().map(|e| e.path());
+            let mut units = std::fs::read_dir(out.join("units")).unwrap().flatten().map(|e| e.path());
             let ending = format!(".maps.{explainer}.safetensors");
-            let file = units.filter(|p| p.to_string_lossy().ends_with(&ending)).next().unwrap();
+            let file = units.find(|p| p.to_string_lossy().ends_with(&ending)).unwrap();
             let file = lightbox_core::maps_file::MapsFile::open(&file).unwrap();
             file.rows(0, file.images.len()).unwrap()
         };

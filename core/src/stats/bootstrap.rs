@@ -187,7 +187,11 @@ mod tests {
         let bootstrap = Bootstrap::new(&[0, 1, 1], &[], 4).unwrap();
         let found = bootstrap.means(&[&values[0], &values[1]]).unwrap();
         let mut drawn = Vec::new();
-        bootstrap.parts(|part| Ok(drawn.extend(part.chunks_exact(3).map(<[u8]>::to_vec)))).unwrap();
+        let mut take = |part: &[u8]| {
+            drawn.extend(part.chunks_exact(3).map(<[u8]>::to_vec));
+            Ok(())
+        };
+        bootstrap.parts(&mut take).unwrap();
         assert_eq!(drawn.len(), RESAMPLES);
         for (r, counts) in drawn.iter().enumerate().take(PART + 50) {
             assert_eq!(counts[1], counts[2]);

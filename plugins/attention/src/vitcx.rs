@@ -106,7 +106,7 @@ fn explain(context: &Context<'_>, site: &str, params: &Settings) -> Result<Maps>
     let whole = context.scores_now(Score::Probability)?;
     let model = context.run_model()?;
     let mut maps = Vec::new();
-    for b in 0..context.ids.len() {
+    for (b, whole) in whole.into_iter().enumerate() {
         let masks = resize_channels(&grids.f_narrow(0, b as i64, 1)?, &size)?.f_squeeze_dim(0)?;
         let masks = min_max(&masks)?;
         let flat = masks.f_flatten(1, -1)?;
@@ -150,7 +150,7 @@ fn explain(context: &Context<'_>, site: &str, params: &Settings) -> Result<Maps>
             let response = model.run(&Request::forward(Array::from_tensor(&rows.f_contiguous()?)?))?;
             let pairs: Vec<(usize, usize)> = (0..2 * some).map(|k| (b, k)).collect();
             let p = context.score_of(&response, &pairs, Score::Probability)?;
-            let gains: Vec<f32> = (0..some).map(|k| (p[k] - p[some + k] + whole[b]) as f32).collect();
+            let gains: Vec<f32> = (0..some).map(|k| (p[k] - p[some + k] + whole) as f32).collect();
             let p = Tensor::f_from_slice(&gains)?.f_to_device(mask.device())?.f_reshape([-1, 1, 1])?;
             weighted = weighted.f_add(&sum(&mask.f_squeeze_dim(1)?.f_mul(&p)?, &[0], false)?)?;
             done += some;
