@@ -1,7 +1,7 @@
 //! The maps of one explainer for some images, in a `.safetensors` that is written batch by batch, so that no more than a
 //! batch of them is in memory.
 //!
-//! `images` [n] int64 (places in the prepared file), `targets` [n] int64 (the class that was explained), `maps`
+//! `images` `[n]` int64 (places in the prepared file), `targets` `[n]` int64 (the class that was explained), `maps`
 //! [n, K, h, w] float32.
 
 use crate::checkpoint::{self, pick};

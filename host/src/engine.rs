@@ -298,7 +298,7 @@ impl Engine {
     }
 
     /// A copy of the model with other parameters, without explainers. `key` names it: as many copies are kept as
-    /// [`KEPT_FORKS`] holds, for as long as the model is open, and `edits` is not asked for those again.
+    /// `KEPT_FORKS` bytes hold, for as long as the model is open, and `edits` is not asked for those again.
     pub fn fork(&self, key: &str, edits: impl FnOnce() -> Result<Named>) -> Result<Engine> {
         let mut forks = self.forks.lock().unwrap_or_else(PoisonError::into_inner);
         let model = match forks.get(key) {

@@ -112,7 +112,7 @@ pub struct HostCalls<'a> {
     pub(crate) lent: PhantomData<&'a ()>,
 }
 
-/// An answer, or an [`Error`](crate::Error) as JSON.
+/// An answer, or an [`Error`] as JSON.
 pub type Reply<T> = RResult<T, RString>;
 
 /// How a [`Trainer`](crate::Trainer) crosses.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// the thread that owns the device. Nothing may change global state (grad mode, thread count, random generators) or write
 /// to what it receives, and the same context gives the same maps: randomness comes from [`Context::rng`].
 pub trait Explainer: Send + 'static {
-    /// What a user may set: a struct that derives [`Params`](crate::params::Params), or `()`.
+    /// What a user may set: a struct that derives [`Params`], or `()`.
     type Params: Params;
 
     /// Called when the plugin is listed, before anything else; must not compute. Its parameters are [`Explainer::Params`].

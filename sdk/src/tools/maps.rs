@@ -26,7 +26,7 @@ pub fn places(x: &Tensor) -> Vec<i64> {
     (2..x.dim() as i64).collect()
 }
 
-/// [B] or [rows] numbers as [rows, 1, ...], to be multiplied with arrays of so many dimensions.
+/// `[B]` or `[rows]` numbers as `[rows, 1, ...]`, to be multiplied with arrays of so many dimensions.
 pub fn per_row(numbers: &Tensor, dimensions: usize) -> Result<Tensor> {
     let mut shape = vec![1i64; dimensions];
     shape[0] = -1;
