@@ -117,7 +117,7 @@ fn a_threshold_frozen_on_validation_is_scikit_learns() {
         update(name, test.as_mut(), (&ta, &ta, &tm), 6, &mut NoBench);
         end.merge(&test.state().unwrap()).unwrap();
         end.tune(&validation.state().unwrap()).unwrap();
-        let found: Vec<f64> = end.images().unwrap().iter().map(|(_, s)| s.value.unwrap()).collect();
+        let found: Vec<f64> = end.images().unwrap().iter().map(|(.., s)| s.value.unwrap()).collect();
         close(name, &found, &floats(&get(&golden, name)), 1e-12);
     }
 }

@@ -79,7 +79,7 @@ mod tests {
     fn entry(nodules: i64, candidates: &[(f64, i64)]) -> Entry {
         let list: Vec<Candidate> =
             candidates.iter().map(|(peak, nodule)| Candidate { peak: *peak, nodule: *nodule }).collect();
-        Entry { id: 0, state: KNOWN, nodules, overlaps: Default::default(), candidates: vec![list; STEPS] }
+        Entry { id: 0, target: 1, state: KNOWN, nodules, overlaps: Default::default(), candidates: vec![list; STEPS] }
     }
 
     #[test]

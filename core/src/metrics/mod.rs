@@ -405,8 +405,8 @@ pub trait Evaluation: Send {
         Ok(None)
     }
 
-    /// Values an image (by its id) that are known in the end only.
-    fn images(&self) -> Result<Vec<(u64, Score)>> {
+    /// Values that are known in the end only: of an image, by its id, and the class that was explained.
+    fn images(&self) -> Result<Vec<(u64, i64, Score)>> {
         Ok(Vec::new())
     }
 

@@ -118,7 +118,10 @@ pub const CONSTANT: i64 = 4;
 /// What each threshold would give for one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
+    /// The image's number.
     pub id: u64,
+    /// The class that was explained.
+    pub target: i64,
     pub state: i64,
     pub nodules: i64,
     /// By threshold.
@@ -129,7 +132,15 @@ pub struct Entry {
 
 impl Entry {
     /// `map` is finite; `mask` 0 and 1.
-    fn new(id: u64, known: bool, fault: Fault, map: &[f32], mask: &[u8], width: usize, with_candidates: bool) -> Self {
+    fn new(
+        (id, target): (u64, i64),
+        known: bool,
+        fault: Fault,
+        map: &[f32],
+        mask: &[u8],
+        width: usize,
+        with_candidates: bool,
+    ) -> Self {
         let mut state = if known { KNOWN } else { 0 };
         state |= match fault {
             Fault::None => 0,
@@ -139,7 +150,7 @@ impl Entry {
         let marked = mask.iter().map(|m| *m == 1).collect::<Vec<bool>>();
         let nodules = with_candidates.then(|| Regions::of(&marked, width));
         let count = nodules.as_ref().map_or(0, |n| n.count as i64);
-        let mut entry = Entry { id, state, nodules: count, overlaps: Default::default(), candidates: vec![] };
+        let mut entry = Entry { id, target, state, nodules: count, overlaps: Default::default(), candidates: vec![] };
         let mut scaled = map.to_vec();
         maps::min_max_of(&mut scaled);
         for step in 0..STEPS {
@@ -171,6 +182,7 @@ impl Entry {
 /// All entries as tensors.
 fn save(entries: &[Entry]) -> Result<State> {
     let ids: Vec<i64> = entries.iter().map(|e| e.id as i64).collect();
+    let targets: Vec<i64> = entries.iter().map(|e| e.target).collect();
     let mut facts: Vec<i64> = Vec::new();
     let (mut places, mut peaks): (Vec<i64>, Vec<f64>) = (vec![], vec![]);
     for (row, e) in entries.iter().enumerate() {
@@ -185,6 +197,7 @@ fn save(entries: &[Entry]) -> Result<State> {
     }
     Ok(vec![
         ("ids".into(), Tensor::f_from_slice(&ids)?),
+        ("targets".into(), Tensor::f_from_slice(&targets)?),
         ("facts".into(), Tensor::f_from_slice(&facts)?.f_reshape([ids.len() as i64, (3 + 2 * STEPS) as i64])?),
         ("places".into(), Tensor::f_from_slice(&places)?.f_reshape([peaks.len() as i64, 3])?),
         ("peaks".into(), Tensor::f_from_slice(&peaks)?),
@@ -197,19 +210,20 @@ fn read(state: &State) -> Result<Vec<Entry>> {
     let numbers = |name: &str| -> Result<Vec<i64>> {
         Ok(Vec::<i64>::try_from(find(name)?.f_to_kind(Kind::Int64)?.f_flatten(0, -1)?)?)
     };
-    let (ids, facts, places) = (numbers("ids")?, numbers("facts")?, numbers("places")?);
+    let (ids, targets) = (numbers("ids")?, numbers("targets")?);
+    let (facts, places) = (numbers("facts")?, numbers("places")?);
     let peaks = Vec::<f64>::try_from(find("peaks")?.f_to_kind(Kind::Double)?)?;
     let width = 3 + 2 * STEPS;
-    if facts.len() != ids.len() * width || places.len() != 3 * peaks.len() {
+    if targets.len() != ids.len() || facts.len() != ids.len() * width || places.len() != 3 * peaks.len() {
         return Err(broken());
     }
     let mut entries: Vec<Entry> = Vec::with_capacity(ids.len());
-    for (id, facts) in ids.iter().zip(facts.chunks(width)) {
+    for ((id, target), facts) in ids.iter().zip(targets).zip(facts.chunks(width)) {
         let marked = facts[2] as usize;
         let overlap =
             |k: usize| Overlap { predicted: facts[3 + 2 * k] as usize, marked, both: facts[4 + 2 * k] as usize };
         let (overlaps, candidates) = (std::array::from_fn(overlap), vec![vec![]; STEPS]);
-        entries.push(Entry { id: *id as u64, state: facts[0], nodules: facts[1], overlaps, candidates });
+        entries.push(Entry { id: *id as u64, target, state: facts[0], nodules: facts[1], overlaps, candidates });
     }
     for (place, peak) in places.chunks(3).zip(peaks) {
         let entry = entries.get_mut(place[0] as usize).ok_or_else(broken)?;
@@ -275,10 +289,10 @@ impl Evaluation for Tuned {
             let ((values, width), marks) = (batch.values()?, batch.marks(Masks::Finding)?);
             let (values, marks): (&[f32], &[u8]) = (&values, &marks);
             let size = values.len() / batch.ids.len().max(1);
-            let (ids, known, faults) = (batch.ids, batch.known, batch.faults);
+            let (ids, targets, known, faults) = (batch.ids, batch.targets, batch.known, batch.faults);
             let one = |i: usize| {
                 let (map, mask) = (&values[i * size..][..size], &marks[i * size..][..size]);
-                Entry::new(ids[i], known[i], faults[i], map, mask, width, with)
+                Entry::new((ids[i], targets[i]), known[i], faults[i], map, mask, width, with)
             };
             Ok((0..ids.len()).into_par_iter().with_min_len(maps::at_least(size)).map(one).collect::<Vec<Entry>>())
         })?;
@@ -293,7 +307,7 @@ impl Evaluation for Tuned {
     fn merge(&mut self, state: &State) -> Result<()> {
         self.entries.extend(read(state)?);
         // Blocks come in any order.
-        self.entries.sort_by_key(|e| e.id);
+        self.entries.sort_by_key(|e| (e.id, e.target));
         Ok(())
     }
 
@@ -308,14 +322,14 @@ impl Evaluation for Tuned {
         Ok(Some(self.threshold.map_or(none, |step| set(&self.entries, step).0)))
     }
 
-    fn images(&self) -> Result<Vec<(u64, Score)>> {
+    fn images(&self) -> Result<Vec<(u64, i64, Score)>> {
         let Some(image) = self.image else { return Ok(vec![]) };
         let score = |e: &Entry| match (e.without(), self.threshold) {
             (Some(score), _) => score,
             (None, None) => Score::not_applicable(NO_VALIDATION),
             (None, Some(step)) => image(e, step),
         };
-        Ok(self.entries.iter().map(|e| (e.id, score(e))).collect())
+        Ok(self.entries.iter().map(|e| (e.id, e.target, score(e))).collect())
     }
 
     fn curve(&self) -> Result<Option<Curve>> {
@@ -379,7 +393,7 @@ pub mod tests {
         end.tune(&tuned[0]).unwrap();
         let images = end.images().unwrap();
         assert!(images.windows(2).all(|w| w[0].0 < w[1].0));
-        (images.into_iter().map(|(_, s)| s).collect(), end.finish().unwrap())
+        (images.into_iter().map(|(.., s)| s).collect(), end.finish().unwrap())
     }
 
     /// Each pixel's region from 1, 0 outside, by filling from each first pixel; and how many there are.

@@ -94,7 +94,7 @@ fn value(metric: &dyn Metric) -> f64 {
     if needs.validation {
         let state = evaluation.state().unwrap();
         evaluation.tune(&state).unwrap();
-        scores = evaluation.images().unwrap().into_iter().map(|(_, score)| score).collect();
+        scores = evaluation.images().unwrap().into_iter().map(|(.., score)| score).collect();
     }
     if spec.level == Level::Set {
         return evaluation.finish().unwrap().and_then(|s: Score| s.value).unwrap();

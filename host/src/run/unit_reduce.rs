@@ -142,10 +142,17 @@ impl Worker {
                     if metric.needs().validation {
                         evaluation.tune(&validation.remove(&output).unwrap_or_default())?;
                     }
-                    for (id, score) in evaluation.images()? {
+                    for (id, target, score) in evaluation.images()? {
                         let image =
                             by_id.get(&id).ok_or_else(|| Error::new(Exit::Other, "an image is not the data's"))?;
-                        rows.push(&source.samples()[*image].id, -1, explainer, &output, choice.label(), score);
+                        rows.push(
+                            &source.samples()[*image].id,
+                            target as i32,
+                            explainer,
+                            &output,
+                            choice.label(),
+                            score,
+                        );
                     }
                     if let Some(score) = evaluation.finish()? {
                         rows.push("", -1, explainer, &output, choice.label(), score);
