@@ -1,5 +1,5 @@
-//! The map of the code stays a map: no file of a crate needs, by way of others, itself, and docs/architecture.md names files that
-//! there are.
+//! The map of the code stays a map: no file of a crate needs, by way of others, itself, but that a file and the parts in its own
+//! folder may know each other; and docs/architecture.md names files that there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -38,9 +38,22 @@ fn paths(mut text: &str) -> Vec<Vec<String>> {
     let mut path = Vec::new();
     loop {
         if let Some(list) = text.strip_prefix('{') {
-            let list = list.split('}').next().unwrap_or_default();
-            let ends = list.split([',', '{']).map(|name| word(name.trim()).to_string());
-            return ends.map(|end| [&path[..], &[end]].concat()).collect();
+            // The names at the list's own depth.
+            let (mut depth, mut ends, mut at_name) = (0, Vec::new(), true);
+            for (at, c) in list.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => at_name = true,
+                    c if depth == 0 && at_name && !c.is_whitespace() => {
+                        ends.push(word(&list[at..]).to_string());
+                        at_name = false;
+                    }
+                    _ => {}
+                }
+            }
+            return ends.into_iter().map(|end| [&path[..], &[end]].concat()).collect();
         }
         let name = word(text);
         path.push(name.to_string());

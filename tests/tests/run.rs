@@ -257,6 +257,8 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
         "site",
         "not-applicable",
         "plan",
+        "pairs",
+        "channel",
     ];
     let mut extra = String::from(CONTROLS);
     hostile.iter().for_each(|n| extra += &format!("[[explainers]]\nname = \"hostile-{n}\"\n"));
@@ -287,6 +289,8 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     check("hang", "failed", "it gave no sign for 10 s and was stopped");
     check("site", "failed", "has no site blocks.99");
     check("plan", "failed", "it crashed (SIGSEGV, segmentation fault)");
+    check("pairs", "failed", "rule relu:rescale needs pairs of images");
+    check("channel", "failed", "it said what is no event: `this is no event`");
     check("not-applicable", "not-applicable", "it never is");
     for good in ["gradcam", "noise", "mean-mask", "hostile-prints", "AUROC", "chance"] {
         assert_eq!(cell(&found, good)["cell"], "value", "{good}");
@@ -391,7 +395,7 @@ fn mistakes_are_clear_errors() {
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");
     check("size = 64", "size = 4", 3, "model densenet-small: parameter size: 4 px is under");
-    check("size = 64", "sizes = 64", 3, "unknown parameter sizes (known: size, trunk, precision)");
+    check("size = 64", "sizes = 64", 3, "unknown parameter sizes (known: size, precision, trunk)");
     check(
         "name = \"gradcam\"",
         "name = \"gradcam\"\nparams = { layr = \"x\" }",

@@ -54,7 +54,8 @@ impl Preparation {
         image.resized((width, height), self.intensity)
     }
 
-    /// The same with each value at one of the depth's levels: to the bit what a run's store gives out before normalisation.
+    /// The same with each value at one of the depth's levels: the levels that a run's store keeps. (The store normalises in one
+    /// step, so the normalised values may differ in the last bit.)
     pub fn prepared(&self, image: &Image) -> Result<Vec<f32>> {
         let depth = match self.depth {
             Depth::OfImage if image.is_8_bit() => Depth::Eight,

@@ -6,12 +6,13 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
-use crate::stats::correlation::spearman;
+use crate::stats::correlation::{pearson, ranks};
 use crate::{Error, Result, maps, seed};
 use lightbox_sdk::params::Params;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use tch::Tensor;
 
 pub static PARAMETER_RANDOMISATION: Asking = Asking {
@@ -76,10 +77,12 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         return Ok(ask.each(|_| Score::not_applicable("the model has no parameters")));
     }
     let stages = stages.min(layers.len());
-    let magnitudes = |map: &[f32]| map.iter().map(|v| f64::from(v.abs())).collect::<Vec<f64>>();
+    // Spearman is Pearson of the ranks; those of the model's own maps are found once.
+    let magnitudes = |map: &[f32]| ranks(&map.iter().map(|v| f64::from(v.abs())).collect::<Vec<f64>>());
     let own = maps::values(ask.maps()?)?;
     let n = batch.targets.len();
-    let size = own.len() / n.max(1);
+    let size = (own.len() / n.max(1)).max(1);
+    let of_own: Vec<Vec<f64>> = own.par_chunks(size).map(magnitudes).collect();
     let mut values: Vec<Vec<f64>> = vec![vec![]; n];
     for seed in 0..seeds {
         for stage in 1..=stages {
@@ -107,12 +110,11 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
             if found.len() != own.len() {
                 return Ok(ask.each(|_| Score::failed("a randomised model's map has another size")));
             }
-            for i in 0..n {
-                let (a, b) = (&own[i * size..][..size], &found[i * size..][..size]);
-                if b.iter().all(|v| v.is_finite()) {
-                    values[i].push(spearman(&magnitudes(a), &magnitudes(b)).unwrap_or(0.0));
-                }
-            }
+            let correlate = |(own, b): (&Vec<f64>, &[f32])| {
+                b.iter().all(|v| v.is_finite()).then(|| pearson(own, &magnitudes(b)).unwrap_or(0.0))
+            };
+            let now: Vec<Option<f64>> = of_own.par_iter().zip(found.par_chunks(size)).map(correlate).collect();
+            values.iter_mut().zip(now).for_each(|(values, now)| values.extend(now));
         }
     }
     Ok(ask.each(|i| match values[i].is_empty() {

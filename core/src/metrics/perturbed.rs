@@ -79,7 +79,7 @@ pub fn score(
     let copies = copies(batch, many, radius, ask.seed)?;
     let list = |t: &Tensor| maps::values(t);
     let own = batch.cell.get("native values", || list(ask.maps()?))?;
-    let theirs = batch.cell.get(&format!("maps of copies {many} {radius}"), || {
+    let theirs = batch.cell.get(&format!("maps of copies {many} {radius} {}", ask.seed), || {
         let mut all = Vec::new();
         for copy in copies.iter() {
             bench.check()?;
@@ -93,7 +93,7 @@ pub fn score(
         false => (vec![], vec![vec![]; many]),
         true => {
             let before = logits(&super::removal::plain(batch, bench)?.logits)?;
-            let after = batch.scene.get(&format!("logits of copies {many} {radius}"), || {
+            let after = batch.scene.get(&format!("logits of copies {many} {radius} {}", ask.seed), || {
                 copies.iter().map(|copy| logits(&bench.run(copy)?.logits)).collect::<Result<Vec<_>>>()
             })?;
             (before, after.to_vec())

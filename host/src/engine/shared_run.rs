@@ -45,9 +45,8 @@ impl SharedRuns {
         for (rules, needs) in groups {
             let needs = Needs { rules: rules.clone(), ..needs };
             engine.watch.alive();
-            let request = shared_request(&engine.spec, images, &resolved, &needs)?;
-            let model = engine.model.lock().unwrap_or_else(PoisonError::into_inner);
-            let response = model.run(&request);
+            let run = |request: &Request| engine.model.lock().unwrap_or_else(PoisonError::into_inner).run(request);
+            let response = shared_request(&engine.spec, images, &resolved, &needs).and_then(|request| run(&request));
             // Without rules it is the model's own run; what goes wrong under rules is the matter of those who asked for them.
             let response = if rules.is_empty() { Ok(response?) } else { response };
             responses.insert(rules, (response, needs.others));

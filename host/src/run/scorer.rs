@@ -152,7 +152,10 @@ impl Bench for CellBench<'_> {
     fn explain(&mut self, images: &Tensor, targets: &[i64], ids: &[u64]) -> lightbox_core::Result<Tensor> {
         let (index, output) = self.explainer.ok_or_else(|| Self::core("chance has no explainer"))?;
         let wanted: Vec<Option<Target>> = targets.iter().map(|t| Some(Target::Class(*t as usize))).collect();
-        let batch = self.engine.run(images, &wanted, ids, &[index], &mut |_| {}).map_err(Self::core)?;
+        // Its own copy: one that writes to what it was given shall not change what others are scored on.
+        let mut copy = images.f_empty_like()?;
+        copy.f_copy_(images)?;
+        let batch = self.engine.run(&copy, &wanted, ids, &[index], &mut |_| {}).map_err(Self::core)?;
         if batch.tampered.is_some() {
             return Err(Self::core(engine::tampered(&self.engine.explainers[index].label)));
         }
@@ -210,6 +213,7 @@ pub(super) fn score(
     let clean = if faults.contains(&Fault::NotFinite) { raw.f_nan_to_num(0.0, 0.0, 0.0)? } else { raw.shallow_clone() };
     // A copy only for the maps of an explainer that is on the CPU in a run that is not.
     let masks = scene.masks.f_to_device(raw.device())?;
+    let shortcuts = scene.shortcuts.f_to_device(raw.device())?;
     let cache = BatchCache::default();
     let mut forms: Vec<((Size, Form), Tensor)> = Vec::new();
     for (metric, (_, needs, evaluation)) in cell.evaluations.iter_mut().enumerate() {
@@ -217,16 +221,24 @@ pub(super) fn score(
         if !forms.iter().any(|(k, _)| *k == (size, form)) {
             let sized = match size {
                 Size::Native => clean.shallow_clone(),
-                Size::Mask => match forms.iter().find(|((s, f), _)| *s == size && *f == Form::Raw) {
-                    Some((_, made)) => made.shallow_clone(),
-                    None => {
-                        let size = scene.masks.size();
-                        maps::upsample(&clean, (size[1] as usize, size[2] as usize))?
+                Size::Mask => {
+                    let raw = forms.iter().find(|(k, _)| *k == (size, Form::Raw)).map(|(_, t)| t.shallow_clone());
+                    match raw {
+                        Some(made) => made,
+                        None => {
+                            let to = scene.masks.size();
+                            let made = maps::upsample(&clean, (to[1] as usize, to[2] as usize))?;
+                            forms.push(((size, Form::Raw), made.shallow_clone()));
+                            made
+                        }
                     }
-                },
+                }
             };
-            let made = if form == Form::MinMax { maps::min_max(&sized)? } else { sized };
-            forms.push(((size, form), made));
+            if form == Form::MinMax {
+                forms.push(((size, form), maps::min_max(&sized)?));
+            } else if size == Size::Native {
+                forms.push(((size, form), sized));
+            }
         }
         let made = forms.iter().find(|(k, _)| *k == (size, form)).map(|(_, t)| t);
         let batch = metrics::Batch {
@@ -238,7 +250,7 @@ pub(super) fn score(
             masks: match needs.masks {
                 Masks::None => None,
                 Masks::Finding => Some(&masks),
-                Masks::Shortcut => Some(&scene.shortcuts),
+                Masks::Shortcut => Some(&shortcuts),
             },
             known: &scene.known,
             signed: cell.signed,

@@ -233,6 +233,11 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
 /// How many workers may be lost at a unit outside of explainers.
 const TRIES: usize = 3;
 
+/// What stands for the unit of a worker that is not ready yet.
+fn start_of(id: usize) -> String {
+    format!("the start of worker {id}")
+}
+
 /// What a worker is at.
 #[derive(Default)]
 struct Busy {
@@ -400,6 +405,7 @@ impl Supervisor<'_> {
                 }
                 Signal::Event(Event::Ready) => {
                     self.busy[id].heard = true;
+                    self.losses.remove(&start_of(id));
                     // The first is of its start, when it has an order already.
                     if self.scheduler.running(id).is_none() {
                         waiting[id] = true;
@@ -464,7 +470,7 @@ impl Supervisor<'_> {
         if let Some((model, explainer)) = cell {
             return self.fail(id, Failure { model, explainer: Some(explainer), kind, reason, id: none });
         }
-        let key = unit.as_ref().filter(|_| heard).map_or("the start of a worker".into(), Unit::key);
+        let key = unit.as_ref().filter(|_| heard).map_or_else(|| start_of(id), Unit::key);
         let tries = self.losses.entry(key.clone()).or_default();
         *tries += 1;
         // Who is silent for so long will be again.

@@ -56,6 +56,21 @@ register_explainer!(Hostile("hostile-site", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-plan", |c| map(c, 0.0)));
 // Asks for a rule of pairs in the run that all share.
 register_explainer!(Hostile("hostile-pairs", |c| map(c, 0.0)));
+// Says what is no event wherever somebody may listen: to every pipe that the process can write to.
+register_explainer!(Hostile("hostile-channel", |c| {
+    for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+        let number = entry.file_name().to_string_lossy().into_owned();
+        let is_pipe = std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"));
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).unwrap_or_default().trim().to_string();
+        if is_pipe && number != "2" && flags.ends_with('1') {
+            use std::io::Write;
+            let pipe = std::fs::OpenOptions::new().write(true).open(entry.path());
+            let _ = pipe.and_then(|mut pipe| pipe.write_all(b"this is no event\n"));
+        }
+    }
+    map(c, 0.0)
+}));
 register_explainer!(Hostile("hostile-not-applicable", |c| map(c, 0.0)));
 register_explainer!(Hostile("hostile-panic", |_| {
     let empty: Vec<f32> = Vec::new();

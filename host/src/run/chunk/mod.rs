@@ -139,7 +139,7 @@ impl Worker {
                 let outcome = outcome.map_err(Error::from).and_then(|outputs| {
                     explaining.in_cell(index, || {
                         timed(&mut timings.metrics, || scored.ask(index, &outputs))?;
-                        timed(&mut timings.files, || written.maps(index, &rows, &prepared.rows, &outputs))?;
+                        timed(&mut timings.files, || written.maps(index, &prepared.rows, &outputs))?;
                         scored.hand_over(index, &outputs)
                     })
                 });

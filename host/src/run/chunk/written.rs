@@ -48,8 +48,8 @@ pub struct Written<'a> {
     folder: &'a RunFolder,
     stem: &'a str,
     engine: &'a Engine,
-    /// By explainer: the names of its maps, their file and the rows so far.
-    maps: BTreeMap<usize, (Vec<String>, MapsWriter, usize)>,
+    /// By explainer: the names of its maps, and their file.
+    maps: BTreeMap<usize, (Vec<String>, MapsWriter)>,
 }
 
 impl<'a> Written<'a> {
@@ -58,22 +58,21 @@ impl<'a> Written<'a> {
     }
 
     /// Appends an explainer's maps of a batch.
-    pub fn maps(&mut self, index: usize, batch: &Rows, all: &Rows, outputs: &Outputs) -> Result<()> {
+    pub fn maps(&mut self, index: usize, all: &Rows, outputs: &Outputs) -> Result<()> {
         let name = &self.engine.explainers[index].label;
         if let std::collections::btree_map::Entry::Vacant(entry) = self.maps.entry(index) {
             let images = all.0.iter().map(|r| r.image as i64).collect();
             let targets = all.0.iter().map(|r| r.class.map_or(-1, |c| c as i64)).collect();
             let writer = MapsWriter::new(&self.folder.maps(self.stem, name), images, targets)?;
-            entry.insert((outputs.names.clone(), writer, 0));
+            entry.insert((outputs.names.clone(), writer));
         }
-        let Some((names, writer, rows)) = self.maps.get_mut(&index) else { return Ok(()) };
+        let Some((names, writer)) = self.maps.get_mut(&index) else { return Ok(()) };
         if *names != outputs.names {
             return Err(Error::plugin(format!(
                 "explainer {name} names its maps {:?}, before {names:?}",
                 outputs.names
             )));
         }
-        *rows += batch.len();
         writer.append(&outputs.maps).map_err(|e| match e.disk_full {
             true => Error::from(e),
             false => Error::plugin(format!("explainer {name} gives {e}")),
@@ -101,7 +100,7 @@ impl<'a> Written<'a> {
             let name = &explainer.label;
             // Of a chunk without an image to explain there are no maps, and that is all of them.
             let mut outputs = vec![];
-            if let Some((names, writer, _)) = maps {
+            if let Some((names, writer)) = maps {
                 writer.finish()?;
                 outputs = names;
             }
