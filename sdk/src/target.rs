@@ -154,6 +154,9 @@ fn over_grid(mask: &Array, size: &[usize], grid: &[usize]) -> Result<Vec<(usize,
     }
     let values = mask.to_vec::<f32>()?;
     let mut cells = vec![0f64; grid.iter().product()];
+    if cells.is_empty() {
+        return Err(Error::output(format!("the model describes a class map of {grid:?} places")));
+    }
     for (at, value) in values.iter().enumerate().filter(|(_, v)| **v != 0.0) {
         let (mut rest, mut cell, mut scale) = (at, 0, 1);
         for (n, g) in size.iter().zip(grid).rev() {
@@ -233,6 +236,10 @@ pub fn score_objective(model: &ModelSpec, rows: &[&Target], response: &Response)
     #[cfg(feature = "tch")]
     let array = &array.to_cpu()?;
     let (shape, values) = (array.shape(), array.to_vec::<f32>()?);
+    let wanted = [vec![rows.len()], output.shape()].concat();
+    if shape != wanted {
+        return Err(Error::output(format!("output {} of shape {shape:?}, expected {wanted:?}", output.name)));
+    }
     let each = values.len() / rows.len();
     let mut slopes = vec![0f32; values.len()];
     for (row, target) in rows.iter().enumerate() {
@@ -261,15 +268,21 @@ pub fn score_objective(model: &ModelSpec, rows: &[&Target], response: &Response)
 
 /// Finds the candidates of boxes in a response to the images themselves: that with the greatest intersection over union,
 /// of equals the one with the higher logit of the class.
+///
+/// Errors: a model without boxes, a response of another number of rows, a class that there is not, a box without a candidate.
 pub fn resolve(model: &ModelSpec, targets: &mut [Target], response: &Response) -> Result<()> {
+    let Some(first) = targets.iter().find(|t| t.kind() == TargetKind::Box) else { return Ok(()) };
+    let name = first.output(model)?.name.clone();
+    let array = response.output(model, &name)?;
+    #[cfg(feature = "tch")]
+    let array = &array.to_cpu()?;
+    let [b, n, width] = array.dims(&name)?;
+    if b != targets.len() {
+        return Err(Error::output(format!("output {name} of {b} rows for {} targets", targets.len())));
+    }
+    let values = array.to_vec::<f32>()?;
     for (row, target) in targets.iter_mut().enumerate() {
-        let output = target.output(model)?.clone();
         let Target::Box { class, area, candidate } = target else { continue };
-        let array = response.output(model, &output.name)?;
-        #[cfg(feature = "tch")]
-        let array = &array.to_cpu()?;
-        let [_, n, width] = array.dims(&output.name)?;
-        let values = array.to_vec::<f32>()?;
         if *class + 4 >= width {
             return Err(Error::invalid(format!("target class {class} of {} classes", width.saturating_sub(4))));
         }
@@ -368,6 +381,12 @@ mod tests {
             let wanted = (moved(1e-2) - moved(-1e-2)) / 2e-2;
             assert!((f64::from(slopes[at]) - wanted).abs() < 1e-4, "{at}: {} {wanted}", slopes[at]);
         }
+        // Answers of other shapes are errors, never a panic.
+        let three = [targets[0].clone(), targets[0].clone(), targets[0].clone()];
+        assert!(resolve(&model, &mut three.clone(), &response).unwrap_err().message.contains("1 rows for 3 targets"));
+        let short = Response::of(Array::from_vec(&[1, 2, 6], vec![0f32; 12]).unwrap());
+        let error = score_objective(&model, &[&targets[0]], &short).unwrap_err();
+        assert!(error.message.contains("shape [1, 2, 6], expected [1, 3, 6]"), "{error}");
         let mut nowhere = [Target::Box { class: 1, area: [8.0, 8.0, 9.0, 9.0], candidate: None }];
         assert!(resolve(&model, &mut nowhere, &response).unwrap_err().message.contains("no candidate"));
     }

@@ -5,7 +5,7 @@
 //! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
 //! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Preset};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step, wants};
@@ -88,20 +88,8 @@ impl Config {
     }
 }
 
-#[derive(Params)]
-struct Settings {
-    /// input height and width; 0 for the preset's own
-    #[param(default = 0, range = (0, 4096), unit = "px")]
-    size: usize,
-    #[param(default = Precision::Float32)]
-    precision: Precision,
-}
-
 fn input_size(config: &Config, options: &ModelOptions) -> Result<i64> {
-    let size = match Settings::resolve(&options.params)?.size as i64 {
-        0 => config.size,
-        size => size,
-    };
+    let size = Preset::resolve(&options.params)?.size_or(config.size);
     if size % config.patch != 0 {
         return Err(Error::invalid(format!(
             "parameter size: {size} px is no multiple of the patch, {} px",
@@ -169,7 +157,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             .iter()
             .map(|r| r.to_string())
             .collect(),
-        parameters: Settings::specs(),
+        parameters: Preset::specs(),
         trainable: true,
         mixed_precision: true,
     })
@@ -178,7 +166,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, &spec, options)?;
-    let kind = Settings::resolve(&options.params)?.precision.kind();
+    let kind = Preset::resolve(&options.params)?.precision.kind();
     Ok(Box::new(NetModel::new(Deit { config, base: Base { spec, params } }).computing_in(kind)))
 }
 

@@ -7,7 +7,7 @@
 
 mod fast;
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Preset};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At, relu};
 use lightbox_sdk::tape::{Tape, site, step, wants};
@@ -81,21 +81,15 @@ choice! {
 
 #[derive(Params)]
 struct Settings {
-    /// input height and width; 0 for the preset's own
-    #[param(default = 0, range = (0, 4096), unit = "px")]
-    size: usize,
+    #[param(flatten)]
+    preset: Preset,
     #[param(default = Trunk::Folded)]
     trunk: Trunk,
-    #[param(default = Precision::Float32)]
-    precision: Precision,
 }
 
 /// The input size that the options ask for.
 fn input_size(config: &Config, options: &ModelOptions) -> Result<usize> {
-    let size = match Settings::resolve(&options.params)?.size as i64 {
-        0 => config.size,
-        size => size,
-    };
+    let size = Settings::resolve(&options.params)?.preset.size_or(config.size);
     let least = 1 << (config.blocks.len() + 1);
     if size < least {
         return Err(Error::invalid(format!("parameter size: {size} px is under {least}, the least that leaves a map")));
@@ -174,7 +168,7 @@ fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model
     let settings = Settings::resolve(&options.params)?;
     let folded = settings.trunk == Trunk::Folded && !lightbox_sdk::is_plain();
     let net = DenseNet::new(config, Base { spec, params }, folded);
-    Ok(Box::new(NetModel::new(net).computing_in(settings.precision.kind())))
+    Ok(Box::new(NetModel::new(net).computing_in(settings.preset.precision.kind())))
 }
 
 /// torchvision's initial values: Kaiming normal convolutions, unit norms, default linear weight, zero bias.

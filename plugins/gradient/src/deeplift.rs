@@ -8,9 +8,10 @@
 //! Captum hooks modules, so a ReLU that a model calls as a function keeps its gradient and the sum is wrong; on networks
 //! without ReLU modules its DeepLIFT is input times gradient. Its max pooling loses what overlapping windows share.
 
-use crate::input::{Baseline, Channels, bound};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::fill::{Fill, fill};
 
 register_explainer!(DeepLift);
 
@@ -20,8 +21,9 @@ const RULES: [&str; 2] = ["relu:rescale", "pool:rescale"];
 
 #[derive(Params)]
 struct Settings {
-    #[param(default = Baseline::Zero)]
-    baseline: Baseline,
+    /// what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred
+    #[param(default = Fill::Zero)]
+    baseline: Fill,
     #[param(default = Channels::Sum)]
     channels: Channels,
 }
@@ -56,7 +58,7 @@ impl Explainer for DeepLift {
 
 fn explain(context: &Context<'_>, input: &str, params: &Settings) -> Result<Maps> {
     let images = context.image_tensor()?;
-    let from = params.baseline.of(context)?;
+    let from = fill(context, params.baseline)?;
     // So many pairs that the rows are about those that the memory is for.
     let at_once = (context.at_once() / 2).max(1);
     let mut parts = Vec::new();

@@ -4,11 +4,12 @@
 //! The mean over samples of `(x - x') dS/dx (x' + a (x - x'))`, with a uniform in [0, 1), x' a draw from the baselines and x with
 //! normal noise if `sigma` is not 0. `baseline = training` draws x' from images of the training set, as the paper does.
 
-use crate::input::{Baseline, Channels, bound};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rand::Rng;
 use lightbox_sdk::tch::Tensor;
 use lightbox_sdk::tools::draw::normals;
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::maps::per_row;
 
 register_explainer!(GradientShap);
@@ -22,12 +23,12 @@ choice! {
 
 impl References {
     /// The baseline that is the same for every sample; none where samples draw from the training set.
-    fn constant(self) -> Option<Baseline> {
+    fn constant(self) -> Option<Fill> {
         match self {
-            References::Zero => Some(Baseline::Zero),
-            References::Black => Some(Baseline::Black),
-            References::White => Some(Baseline::White),
-            References::Blur => Some(Baseline::Blur),
+            References::Zero => Some(Fill::Zero),
+            References::Black => Some(Fill::Black),
+            References::White => Some(Fill::White),
+            References::Blur => Some(Fill::Blur),
             References::Training => None,
         }
     }
@@ -90,7 +91,7 @@ fn explain(context: &Context<'_>, input: &str, params: &Settings) -> Result<Maps
     let mut generators: Vec<_> = (0..context.ids.len()).map(|b| context.rng(b)).collect();
     let (constant, fitted) = match params.baseline.constant() {
         None => (None, Some(context.fitted("images")?.share_tensor()?.f_to_device(images.device())?)),
-        Some(baseline) => (Some(baseline.of(context)?), None),
+        Some(baseline) => (Some(fill(context, baseline)?), None),
     };
     let mut sum = images.f_zeros_like()?;
     let ways = std::cell::RefCell::new(None);

@@ -2,7 +2,6 @@
 
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Kind, Tensor};
-use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::maps::sum;
 
 choice! {
@@ -23,26 +22,6 @@ impl Channels {
             Channels::Sum => sum(attribution, &[1], false)?,
         };
         Ok(Array::from_tensor(&map.f_to_kind(Kind::Float)?)?.into())
-    }
-}
-
-choice! {
-    /// what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred
-    pub enum Baseline { Zero = "zero", Black = "black", White = "white", Blur = "blur" }
-}
-
-impl Baseline {
-    /// Baselines [B, C, size...] of the batch.
-    pub fn of(self, context: &Context<'_>) -> Result<Tensor> {
-        fill(
-            context,
-            match self {
-                Baseline::Zero => Fill::Zero,
-                Baseline::Black => Fill::Black,
-                Baseline::White => Fill::White,
-                Baseline::Blur => Fill::Blur,
-            },
-        )
     }
 }
 

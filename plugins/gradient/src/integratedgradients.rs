@@ -4,9 +4,10 @@
 //! (proposition 1), up to the integral's error. Gauss and Legendre's rule is Captum's default; Captum's trapezoid has weights
 //! that sum to (n - 1) / n, here they sum to 1.
 
-use crate::input::{Baseline, Channels, bound};
+use crate::input::{Channels, bound};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Tensor;
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::path::Rule;
 
 register_explainer!(IntegratedGradients);
@@ -39,8 +40,9 @@ pub struct Settings {
     steps: usize,
     #[param(default = Rule::GaussLegendre)]
     rule: Rule,
-    #[param(default = Baseline::Zero)]
-    baseline: Baseline,
+    /// what the image is compared with: 0 after normalisation (the mean colour), black, white, the image blurred
+    #[param(default = Fill::Zero)]
+    baseline: Fill,
     #[param(default = Channels::Sum)]
     channels: Channels,
 }
@@ -64,7 +66,7 @@ impl Explainer for IntegratedGradients {
         let needs = Needs { model: true, extra: Passes::both(params.steps as u64), ..Needs::default() };
         bound(model, |input| {
             Bound::new(needs, move |context| {
-                let from = params.baseline.of(context)?;
+                let from = fill(context, params.baseline)?;
                 let steps = params.rule.steps(params.steps);
                 params.channels.map_of(&integrate(context, &input, &from, &steps)?)
             })

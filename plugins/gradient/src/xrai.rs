@@ -8,11 +8,12 @@
 //! The library's black and white are the least and greatest value of the image; here they are the colours. Its superpixels are
 //! made at 224 x 224; here at the model's size. A region must add `min_pixels` at 224 x 224, in proportion elsewhere.
 
-use crate::input::{Baseline, bound};
+use crate::input::bound;
 use crate::integratedgradients::integrate;
 use lightbox_sdk::ndarray::{Array2, Array3};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::Kind;
+use lightbox_sdk::tools::fill::{Fill, fill};
 use lightbox_sdk::tools::path::Rule;
 use lightbox_sdk::tools::segment;
 
@@ -130,8 +131,8 @@ fn explain(context: &Context<'_>, input: &str, params: &Settings) -> Result<Maps
     let [b, channels, h, w]: [i64; 4] =
         images.size().try_into().map_err(|s| Error::invalid(format!("images of shape {s:?}")))?;
     let steps = Rule::Trapezoid.steps(params.steps);
-    let black = integrate(context, input, &Baseline::Black.of(context)?, &steps)?;
-    let white = integrate(context, input, &Baseline::White.of(context)?, &steps)?;
+    let black = integrate(context, input, &fill(context, Fill::Black)?, &steps)?;
+    let white = integrate(context, input, &fill(context, Fill::White)?, &steps)?;
     let both = black.f_add(&white)?.f_div_scalar(2.0)?.f_amax([1i64].as_slice(), false)?;
     let (h, w, channels) = (h as usize, w as usize, channels as usize);
     let least = (params.min_pixels as f64 * (h * w) as f64 / (224.0 * 224.0)).ceil() as usize;

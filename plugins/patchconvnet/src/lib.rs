@@ -7,7 +7,7 @@
 //!
 //! A block's 1x1 convolutions run as matrix products on tokens, which are the same numbers in the same memory.
 
-use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Precision};
+use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Preset};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At};
 use lightbox_sdk::tape::{Tape, site, step};
@@ -78,20 +78,8 @@ const EPS: f64 = 1e-6;
 const PATCH: i64 = 16;
 const POOL: &str = "blocks_token_only.0";
 
-#[derive(Params)]
-struct Settings {
-    /// input height and width; 0 for the preset's own
-    #[param(default = 0, range = (0, 4096), unit = "px")]
-    size: usize,
-    #[param(default = Precision::Float32)]
-    precision: Precision,
-}
-
 fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
-    let size = match Settings::resolve(&options.params)?.size as i64 {
-        0 => config.size,
-        size => size,
-    };
+    let size = Preset::resolve(&options.params)?.size_or(config.size);
     if size % PATCH != 0 {
         return Err(Error::invalid(format!("parameter size: {size} px is no multiple of {PATCH} px")));
     }
@@ -136,7 +124,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             .into_iter()
             .map(String::from)
             .collect(),
-        parameters: Settings::specs(),
+        parameters: Preset::specs(),
         trainable: true,
         mixed_precision: true,
     })
@@ -145,7 +133,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
 fn make(config: &'static Config, options: &ModelOptions) -> Result<Box<dyn Model>> {
     let spec = spec(config, options)?;
     let params = initial(config, spec.classes() as i64, options)?;
-    let kind = Settings::resolve(&options.params)?.precision.kind();
+    let kind = Preset::resolve(&options.params)?.precision.kind();
     Ok(Box::new(NetModel::new(PatchConvNet { config, base: Base { spec, params } }).computing_in(kind)))
 }
 

@@ -2,6 +2,7 @@
 
 mod train;
 
+use crate::params::Params;
 use crate::rules::{self, At};
 use crate::spec::{LoadReport, ModelSpec, TrainerOptions};
 use crate::tape::Tape;
@@ -32,6 +33,24 @@ impl Precision {
     /// libtorch's name of it, for [`NetModel::computing_in`].
     pub fn kind(self) -> Kind {
         if self == Precision::Bfloat16 { Kind::BFloat16 } else { Kind::Float }
+    }
+}
+
+/// What every built-in model's user may set; flatten it into the model's own parameters, or use it as they are.
+#[derive(Debug, Params)]
+pub struct Preset {
+    /// input height and width; 0 for the preset's own
+    #[param(default = 0, range = (0, 4096), unit = "px")]
+    pub size: usize,
+    #[allow(missing_docs)]
+    #[param(default = Precision::Float32)]
+    pub precision: Precision,
+}
+
+impl Preset {
+    /// The size that was asked for, or the preset's own.
+    pub fn size_or(&self, own: i64) -> i64 {
+        if self.size == 0 { own } else { self.size as i64 }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::ModelSpec;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The part of an attention that a site holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,20 +301,24 @@ impl AttentionBlock {
 impl ModelSpec {
     /// The attentions over a grid, in their order, each with the sites that belong to it.
     pub fn attention_blocks(&self) -> Vec<AttentionBlock> {
-        let stream = |block: Option<usize>| {
-            let of_block = |s: &&Site| s.role == Role::Tokens && s.block == block && block.is_some();
-            self.sites.iter().rfind(of_block).cloned()
-        };
-        let of = |weights: &Site| {
+        // The residual stream at each block's end: its last tokens.
+        let mut ends: BTreeMap<usize, usize> = BTreeMap::new();
+        for (at, site) in self.sites.iter().enumerate().filter(|(_, s)| s.role == Role::Tokens) {
+            ends.extend(site.block.map(|block| (block, at)));
+        }
+        let end_of = |block: Option<usize>| block.and_then(|block| ends.get(&block)).copied();
+        let of = |(at, weights): (usize, &Site)| {
             let part = |part| {
                 let mine = |s: &&Site| s.role == Role::Attention(part) && s.block == weights.block;
                 self.sites.iter().find(mine).cloned()
             };
-            let at = self.sites.iter().position(|s| s.name == weights.name).unwrap_or(0);
             // The last stream before this block's own sites.
-            let enters = |s: &&Site| match s.role {
+            let enters = |at: &usize| match self.sites[*at].role {
                 Role::Embedding => true,
-                Role::Tokens => s.block != weights.block && stream(s.block).is_none_or(|end| end.name == s.name),
+                Role::Tokens => {
+                    let block = self.sites[*at].block;
+                    block != weights.block && end_of(block).is_none_or(|end| end == *at)
+                }
                 _ => false,
             };
             AttentionBlock {
@@ -323,12 +328,12 @@ impl ModelSpec {
                 key: part(AttentionPart::Key),
                 value: part(AttentionPart::Value),
                 output: part(AttentionPart::Output),
-                input: self.sites[..at].iter().rfind(enters).cloned(),
-                end: stream(weights.block),
+                input: (0..at).rfind(enters).map(|at| self.sites[at].clone()),
+                end: end_of(weights.block).map(|at| self.sites[at].clone()),
                 weights: weights.clone(),
             }
         };
-        self.sites.iter().filter(|s| s.is_attention()).map(of).collect()
+        self.sites.iter().enumerate().filter(|(_, s)| s.is_attention()).map(of).collect()
     }
 
     /// The site of a role that a model has one of: its images, its embedded tokens, its logits.
