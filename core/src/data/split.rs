@@ -32,13 +32,13 @@ impl Default for SplitSpec {
 }
 
 /// Indices of samples. Test and folds share no patient, training and validation of a fold neither.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Split {
     pub test: Vec<usize>,
     pub folds: Vec<Fold>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fold {
     pub train: Vec<usize>,
     pub validation: Vec<usize>,

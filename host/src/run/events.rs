@@ -1,5 +1,6 @@
 //! What a worker and a run say, one JSON object a line.
 
+use super::identities::UnitIdentities;
 use super::timings::Timings;
 use super::unit::Failure;
 use super::unit::Unit;
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Order {
     #[serde(flatten)]
     pub unit: Unit,
+    /// Of what it makes and what it reads.
+    pub identities: UnitIdentities,
 }
 
 /// An event with its time (seconds since 1970) and the worker that it comes from.

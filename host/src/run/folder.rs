@@ -3,6 +3,7 @@
 //! ```text
 //! spec.toml            the resolved spec
 //! environment.json     versions, devices, threads and kernels, plugin files and their hashes; the manifest of the run
+//! plan.json            all that units depend on, decided before the first: spec, inputs, split, identities; workers read it
 //! splits/              who trains, validates, tests; can be given to another run
 //! prepared/            the images, resized, and what their files were
 //! checkpoints/         LABEL-foldN/best.safetensors, last.safetensors, history.json, identity
@@ -78,6 +79,11 @@ pub fn hash<S: AsRef<str>>(parts: impl IntoIterator<Item = S>) -> String {
         hash.update(part);
     }
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 over what a source says of its images: names, classes, patients, boxes and further columns.
+pub fn data_identity(samples: &[Sample]) -> String {
+    hash(samples.iter().map(Sample::describe))
 }
 
 /// The SHA-256 of a file or, for a folder, of its files' names and contents.
@@ -160,7 +166,7 @@ impl Environment {
             machines: vec![machine],
             seed: spec.seed,
             classes: spec.task.classes.clone(),
-            data: hash(source.samples().iter().map(Sample::describe)),
+            data: data_identity(source.samples()),
             patients_known: source.knows_patients(),
             plugins,
             files: hashes,
@@ -219,6 +225,35 @@ impl FileState {
     }
 }
 
+/// What this program puts into a run's folder.
+const OWN: [&str; 25] = [
+    "environment.json",
+    "spec.toml",
+    "plan.json",
+    "splits",
+    "prepared",
+    "checkpoints",
+    "fits",
+    "units",
+    "cells.json",
+    "events.jsonl",
+    "summary.json",
+    "summary.csv",
+    "summary.md",
+    "summary.tex",
+    "scores.parquet",
+    "predictions.parquet",
+    "images.parquet",
+    "comparisons.json",
+    "curves.jsonl",
+    "maps.json",
+    "timings.json",
+    "spent.json",
+    "report.html",
+    "sheet.png",
+    "sheets",
+];
+
 /// Paths in a run's folder.
 #[derive(Debug, Clone)]
 pub struct RunFolder(pub PathBuf);
@@ -230,6 +265,40 @@ impl RunFolder {
 
     pub fn environment(&self) -> PathBuf {
         self.0.join("environment.json")
+    }
+
+    /// What preflight decided.
+    pub fn plan(&self) -> PathBuf {
+        self.0.join("plan.json")
+    }
+
+    /// Who trains, validates and tests.
+    pub fn splits(&self) -> PathBuf {
+        self.0.join("splits")
+    }
+
+    /// Everything that happened, a JSON object a line.
+    pub fn events(&self) -> PathBuf {
+        self.0.join("events.jsonl")
+    }
+
+    /// Where the run's time went.
+    pub fn timings(&self) -> PathBuf {
+        self.0.join("spent.json")
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+
+    /// Held by the process that runs in the folder.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join(".lock")
+    }
+
+    /// All that this program puts here; by the first, the folder is known as a run's.
+    pub fn own(&self) -> Vec<PathBuf> {
+        OWN.iter().map(|name| self.0.join(name)).collect()
     }
 
     /// The images of this height and width.

@@ -3,8 +3,10 @@
 //! ```text
 //! lightbox run SPEC.toml
 //!   preflight     checks spec, models, plugins, data and files, and decides all that units depend on: `plan.json`
-//!   supervisor    plans the units that are not done, keeps workers busy, survives them
-//!     plan        what is wanted, what is there: units
+//!   supervisor    takes the folder, keeps workers busy, survives them
+//!     identities  what each result's content depends on; a unit's go with its order
+//!     index       which results are there
+//!     state       what is wanted and what is there, and so which units are to be done
 //!     scheduler   which unit is next
 //!     executor    where workers come from
 //!     worker      executes units, each kind in its file: unit_survey, unit_prepare, unit_train, unit_fit, unit_score,
@@ -23,13 +25,15 @@ mod chunk;
 pub mod events;
 pub mod executor;
 pub mod folder;
+pub mod identities;
+pub mod index;
 pub mod manifest;
-pub mod plan;
 pub mod preflight;
 pub mod reporter;
 pub mod scheduler;
 mod scorer;
 pub mod spec;
+pub mod state;
 pub mod summary;
 pub mod supervisor;
 pub mod timings;

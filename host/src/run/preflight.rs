@@ -1,20 +1,155 @@
-//! What stands before a run's first unit: its models, plugins and files are checked, and its folder is taken or found to be
-//! of the same run.
+//! Preflight: all that can be wrong with a run is found, and all that its units depend on is decided, before anything is
+//! written. What comes of it is [`Resolved`], which is written once as `plan.json`.
 
-use super::folder::{Environment, FileState, Machine, RunFolder, read_json, write_json};
-use super::plan::classes;
+use super::folder::{Environment, FileState, Machine, RunFolder, read_json};
+use super::identities::{Identities, classes};
 use super::spec::{ModelChoice, RunSpec};
 use crate::binding::{default_paths, parameter_files};
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
-use lightbox_core::data::Source;
+use lightbox_core::data::split::{Split, SplitSpec};
+use lightbox_core::data::{self, Source};
 use lightbox_core::files;
-use lightbox_sdk::spec::{ModelOptions, ParamSpec, ParamValues};
+use lightbox_sdk::spec::{InputSpec, ModelOptions, ParamSpec, ParamValues};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+/// The version of `plan.json`.
+const SCHEMA: &str = "lightbox-plan-1";
+
+/// All that the units of a run depend on. Workers read it and derive nothing of it again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resolved {
+    pub schema: String,
+    /// Every parameter has its value, and every path is absolute.
+    pub spec: RunSpec,
+    /// Versions, machines, plugins and files, with their checksums.
+    pub environment: Environment,
+    /// What each model expects of its images, by label.
+    pub inputs: BTreeMap<String, InputSpec>,
+    /// The labels of explainers whose maps have a sign that means something.
+    pub signed: BTreeSet<String>,
+    /// Who trains, validates and tests, as indices of the data's samples.
+    pub split: Split,
+    pub identities: Identities,
+    /// What is to be known of the data.
+    pub notes: Vec<String>,
+}
+
+impl Resolved {
+    /// Reads the plan of a run's folder.
+    ///
+    /// # Errors
+    /// There is none, or it is another version's.
+    pub fn read(folder: &RunFolder) -> Result<Self> {
+        let file = folder.plan();
+        let plan: Value = read_json(&file)?;
+        if plan["schema"] != SCHEMA {
+            let (file, found) = (file.display(), &plan["schema"]);
+            return Err(Error::input(format!("{file}: schema {found}, {SCHEMA} expected"))
+                .hint("it was written by another version of lightbox; the same `lightbox run` writes it anew"));
+        }
+        serde_json::from_value(plan).map_err(|e| Error::input(format!("{}: {e}", file.display())))
+    }
+
+    /// Of test images; the last may be smaller.
+    pub fn chunks(&self) -> usize {
+        self.split.test.len().div_ceil(self.spec.block)
+    }
+
+    /// The input that a model expects.
+    pub fn input(&self, label: &str) -> Result<&InputSpec> {
+        self.inputs.get(label).ok_or_else(|| Error::input(format!("the spec has no model {label}")))
+    }
+}
+
+/// What a run's folder holds of an earlier command.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    environment: Option<Environment>,
+    spec: Option<RunSpec>,
+    /// The folder of the split, where it was written.
+    split: Option<PathBuf>,
+    /// What the images' files were.
+    sources: Vec<FileState>,
+    /// Whether the run may go on under other threads, kernels or versions.
+    mixed: bool,
+}
+
+impl Earlier {
+    /// Reads what is in a folder; nothing where `restart` is going to throw it away.
+    pub fn read(folder: &RunFolder, restart: bool, mixed: bool) -> Result<Self> {
+        let mut earlier = Earlier { mixed, ..Earlier::default() };
+        if restart {
+            return Ok(earlier);
+        }
+        if folder.environment().is_file() {
+            earlier.environment = Some(read_json(&folder.environment())?);
+        }
+        if folder.spec().is_file() {
+            let text = String::from_utf8_lossy(&files::read(&folder.spec())?).into_owned();
+            earlier.spec = Some(RunSpec::parse(&text, &folder.0)?);
+        }
+        if folder.sources().is_file() {
+            earlier.sources = read_json(&folder.sources())?;
+        }
+        earlier.split = Some(folder.splits()).filter(|splits| splits.join("test.csv").is_file());
+        Ok(earlier)
+    }
+
+    /// A run keeps its number of threads unless the spec asks for another.
+    fn threads(&self, spec: &RunSpec, machine: &Machine) -> usize {
+        let before = self.environment.as_ref().and_then(|e| e.machines.last());
+        match (spec.threads, before) {
+            (0, Some(before)) => before.threads,
+            (0, None) => machine.threads,
+            (threads, _) => threads,
+        }
+    }
+}
+
+/// What preflight hands to the supervisor.
+pub struct Preflight {
+    pub resolved: Resolved,
+    pub source: Box<dyn Source>,
+}
+
+/// Checks a run, and decides all that its units depend on. It reads plugins, data, checkpoints and what the folder holds of
+/// the run, and writes nothing. `machine` is what the run goes on; its threads are those that there are.
+///
+/// # Errors
+/// Anything that is wrong with the spec, its plugins, files or data, or that does not go together with what the folder holds.
+pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier: &Earlier) -> Result<Preflight> {
+    let mut spec = spec.clone();
+    spec.output = std::path::absolute(&spec.output)?;
+    resolve_parameters(&mut spec, registry)?;
+    check_models(&spec, machine)?;
+    let source = data::open(&spec.data, &spec.task)?;
+    spec.task = spec.task.resolve(source.classes())?;
+    if spec.split.files.is_some() {
+        // The files say how many folds there are.
+        spec.split.folds = spec.split.split(source.samples())?.folds.len();
+    }
+    let inputs = check_plugins(&spec, registry)?;
+    let signed = |label: &str, name: &str| Ok(registry.explainer(name)?.1.signed.then(|| label.to_string()));
+    let signed = spec.explainers.iter().map(|e| signed(e.label(), &e.name)).collect::<Result<Vec<_>>>()?;
+    let machine = Machine { threads: earlier.threads(&spec, machine), ..machine.clone() };
+    let mut environment = Environment::gather(&spec, registry, source.as_ref(), machine)?;
+    compare_with_earlier(&spec, registry, earlier, &mut environment)?;
+    let split = match &earlier.split {
+        Some(folder) => SplitSpec { files: Some(folder.clone()), ..spec.split.clone() },
+        None => spec.split.clone(),
+    };
+    let split = split.split(source.samples())?;
+    let sizes = spec.models.iter().map(|m| Ok(inputs[m.label()].flat()?)).collect::<Result<Vec<_>>>()?;
+    let identities = Identities::new(&spec, &environment, &sizes, source.samples(), &split)?;
+    let (schema, notes) = (SCHEMA.to_string(), notes(source.as_ref()));
+    let signed = signed.into_iter().flatten().collect();
+    let resolved = Resolved { schema, spec, environment, inputs, signed, split, identities, notes };
+    Ok(Preflight { resolved, source })
+}
 
 /// What is to be known of the data.
 pub fn notes(source: &dyn Source) -> Vec<String> {
@@ -32,7 +167,7 @@ pub fn notes(source: &dyn Source) -> Vec<String> {
 /// Gives every parameter of models and explainers its value, so that a default that is written down changes nothing. Those
 /// that are paths are made absolute: of the spec from the spec's folder, of the command line from where it was given, defaults
 /// from the plugin's folder.
-pub(super) fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
+fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
     let base = spec.base.clone();
     let here = std::env::current_dir()?;
     let commanded = spec.commanded.clone();
@@ -63,13 +198,13 @@ pub(super) fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Res
 }
 
 /// What of the models can be wrong before the data is read.
-pub(super) fn check_models(spec: &RunSpec, devices: &[String]) -> Result<()> {
+fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
     for model in &spec.models {
         let label = model.label();
         let precision = model.train.as_ref().map_or("float32", |t| t.precision.as_str());
         match precision {
             "float32" => {}
-            "mixed" if !devices.iter().any(|d| d == "cpu") => {}
+            "mixed" if machine.device != "cpu" => {}
             "mixed" => {
                 return Err(Error::input(format!(
                     "model {label}: precision = \"mixed\" needs a CUDA device, and the run is on the CPU (hint: --set \
@@ -96,8 +231,8 @@ fn check_weights(model: &ModelChoice, folds: usize) -> Result<()> {
     }
 }
 
-/// Finds every plugin, checks every parameter and weights file; the models' input sizes.
-pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<[usize; 2]>> {
+/// Finds every plugin, checks every parameter and weights file; the inputs that models expect, by label.
+fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<BTreeMap<String, InputSpec>> {
     let mut questions = Vec::new();
     for model in &spec.models {
         let label = model.label();
@@ -113,30 +248,25 @@ pub(super) fn check_plugins(spec: &RunSpec, registry: &Registry) -> Result<Vec<[
             .map_err(|e| Error::input(format!("model {label}: {e}")))?;
         questions.push(Question { file, name: model.name.clone(), options });
     }
-    let mut sizes = Vec::new();
+    let mut inputs = BTreeMap::new();
     for (model, described) in spec.models.iter().zip(registry::model_specs(&questions)?) {
         let label = model.label();
         let described = described.map_err(|e| Error::input(format!("model {label}: {e}")))?;
         if model.train.is_some() && !described.trainable {
             return Err(Error::input(format!("model {label} cannot be trained")));
         }
-        if let Some(train) = &model.train {
-            let precision = &train.precision;
-            match precision.as_str() {
-                "mixed" if !described.mixed_precision => {
-                    return Err(Error::input(format!("model {label} cannot be trained in mixed precision")));
-                }
-                _ => {}
-            }
+        if model.train.as_ref().is_some_and(|t| t.precision == "mixed") && !described.mixed_precision {
+            return Err(Error::input(format!("model {label} cannot be trained in mixed precision")));
         }
-        sizes.push(described.input.flat().map_err(|e| Error::input(format!("model {label}: {e}")))?);
+        described.input.flat().map_err(|e| Error::input(format!("model {label}: {e}")))?;
+        inputs.insert(label.to_string(), described.input);
     }
     for explainer in &spec.explainers {
         let described = registry.explainer(&explainer.name)?.1;
         let place = |e: String| Error::input(format!("explainer {}: {e}", explainer.label()));
         check_parameter_files(&explainer.params, &described.parameters).map_err(place)?;
     }
-    Ok(sizes)
+    Ok(inputs)
 }
 
 fn check_parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) -> std::result::Result<(), String> {
@@ -144,17 +274,6 @@ fn check_parameter_files(params: &BTreeMap<String, Value>, known: &[ParamSpec]) 
         Some((name, path)) => Err(format!("parameter {name}: {}: no such file or folder", path.display())),
         None => Ok(()),
     }
-}
-
-/// One process a folder.
-pub(super) fn lock(folder: &RunFolder) -> Result<File> {
-    let path = folder.0.join(".lock");
-    let file = File::create(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
-    // SAFETY: a plain call on a descriptor that is open.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-        return Err(Error::input(format!("{}: another lightbox runs in this folder", folder.0.display())));
-    }
-    Ok(file)
 }
 
 /// What of a spec cannot change while a run's results are kept.
@@ -180,105 +299,74 @@ fn refused(before: &RunSpec, now: &RunSpec) -> Option<&'static str> {
     }
 }
 
-/// Writes spec and environment, or checks that the folder's own allow to go on.
-pub(super) fn settle(
+/// Errors where what the folder holds does not allow to go on. The machines of earlier commands are taken over.
+fn compare_with_earlier(
     spec: &RunSpec,
     registry: &Registry,
-    source: &dyn Source,
-    folder: &RunFolder,
-    devices: &[String],
-    mixed: bool,
-) -> Result<Environment> {
-    let shown = folder.0.display();
-    let before: Option<Environment> = match folder.environment().is_file() {
-        true => Some(read_json(&folder.environment())?),
-        false => None,
-    };
-    // A run keeps its number of threads unless the spec asks for another.
-    let threads = match (spec.threads, &before) {
-        (0, Some(Environment { machines, .. })) if !machines.is_empty() => machines[machines.len() - 1].threads,
-        (0, _) => std::thread::available_parallelism().map_or(1, usize::from),
-        (n, _) => n,
-    };
-    let mut environment = Environment::gather(spec, registry, source, Machine::here(&devices[0], threads))?;
-    if folder.spec().is_file() {
-        let text = String::from_utf8_lossy(&files::read(&folder.spec())?).into_owned();
-        let old = RunSpec::parse(&text, &folder.0)?;
-        if let Some(what) = refused(&old, spec) {
-            return Err(Error::input(format!(
-                "{shown} holds a run of another {what} (hint: give another `output`, or --restart to throw it away)"
-            )));
+    earlier: &Earlier,
+    environment: &mut Environment,
+) -> Result<()> {
+    let shown = spec.output.display();
+    let other_output = |text: String| Error::input(text).hint("--restart, or another `output`");
+    if let Some(what) = earlier.spec.as_ref().and_then(|old| refused(old, spec)) {
+        return Err(Error::input(format!("{shown} holds a run of another {what}"))
+            .hint("give another `output`, or --restart to throw it away"));
+    }
+    let Some(before) = &earlier.environment else { return Ok(()) };
+    if before.data != environment.data {
+        return Err(other_output(format!(
+            "the images, labels or boxes of the data source have changed since {shown} was begun, or further columns of its \
+             table"
+        )));
+    }
+    for state in &earlier.sources {
+        if !state.is_unchanged()? {
+            return Err(other_output(format!("{} has changed since {shown} was begun", state.file.display())));
         }
     }
-    if let Some(before) = before {
-        if before.data != environment.data {
-            return Err(Error::input(format!(
-                "the images, labels or boxes of the data source have changed since {shown} was begun, or further columns of \
-                 its table (hint: --restart, or another `output`)"
-            )));
+    for model in spec.models.iter().filter(|m| m.train.is_some()) {
+        let key = format!("model {}", model.name);
+        let old = before.plugins.get(&key);
+        if old.is_some_and(|old| environment.plugins.get(&key).is_some_and(|now| now.sha256 != old.sha256)) {
+            return Err(Error::plugin(format!(
+                "the plugin of {key} has changed since {shown} was begun, and the run trains it"
+            ))
+            .hint("--restart, or another `output`"));
         }
-        if folder.sources().is_file() {
-            let states: Vec<FileState> = read_json(&folder.sources())?;
-            for state in &states {
-                if !state.is_unchanged()? {
-                    let file = state.file.display();
-                    return Err(Error::input(format!(
-                        "{file} has changed since {shown} was begun (hint: --restart, or another `output`)"
-                    )));
-                }
-            }
-        }
-        for model in spec.models.iter().filter(|m| m.train.is_some()) {
-            let key = format!("model {}", model.name);
-            let old = before.plugins.get(&key);
-            if old.is_some_and(|old| environment.plugins.get(&key).is_some_and(|now| now.sha256 != old.sha256)) {
-                return Err(Error::plugin(format!(
-                    "the plugin of {key} has changed since {shown} was begun, and the run trains it (hint: --restart, or \
-                     another `output`)"
-                )));
-            }
-        }
-        let trained = |m: &&ModelChoice| m.train.is_some();
-        let mut needed: Vec<PathBuf> = Vec::new();
-        for model in spec.models.iter().filter(trained) {
-            needed.extend(model.weights_files(spec.split.folds));
-            let known = &registry.model(&model.name)?.1.parameters;
-            needed.extend(parameter_files(&model.params, known).into_iter().map(|(_, path)| path));
-        }
+        let mut needed: Vec<PathBuf> = model.weights_files(spec.split.folds);
+        let known = &registry.model(&model.name)?.1.parameters;
+        needed.extend(parameter_files(&model.params, known).into_iter().map(|(_, path)| path));
         for file in needed {
             if before.files.get(&file).is_some_and(|old| environment.files.get(&file) != Some(old)) {
                 let file = file.display();
-                return Err(Error::input(format!(
-                    "{file} has changed since {shown} was begun, and training begins with it (hint: --restart, or another \
-                     `output`)"
+                return Err(other_output(format!(
+                    "{file} has changed since {shown} was begun, and training begins with it"
                 )));
             }
         }
-        let machine = environment.machines.remove(0);
-        environment.machines = before.machines;
-        if let Some(difference) =
-            environment.machines.iter().map(|m| m.difference(&machine)).min_by_key(Option::is_some)
-        {
-            match (difference, mixed) {
-                (None, _) => {
-                    let here = environment.machines.iter().position(|m| m.difference(&machine).is_none());
-                    let here = here.map(|i| environment.machines.remove(i));
-                    environment.machines.extend(here);
-                }
-                (Some(_), true) => environment.machines.push(machine),
-                (Some(what), false) => {
-                    return Err(Error::input(format!(
-                        "{shown} was begun under other conditions, which change numbers: {what} (hint: go on under the \
-                         same, --mixed to go on and have it recorded, or --restart)"
-                    )));
-                }
-            }
-        }
     }
-    write_json(&folder.environment(), &environment)?;
-    let text = toml::to_string(spec).map_err(|e| Error::input(format!("the spec cannot be written: {e}")))?;
-    files::write_text(&folder.spec(), &text)?;
-    Ok(environment)
+    environment.machines = machines(&before.machines, &environment.machines[0], earlier.mixed).map_err(|what| {
+        Error::input(format!("{shown} was begun under other conditions, which change numbers: {what}"))
+            .hint("go on under the same, --mixed to go on and have it recorded, or --restart")
+    })?;
+    Ok(())
+}
+
+/// The machines of a run that goes on with `now`, which is the last of them.
+///
+/// # Errors
+/// What differs from the machine that is most alike, where others are not let in.
+fn machines(before: &[Machine], now: &Machine, mixed: bool) -> std::result::Result<Vec<Machine>, String> {
+    let mut all = before.to_vec();
+    match all.iter().map(|m| m.difference(now)).min_by_key(Option::is_some) {
+        Some(Some(what)) if !mixed => return Err(what),
+        Some(None) => {
+            let here = all.iter().position(|m| m.difference(now).is_none()).map(|i| all.remove(i));
+            all.extend(here);
+        }
+        _ => all.push(now.clone()),
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -301,5 +389,26 @@ mod tests {
         check(SPEC.replace("\"phantom\"", "\"phantom\"\ncount = 9"), Some("data"));
         check(format!("{SPEC}[split]\nfolds = 2\n"), Some("split"));
         check(format!("tf32 = true\n{SPEC}"), Some("tf32"));
+    }
+
+    #[test]
+    fn a_run_goes_on_on_the_same_machine_or_says_what_differs() {
+        let machine = |threads| Machine { threads, ..Machine::here("cpu", 1) };
+        let threads = |all: Vec<Machine>| all.iter().map(|m| m.threads).collect::<Vec<_>>();
+        assert_eq!(threads(machines(&[], &machine(2), false).unwrap()), [2]);
+        assert_eq!(threads(machines(&[machine(2)], &machine(2), false).unwrap()), [2]);
+        assert_eq!(machines(&[machine(2)], &machine(4), false).unwrap_err(), "threads 2, now 4");
+        assert_eq!(threads(machines(&[machine(2)], &machine(4), true).unwrap()), [2, 4]);
+        // The one that is used is the last.
+        assert_eq!(threads(machines(&[machine(2), machine(4)], &machine(2), false).unwrap()), [4, 2]);
+    }
+
+    #[test]
+    fn a_plan_of_another_version_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = RunFolder(folder.path().to_path_buf());
+        std::fs::write(folder.plan(), "{\"schema\": \"lightbox-plan-0\"}").unwrap();
+        let error = Resolved::read(&folder).unwrap_err();
+        assert!(error.message.contains("schema \"lightbox-plan-0\", lightbox-plan-1 expected"), "{error}");
     }
 }

@@ -1,18 +1,16 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
 use super::chunk::prepared::explained_rows;
-use super::folder::{
-    AgreementRecord, CurveRecord, Environment, RunFolder, read_json, read_lines, write_json, write_lines,
-};
+use super::folder::{AgreementRecord, CurveRecord, RunFolder, read_json, read_lines, write_json, write_lines};
+use super::index::Index;
 use super::manifest::RunManifest;
-use super::plan::{Index, Plan, Verdict, chance_metrics, map_metrics};
 use super::spec::{ModelChoice, RunSpec, file_name};
+use super::state::{RunState, Verdict, chance_metrics, map_metrics};
 use super::unit::Failure;
 use super::unit_train::Epoch;
 use crate::error::Result;
 use lightbox_core::aggregate::Gather;
 use lightbox_core::compare::{Comparisons, MapAgreement};
-use lightbox_core::data::split::Split;
 use lightbox_core::data::store::Store;
 use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
@@ -42,14 +40,14 @@ fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a s
 
 /// Reads all tables of a run.
 fn gather(
-    plan: &Plan<'_>,
+    state: &RunState<'_>,
     folder: &RunFolder,
     images: &[ImageRow],
     samples: &[Sample],
     controls: &[String],
     notes: Vec<String>,
 ) -> Result<(Summary, Comparisons, Vec<Curves>)> {
-    let (spec, ids) = (plan.spec, plan.identities);
+    let (spec, ids) = (state.spec(), state.identities());
     let mut columns = Vec::new();
     for choice in &spec.metrics {
         let metric = metrics::find(&choice.name)?;
@@ -68,7 +66,7 @@ fn gather(
         title: if spec.title.is_empty() { spec.name.clone() } else { spec.title.clone() },
         task: spec.task.clone(),
         seed: spec.seed,
-        folds: plan.folds,
+        folds: state.folds(),
         seeds: spec.seeds,
         models: spec.models.iter().map(|m| (m.label().to_string(), m.is_shared())).collect(),
         explainers: spec.explainers.iter().map(|e| (e.label().to_string(), e.maps.clone())).collect(),
@@ -85,10 +83,10 @@ fn gather(
             failed: true,
             reason: f.reason.clone(),
         };
-        absent.extend(plan.model_failure(model)?.map(|f| failed(f, None)));
+        absent.extend(state.model_failure(model)?.map(|f| failed(f, None)));
         for explainer in &spec.explainers {
             let label = explainer.label().to_string();
-            match plan.verdict(model, explainer)? {
+            match state.verdict(model, explainer)? {
                 Verdict::Failed(f) => absent.push(failed(f, Some(label))),
                 Verdict::NotApplicable(reason) => {
                     absent.push(Absent { model: model.into(), explainer: Some(label), failed: false, reason });
@@ -107,8 +105,8 @@ fn gather(
     let mut alike: BTreeMap<&str, Vec<AgreementRecord>> = BTreeMap::new();
     let (of_maps, chance) = (map_metrics(spec)?, chance_metrics(spec)?);
     for model in &spec.models {
-        let running = plan.running(model.label())?;
-        for place in place(model, spec, plan.folds) {
+        let running = state.running(model.label())?;
+        for place in place(model, spec, state.folds()) {
             let (label, fold, seed) = place;
             // Each file is read once, for what is wanted of it.
             let mut wanted: BTreeMap<&str, BTreeSet<(String, String)>> = BTreeMap::new();
@@ -139,7 +137,7 @@ fn gather(
                 let take = |e: &str, m: &str| pairs.contains(&(e.to_string(), m.to_string()));
                 gather.scores(&folder.unit(stem, "scores.parquet"), &take, Some(&mut sink))?;
             }
-            if let Some(stem) = index.reduced(place, &plan.reduced(label, fold, seed)?) {
+            if let Some(stem) = index.reduced(place, &state.reduced(label, fold, seed)?) {
                 gather.scores(&folder.unit(stem, "scores.parquet"), &|_, _| true, Some(&mut sink))?;
                 let (file, agreement) = (folder.unit(stem, "curves.jsonl"), folder.unit(stem, "agreement.jsonl"));
                 if file.is_file() {
@@ -213,12 +211,12 @@ fn agreement_of(summary: &Summary, model: &str, records: &[AgreementRecord]) -> 
 }
 
 /// What is known of each test image.
-fn images(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Split) -> Result<Vec<ImageRow>> {
-    let (spec, samples) = (plan.spec, source.samples());
+fn images(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source) -> Result<Vec<ImageRow>> {
+    let (spec, samples) = (state.spec(), source.samples());
     let mut store = None;
     for model in &spec.models {
         if store.is_none() {
-            store = open_store(folder, plan.identities.size(model.label())?)?;
+            store = open_store(folder, state.identities().size(model.label())?)?;
         }
     }
     let explained = spec.task.explained()?;
@@ -249,24 +247,18 @@ fn images(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Spli
             findings: mask.as_ref().map(regions),
         })
     };
-    split.test.iter().map(one).collect()
+    state.resolved.split.test.iter().map(one).collect()
 }
 
 /// Sentences below the first table.
-fn notes(
-    plan: &Plan<'_>,
-    source: &dyn Source,
-    split: &Split,
-    environment: &Environment,
-    unmasked: usize,
-) -> Result<Vec<String>> {
-    let spec = plan.spec;
+fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<Vec<String>> {
+    let spec = state.spec();
     let samples = source.samples();
     let mut notes = Vec::new();
-    let test = split.test.len();
+    let test = state.resolved.split.test.len();
     notes.push(match (spec.task.explained()?, spec.task.kind) {
         (Explained::Class(class), _) => {
-            let positive = split.test.iter().filter(|&&i| samples[i].has(class)).count();
+            let positive = state.resolved.split.test.iter().filter(|&&i| samples[i].has(class)).count();
             let masked = positive - unmasked;
             let of = match (spec.task.kind, class) {
                 (Kind::Binary, 1) => "with the finding".to_string(),
@@ -303,21 +295,23 @@ fn notes(
             (None, None) => format!("{label}: seeded random values, not trained."),
         });
     }
-    if !environment.patients_known {
+    if !state.resolved.environment.patients_known {
         notes.push("The source has no patient numbers: leakage by patient cannot be excluded.".into());
     }
-    if environment.machines.len() > 1 {
-        notes
-            .push(format!("Computed under {} different conditions; see environment.json.", environment.machines.len()));
+    if state.resolved.environment.machines.len() > 1 {
+        notes.push(format!(
+            "Computed under {} different conditions; see environment.json.",
+            state.resolved.environment.machines.len()
+        ));
     }
     for model in spec.models.iter().map(ModelChoice::label) {
-        if let Some(f) = plan.model_failure(model)? {
+        if let Some(f) = state.model_failure(model)? {
             notes.push(format!("{model}: failed: {}.", f.reason.lines().next().unwrap_or_default()));
             continue;
         }
         for explainer in &spec.explainers {
             let place = format!("{model} x {}", explainer.label());
-            match plan.verdict(model, explainer)? {
+            match state.verdict(model, explainer)? {
                 Verdict::Failed(f) => {
                     notes.push(format!("{place}: failed: {}.", f.reason.lines().next().unwrap_or_default()));
                 }
@@ -330,23 +324,16 @@ fn notes(
 }
 
 /// Writes all that a run comes to (`docs/user-guide.md` has the list); the tables for a terminal.
-pub fn write(
-    plan: &Plan<'_>,
-    folder: &RunFolder,
-    source: &dyn Source,
-    split: &Split,
-    environment: &Environment,
-    about: &RunManifest,
-) -> Result<String> {
-    let unmasked = unmasked(plan, folder, source, split)?;
-    let mut notes = notes(plan, source, split, environment, unmasked)?;
+pub fn write(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, about: &RunManifest) -> Result<String> {
+    let unmasked = unmasked(state, folder, source)?;
+    let mut notes = notes(state, source, unmasked)?;
     if unmasked > 0 {
         notes.push(format!("{unmasked} images of the explained class have no mask and are only classified."));
     }
-    notes.extend(plan.spec.notes.clone());
-    let images = images(plan, folder, source, split)?;
+    notes.extend(state.spec().notes.clone());
+    let images = images(state, folder, source)?;
     results::write_images(&folder.0.join("images.parquet"), &images)?;
-    let (summary, comparisons, curves) = gather(plan, folder, &images, source.samples(), &about.controls(), notes)?;
+    let (summary, comparisons, curves) = gather(state, folder, &images, source.samples(), &about.controls(), notes)?;
     let json = serde_json::json!({ "schema": COMPARISONS, "columns": summary.columns, "comparisons": comparisons });
     write_json(&folder.0.join("comparisons.json"), &json)?;
     write_lines(&folder.0.join("curves.jsonl"), &curves)?;
@@ -359,8 +346,8 @@ pub fn write(
     files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;
     files::write_text(&folder.0.join("summary.tex"), &join(&Table::latex))?;
-    write_json(&folder.0.join("maps.json"), &stored(plan, folder)?)?;
-    pictures(plan, folder, source, split, &about.controls())?;
+    write_json(&folder.0.join("maps.json"), &stored(state, folder)?)?;
+    pictures(state, folder, source, &about.controls())?;
     Ok(join(&Table::terminal))
 }
 
@@ -380,14 +367,14 @@ pub struct Stored {
     pub file: PathBuf,
 }
 
-fn stored(plan: &Plan<'_>, folder: &RunFolder) -> Result<Vec<Stored>> {
-    let (spec, ids) = (plan.spec, plan.identities);
+fn stored(state: &RunState<'_>, folder: &RunFolder) -> Result<Vec<Stored>> {
+    let (spec, ids) = (state.spec(), state.identities());
     let records = folder.records()?;
     let index = Index::new(&records);
     let mut all = Vec::new();
     for model in &spec.models {
-        let running = plan.running(model.label())?;
-        for place in place(model, spec, plan.folds) {
+        let running = state.running(model.label())?;
+        for place in place(model, spec, state.folds()) {
             let (label, fold, seed) = place;
             for block in 0..ids.blocks() {
                 for (explainer, _) in &running {
@@ -414,11 +401,17 @@ fn open_store(folder: &RunFolder, size: [usize; 2]) -> Result<Option<Store>> {
 }
 
 /// Test images of the explained class whose mask is not known.
-fn unmasked(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Split) -> Result<usize> {
-    let Explained::Class(class) = plan.spec.task.explained()? else { return Ok(0) };
-    for model in &plan.spec.models {
-        if let Some(store) = open_store(folder, plan.identities.size(model.label())?)? {
-            return Ok(split.test.iter().filter(|&&i| source.samples()[i].has(class) && !store.known(i)).count());
+fn unmasked(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source) -> Result<usize> {
+    let Explained::Class(class) = state.spec().task.explained()? else { return Ok(0) };
+    for model in &state.spec().models {
+        if let Some(store) = open_store(folder, state.identities().size(model.label())?)? {
+            return Ok(state
+                .resolved
+                .split
+                .test
+                .iter()
+                .filter(|&&i| source.samples()[i].has(class) && !store.known(i))
+                .count());
         }
     }
     Ok(0)
@@ -428,14 +421,8 @@ fn unmasked(plan: &Plan<'_>, folder: &RunFolder, source: &dyn Source, split: &Sp
 pub const WIDE: usize = 12;
 
 /// The sheet: images in rows, model x explainer in columns, fold 0, the finding outlined.
-fn pictures(
-    plan: &Plan<'_>,
-    folder: &RunFolder,
-    source: &dyn Source,
-    split: &Split,
-    controls: &[String],
-) -> Result<()> {
-    let (spec, ids) = (plan.spec, plan.identities);
+fn pictures(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, controls: &[String]) -> Result<()> {
+    let (spec, ids) = (state.spec(), state.identities());
     let samples = source.samples();
     let index = Index::new(&folder.records()?);
     let mut columns = vec!["image".to_string()];
@@ -464,7 +451,8 @@ fn pictures(
         }
         let factor = if wide { 1 } else { (256 / width.max(height)).max(1) };
         if chosen.is_empty() || wide {
-            let masked: Vec<usize> = split.test.iter().copied().filter(|&i| mask(i).contains(&1)).collect();
+            let masked: Vec<usize> =
+                state.resolved.split.test.iter().copied().filter(|&i| mask(i).contains(&1)).collect();
             let n = spec.pictures.min(masked.len());
             // Spread over the test set, not picked.
             chosen = (0..n).map(|k| masked[k * masked.len() / n]).collect();
@@ -477,10 +465,16 @@ fn pictures(
         }
         let blocks: Vec<usize> = (0..ids.blocks())
             .filter(|&b| {
-                split.test.chunks(spec.block).nth(b).is_some_and(|part| part.iter().any(|i| chosen.contains(i)))
+                state
+                    .resolved
+                    .split
+                    .test
+                    .chunks(spec.block)
+                    .nth(b)
+                    .is_some_and(|part| part.iter().any(|i| chosen.contains(i)))
             })
             .collect();
-        let running = plan.running(model)?;
+        let running = state.running(model)?;
         let any = !running.is_empty();
         // A control's map is the same for every model; it is shown once a sheet, from the first that has maps.
         let first = wide || (!controls_shown && any);

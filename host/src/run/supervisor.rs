@@ -1,14 +1,15 @@
-//! Drives a run: settles what it is, plans what is to be done, keeps workers busy, survives them.
+//! Drives a run: has it checked, takes its folder, keeps workers busy and survives them, has the summary written.
 
 use super::events::{Event, Order, Stamped, now};
 use super::executor::{Executor, Local, Signal};
-use super::folder::{Cells, RunFolder, Survey, write_json};
+use super::folder::{Cells, Machine, RunFolder, Survey, write_json};
+use super::index::Index;
 use super::manifest::RunManifest;
-use super::plan::{Identities, Index, Plan, Verdict};
-use super::preflight::{check_models, check_plugins, lock, notes, resolve_parameters, settle};
+use super::preflight::{Earlier, Preflight, Resolved, preflight};
 use super::reporter::Reporter;
 use super::scheduler::Scheduler;
 use super::spec::{ModelChoice, RunSpec};
+use super::state::{RunState, Verdict};
 use super::summary;
 use super::timings::Timings;
 use super::unit::Unit;
@@ -16,9 +17,10 @@ use super::unit::{Failure, FailureKind};
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::{device, signals};
-use lightbox_core::data::{self, split::SplitSpec};
+use lightbox_core::data::Sample;
+use lightbox_core::files;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -46,34 +48,6 @@ pub struct Outcome {
     pub text: String,
 }
 
-/// What this program puts into a run's folder.
-const OWN: [&str; 24] = [
-    "environment.json",
-    "spec.toml",
-    "splits",
-    "prepared",
-    "checkpoints",
-    "fits",
-    "units",
-    "cells.json",
-    "events.jsonl",
-    "summary.json",
-    "summary.csv",
-    "summary.md",
-    "summary.tex",
-    "scores.parquet",
-    "predictions.parquet",
-    "images.parquet",
-    "comparisons.json",
-    "curves.jsonl",
-    "maps.json",
-    "timings.json",
-    "spent.json",
-    "report.html",
-    "sheet.png",
-    "sheets",
-];
-
 /// The devices that a spec names, separated by commas.
 fn devices(spec: &RunSpec) -> Result<Vec<String>> {
     let all: Vec<String> =
@@ -91,74 +65,120 @@ fn devices(spec: &RunSpec) -> Result<Vec<String>> {
     }
 }
 
+/// The folder of a run while this process has it to itself.
+struct Taken {
+    folder: RunFolder,
+    /// Held until the run ends.
+    _lock: File,
+}
+
+/// One process a folder.
+fn lock(folder: &RunFolder) -> Result<File> {
+    let path = folder.lock();
+    let file = File::create(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::input(format!("{}: another lightbox runs in this folder", folder.0.display())))
+        }
+        Err(TryLockError::Error(e)) => Err(lightbox_core::Error::io(&path, &e).into()),
+    }
+}
+
+/// Takes the folder of a run that is there already, before it is read; none where there is none yet.
+fn take_existing(folder: &RunFolder, options: &Options) -> Result<Option<Taken>> {
+    if !folder.environment().is_file() {
+        if options.restart && folder.own().iter().any(|path| path.exists()) {
+            let shown = folder.0.display();
+            return Err(Error::input(format!(
+                "{shown} is not the folder of a run, so --restart deletes nothing in it"
+            )));
+        }
+        return Ok(None);
+    }
+    let taken = Taken { folder: folder.clone(), _lock: lock(folder)? };
+    folder.drop_unrecorded()?;
+    Ok(Some(taken))
+}
+
+/// Makes a folder a run's.
+fn take_new(folder: &RunFolder) -> Result<Taken> {
+    std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
+    let taken = Taken { folder: folder.clone(), _lock: lock(folder)? };
+    if folder.environment().is_file() {
+        return Err(Error::input(format!("{}: another lightbox has just run in this folder", folder.0.display()))
+            .hint("the same command goes on with its run"));
+    }
+    Ok(taken)
+}
+
+impl Taken {
+    /// Throws away what an earlier command made. The environment last: while it is there, the folder is known as a run's.
+    fn clear(&self) -> Result<()> {
+        for path in self.folder.own().iter().rev() {
+            let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+            match removed {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(lightbox_core::Error::io(path, &e).into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was resolved: the environment first, by which the folder is known as a run's.
+    fn write(&self, resolved: &Resolved, samples: &[Sample]) -> Result<()> {
+        let folder = &self.folder;
+        write_json(&folder.environment(), &resolved.environment)?;
+        let text =
+            toml::to_string(&resolved.spec).map_err(|e| Error::input(format!("the spec cannot be written: {e}")))?;
+        files::write_text(&folder.spec(), &text)?;
+        let splits = folder.splits();
+        if !splits.join("test.csv").is_file() {
+            // Whole or not there: a folder takes its name when it is complete.
+            let half = folder.0.join(".splits-writing");
+            let _ = std::fs::remove_dir_all(&half);
+            resolved.split.write(&half, samples)?;
+            std::fs::rename(&half, &splits).map_err(|e| lightbox_core::Error::io(&splits, &e))?;
+        }
+        write_json(&folder.plan(), resolved)
+    }
+}
+
 /// Runs a spec to its end, or continues it.
 pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Outcome> {
     let started = Instant::now();
-    let mut spec = spec.clone();
-    spec.output = std::path::absolute(&spec.output)?;
-    let folder = RunFolder(spec.output.clone());
-    let devices = devices(&spec)?;
-    resolve_parameters(&mut spec, registry)?;
-    check_models(&spec, &devices)?;
-    let source = data::open(&spec.data, &spec.task)?;
-    spec.task = spec.task.resolve(source.classes())?;
-    if spec.split.files.is_some() {
-        // The files say how many folds there are.
-        spec.split.folds = spec.split.split(source.samples())?.folds.len();
-    }
-    let sizes = check_plugins(&spec, registry)?;
-    std::fs::create_dir_all(&folder.0).map_err(|e| lightbox_core::Error::io(&folder.0, &e))?;
-    let _lock = lock(&folder)?;
-    if folder.environment().is_file() {
-        folder.drop_unrecorded()?;
-    }
-    // All that can be wrong with the data is said before the folder is taken.
-    let notes = notes(source.as_ref());
-    let splits = folder.0.join("splits");
-    let restart = options.restart && folder.environment().is_file();
-    let drawn = match splits.join("test.csv").is_file() && !restart {
-        true => None,
-        false => Some(spec.split.split(source.samples())?),
+    let folder = RunFolder(std::path::absolute(&spec.output)?);
+    let devices = devices(spec)?;
+    let existing = take_existing(&folder, options)?;
+    let earlier = Earlier::read(&folder, options.restart, options.mixed)?;
+    let machine = Machine::here(&devices[0], std::thread::available_parallelism().map_or(1, usize::from));
+    let Preflight { resolved, source } = preflight(spec, registry, &machine, &earlier)?;
+    let taken = match existing {
+        Some(taken) => taken,
+        None => take_new(&folder)?,
     };
-    if options.restart && !restart && OWN.iter().any(|name| folder.0.join(name).exists()) {
-        let shown = folder.0.display();
-        return Err(Error::input(format!("{shown} is not the folder of a run, so --restart deletes nothing in it")));
+    if options.restart {
+        taken.clear()?;
     }
-    // The environment last: while it is there, the folder is known as a run's.
-    for path in OWN.iter().rev().filter(|_| restart).map(|name| folder.0.join(name)) {
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        match removed {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(lightbox_core::Error::io(&path, &e).into());
-            }
-            _ => {}
-        }
-    }
-    let environment = settle(&spec, registry, source.as_ref(), &folder, &devices, options.mixed)?;
-    if let Some(split) = drawn {
-        // Whole or not there: a folder takes its name when it is complete.
-        let half = folder.0.join(".splits-writing");
-        let _ = std::fs::remove_dir_all(&half);
-        split.write(&half, source.samples())?;
-        std::fs::rename(&half, &splits).map_err(|e| lightbox_core::Error::io(&splits, &e))?;
-    }
-    let split = SplitSpec { files: Some(splits), ..spec.split.clone() }.split(source.samples())?;
-    let identities = Identities::new(&spec, &environment, &sizes, source.samples(), &split)?;
+    taken.write(&resolved, source.samples())?;
 
+    let spec = &resolved.spec;
     let mut cells = folder.cells()?;
     if options.retry_failed {
         cells.failures.clear();
         folder.write_cells(&cells)?;
     }
-    let log = File::options().create(true).append(true).open(folder.0.join("events.jsonl"));
-    let log = log.map_err(|e| lightbox_core::Error::io(&folder.0.join("events.jsonl"), &e))?;
+    let log = File::options().create(true).append(true).open(folder.events());
+    let log = log.map_err(|e| lightbox_core::Error::io(&folder.events(), &e))?;
     let workers = if options.workers > 0 { options.workers } else { devices.len() };
     // The last machine is this one.
-    let threads = environment.machines.last().map_or(1, |m| m.threads);
+    let threads = resolved.environment.machines.last().map_or(1, |m| m.threads);
+    let mut executor = Local::new(folder.0.clone(), workers, threads);
     let mut supervisor = Supervisor {
-        spec: &spec,
+        resolved: &resolved,
         folder: &folder,
-        identities: &identities,
         devices,
         workers,
         cells,
@@ -168,58 +188,26 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         busy: Vec::new(),
         losses: BTreeMap::new(),
     };
-    let mut executor = Local::new(folder.0.clone(), workers, threads);
-    let shown = folder.0.display().to_string();
-    let folds = split.folds.len();
-
-    // What explainers say of models decides which units there are.
-    let plan = supervisor.plan(folds);
-    let surveys = if options.train_only { vec![] } else { plan.surveys()? };
-    let index = Index::new(&folder.records()?);
-    let (all, todo) = plan.units(&folder, &index, options.train_only)?;
-    let (devices, workers) = (supervisor.devices.clone(), supervisor.workers);
-    // Before the surveys the explanations are not known; what is there is.
-    let (units, done) = (all, all - todo.len());
-    let name = spec.name.clone();
-    supervisor.say(None, Event::RunStarted { name, folder: shown.clone(), devices, workers, units, done })?;
-    for text in notes {
-        supervisor.say(None, Event::Note { text })?;
-    }
-    supervisor.work(&mut executor, surveys)?;
-    // What fails changes what is wanted, such as what a fold's blocks reduce to: until nothing is left to do.
-    let mut last = Vec::new();
-    loop {
-        let index = Index::new(&folder.records()?);
-        let (_, todo) = supervisor.plan(folds).units(&folder, &index, options.train_only)?;
-        if todo.is_empty() {
-            break;
-        }
-        if todo == last {
-            let keys: Vec<String> = todo.iter().map(Unit::key).collect();
-            return Err(Error::new(Exit::Other, format!("these units ended and left nothing: {}", keys.join(", "))));
-        }
-        last.clone_from(&todo);
-        supervisor.work(&mut executor, todo)?;
-    }
+    supervisor.work_through(&mut executor, options.train_only)?;
 
     let mut spent = Timings::of(&folder)?;
     let text = match options.train_only {
-        true => summary::training(&spec, &folder, folds)?,
+        true => summary::training(spec, &folder, resolved.split.folds.len())?,
         false => {
-            let plan = supervisor.plan(folds);
-            let about = RunManifest::new(&spec, registry)?;
+            let manifest = RunManifest::new(spec, registry)?;
             let after = Instant::now();
-            let text = summary::write(&plan, &folder, source.as_ref(), &split, &environment, &about)?;
+            let text = summary::write(&supervisor.state(), &folder, source.as_ref(), &manifest)?;
             spent = Timings { summary: after.elapsed().as_secs_f64(), ..spent };
-            write_json(&folder.0.join("spent.json"), &spent)?;
+            write_json(&folder.timings(), &spent)?;
             // The report of an earlier state would be taken for this one's.
-            let _ = std::fs::remove_file(folder.0.join("report.html"));
+            let _ = std::fs::remove_file(folder.report());
             let sheet = if spec.explainers.len() > summary::WIDE { "sheets" } else { "sheet.png" };
             format!("{text}\nPictures: {}\n", folder.0.join(sheet).display())
         }
     };
-    let failed = supervisor.standing_failures(folds)?;
+    let failed = supervisor.standing_failures()?;
     let (failed_cells, seconds) = (failed.len(), started.elapsed().as_secs_f64());
+    let shown = folder.0.display().to_string();
     supervisor.say(None, Event::RunFinished { folder: shown, failed_cells, seconds, spent })?;
     let diverged = failed.iter().any(|f| f.kind == FailureKind::Diverged);
     let exit = match (failed_cells, diverged) {
@@ -249,9 +237,8 @@ struct Busy {
 }
 
 struct Supervisor<'a> {
-    spec: &'a RunSpec,
+    resolved: &'a Resolved,
     folder: &'a RunFolder,
-    identities: &'a Identities,
     devices: Vec<String>,
     workers: usize,
     cells: Cells,
@@ -264,21 +251,70 @@ struct Supervisor<'a> {
 }
 
 impl Supervisor<'_> {
-    fn plan(&self, folds: usize) -> Plan<'_> {
-        Plan { spec: self.spec, identities: self.identities, cells: &self.cells, folds }
+    fn state(&self) -> RunState<'_> {
+        RunState { resolved: self.resolved, cells: &self.cells }
+    }
+
+    /// Does all that is to be done.
+    fn work_through(&mut self, executor: &mut dyn Executor, train_only: bool) -> Result<()> {
+        // What explainers say of models decides which units there are.
+        let surveys = if train_only { vec![] } else { self.state().surveys()? };
+        let index = Index::new(&self.folder.records()?);
+        let (all, todo) = self.state().units(self.folder, &index, train_only)?;
+        // Before the surveys the explanations are not known; what is there is.
+        let (units, done) = (all, all - todo.len());
+        let (devices, workers) = (self.devices.clone(), self.workers);
+        let (name, folder) = (self.resolved.spec.name.clone(), self.folder.0.display().to_string());
+        self.say(None, Event::RunStarted { name, folder, devices, workers, units, done })?;
+        for text in self.resolved.notes.clone() {
+            self.say(None, Event::Note { text })?;
+        }
+        self.work(executor, surveys)?;
+        // What fails changes what is wanted, such as what a fold's chunks reduce to: until nothing is left to do.
+        let mut last = Vec::new();
+        loop {
+            let index = Index::new(&self.folder.records()?);
+            let (_, todo) = self.state().units(self.folder, &index, train_only)?;
+            if todo.is_empty() {
+                return Ok(());
+            }
+            if todo == last {
+                let keys: Vec<String> = todo.iter().map(Unit::key).collect();
+                return Err(Error::new(
+                    Exit::Other,
+                    format!("these units ended and left nothing: {}", keys.join(", ")),
+                ));
+            }
+            last.clone_from(&todo);
+            self.work(executor, todo)?;
+        }
+    }
+
+    /// A unit with the identities of what it makes and reads.
+    fn order(&self, unit: Unit) -> Result<Order> {
+        let state = self.state();
+        let (running, reduced) = match &unit {
+            Unit::Reduce { model, fold, seed } => {
+                let running = state.running(model)?.into_iter().map(|(name, _)| name).collect();
+                (running, Some(state.reduced(model, *fold, *seed)?))
+            }
+            _ => (vec![], None),
+        };
+        let identities = self.resolved.identities.of(&unit, &running, reduced)?;
+        Ok(Order { unit, identities })
     }
 
     /// The failures of cells that are still wanted as they were.
-    fn standing_failures(&self, folds: usize) -> Result<Vec<Failure>> {
-        let plan = self.plan(folds);
+    fn standing_failures(&self) -> Result<Vec<Failure>> {
+        let state = self.state();
         let mut all = Vec::new();
-        for model in self.spec.models.iter().map(ModelChoice::label) {
-            if let Some(failure) = plan.model_failure(model)? {
+        for model in self.resolved.spec.models.iter().map(ModelChoice::label) {
+            if let Some(failure) = state.model_failure(model)? {
                 all.push(failure.clone());
                 continue;
             }
-            for explainer in &self.spec.explainers {
-                if let Verdict::Failed(failure) = plan.verdict(model, explainer)? {
+            for explainer in &self.resolved.spec.explainers {
+                if let Verdict::Failed(failure) = state.verdict(model, explainer)? {
                     all.push(failure.clone());
                 }
             }
@@ -291,7 +327,7 @@ impl Supervisor<'_> {
         if !matches!(stamped.event, Event::Progress { .. } | Event::Steps { .. } | Event::Ready | Event::Alive) {
             let mut line = serde_json::to_vec(&stamped).unwrap_or_default();
             line.push(b'\n');
-            let path = self.folder.0.join("events.jsonl");
+            let path = self.folder.events();
             self.log.write_all(&line).map_err(|e| lightbox_core::Error::io(&path, &e))?;
         }
         self.reporter.show(&stamped);
@@ -300,7 +336,7 @@ impl Supervisor<'_> {
 
     /// Notes a failed cell, and takes its explainer (or the whole model) out of what is to be done.
     fn fail(&mut self, worker: usize, failure: Failure) -> Result<()> {
-        let id = self.identities.pair(&failure.model, failure.explainer.as_deref())?;
+        let id = self.resolved.identities.pair(&failure.model, failure.explainer.as_deref())?;
         let failure = Failure { id, ..failure };
         let model = failure.model.clone();
         match failure.explainer.clone() {
@@ -342,7 +378,7 @@ impl Supervisor<'_> {
     }
 
     fn drive(&mut self, executor: &mut dyn Executor) -> Result<()> {
-        let limit = Duration::from_secs(self.spec.limit_seconds);
+        let limit = Duration::from_secs(self.resolved.spec.limit_seconds);
         let mut waiting = vec![false; self.workers];
         let mut launched = vec![false; self.workers];
         loop {
@@ -367,7 +403,7 @@ impl Supervisor<'_> {
                 waiting[id] = false;
                 let heard = self.busy[id].heard && launched[id] && self.busy[id].alive;
                 self.busy[id] = Busy { alive: true, heard, cell: None, last: Some(Instant::now()) };
-                executor.send(id, &Order { unit })?;
+                executor.send(id, &self.order(unit)?)?;
             }
             let signal = executor.poll(Duration::from_millis(50));
             for id in 0..self.workers {
@@ -427,7 +463,7 @@ impl Supervisor<'_> {
                 return self.fail(id, failure);
             }
             Event::Surveyed { model, explainer, fit, not_applicable } => {
-                let key = self.identities.pair(model, Some(explainer))?;
+                let key = self.resolved.identities.pair(model, Some(explainer))?;
                 let (model, explainer) = (model.clone(), explainer.clone());
                 let survey = Survey { model, explainer, fit: *fit, not_applicable: not_applicable.clone() };
                 self.cells.surveys.insert(key, survey);

@@ -23,9 +23,10 @@ impl Worker {
             return Err(Error::new(Exit::Other, "no unit of a fit"));
         };
         let (fold, seed, started) = (*fold, *seed, Instant::now());
-        let (source, split, spec) = (self.source()?, self.split()?, self.spec.clone());
+        let (source, plan) = (self.source()?, self.plan.clone());
+        let (spec, split) = (&plan.spec, &plan.split);
         let samples = source.samples();
-        let id = self.identities()?.fit(label, fold, seed, explainer)?;
+        let id = self.identities.fit(explainer)?.to_string();
         let file = self.folder.fit(label, fold, seed, explainer, &id);
         if file.is_file() {
             // It has no record, or is not what the record says: otherwise nobody would ask.
@@ -109,7 +110,7 @@ impl Worker {
             unit: unit.clone(),
             id,
             sha256: files::sha256(&file)?,
-            plugin: self.environment.plugin("explainer", choice)?.clone(),
+            plugin: self.plan.environment.plugin("explainer", choice)?.clone(),
             images: train.len(),
             time: now(),
             seconds: started.elapsed().as_secs_f64(),

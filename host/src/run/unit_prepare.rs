@@ -79,9 +79,9 @@ impl Worker {
             files::sha256(Path::new("/proc/self/exe"))?,
             lightbox_core::is_plain().to_string(),
             size_text(size),
-            json(serde_json::to_string(&self.spec.data))?,
-            json(serde_json::to_string(&self.spec.task))?,
-            self.environment.data.clone(),
+            json(serde_json::to_string(&self.plan.spec.data))?,
+            json(serde_json::to_string(&self.plan.spec.task))?,
+            self.plan.environment.data.clone(),
         ];
         Ok(hash(parts.into_iter().chain(states.iter().map(|s| s.sha256.clone()))))
     }

@@ -2,11 +2,13 @@
 //! alike the explainers' maps are.
 
 use super::folder::{AgreementRecord, CurveRecord, Record, read_json, write_lines};
-use super::plan::{self, Index, Plan};
+use super::index::Index;
 use super::scorer::TableRows;
+use super::state;
 use super::unit::Unit;
 use super::unit_result::UnitResult;
 use super::worker::Worker;
+use crate::choice::ExplainerChoice;
 use crate::engine::image_id;
 use crate::error::{Error, Exit, Result};
 use lightbox_core::agreement;
@@ -20,17 +22,15 @@ use std::collections::{BTreeMap, HashMap};
 
 impl Worker {
     /// How alike the maps of the explainers are, over the first explained images of each block.
-    fn agreement(&self, plan: &Plan<'_>, index: &Index, place: (&str, usize, usize)) -> Result<AgreementRecord> {
-        let (label, fold, seed) = place;
-        let ids = plan.identities;
-        let running = plan.running(label)?;
-        let each = self.spec.agreement.div_ceil(ids.blocks().max(1));
+    fn agreement(&self, running: &[&str], index: &Index, place: (&str, usize, usize)) -> Result<AgreementRecord> {
+        let (ids, blocks) = (&self.identities, self.plan.chunks());
+        let each = self.plan.spec.agreement.div_ceil(blocks.max(1));
         // By explainer and output: prints by image.
         let mut found: Vec<((String, String), BTreeMap<i64, agreement::Print>)> = Vec::new();
-        for block in (0..ids.blocks()).filter(|_| each > 0 && running.len() > 1) {
-            for (name, _) in &running {
-                let id = ids.maps(label, fold, seed, block, name)?;
-                let Some(stem) = index.maps(place, block, name, &id) else { continue };
+        for block in (0..blocks).filter(|_| each > 0 && running.len() > 1) {
+            for &name in running {
+                let id = ids.maps(name, block)?;
+                let Some(stem) = index.maps(place, block, name, id) else { continue };
                 let record: Record = read_json(&self.folder.unit(stem, "json"))?;
                 let outputs = record.cells.get(name).map(|c| c.outputs.clone()).unwrap_or_default();
                 let file = self.folder.maps(stem, name);
@@ -42,7 +42,7 @@ impl Worker {
                 let (maps, rows) = (file.rows(0, n)?, &file.images[..n]);
                 for (k, output) in outputs.iter().enumerate() {
                     let prints = agreement::prints(&maps.f_select(1, k as i64)?)?;
-                    let key = (name.clone(), output.clone());
+                    let key = (name.to_string(), output.clone());
                     if !found.iter().any(|(k, _)| *k == key) {
                         found.push((key.clone(), BTreeMap::new()));
                     }
@@ -72,16 +72,14 @@ impl Worker {
             return Err(Error::new(Exit::Other, "no unit that reduces"));
         };
         let place = (label.as_str(), *fold, *seed);
-        let (spec, identities, source) = (self.spec.clone(), self.identities()?, self.source()?);
-        let cells = self.folder.cells()?;
-        let folds = self.split()?.folds.len();
-        let plan = Plan { spec: &spec, identities: &identities, cells: &cells, folds };
+        let (resolved, source) = (self.plan.clone(), self.source()?);
+        let (spec, identities, blocks) = (&resolved.spec, &self.identities, resolved.chunks());
         let index = Index::new(&self.folder.records_of(label, *fold, *seed)?);
         let mut rows = TableRows { names: Names::default(), rows: vec![], samples: source.samples(), place };
         let (mut names, mut predictions) = (Names::default(), Vec::new());
-        for block in 0..identities.blocks() {
-            let id = identities.predictions(label, *fold, *seed, block)?;
-            let Some(stem) = index.predictions(place, block, &id) else { continue };
+        for block in 0..blocks {
+            let id = identities.predictions(block)?;
+            let Some(stem) = index.predictions(place, block, id) else { continue };
             let file = self.folder.unit(stem, "predictions.parquet");
             results::read_predictions(&file, &mut names, &mut |p| predictions.push(p))?;
         }
@@ -92,25 +90,26 @@ impl Worker {
                 rows.push("", -1, "", "", choice.label(), metric.predictions(&table.view(&spec.task))?);
             }
         }
-        let running = plan.running(label)?;
-        let chance = plan::chance_metrics(&spec)?;
+        let labels = spec.explainers.iter().map(ExplainerChoice::label);
+        let running: Vec<&str> = labels.filter(|e| identities.has_maps(e)).collect();
+        let chance = state::chance_metrics(spec)?;
         let mut opened: BTreeMap<String, State> = BTreeMap::new();
         let by_id: HashMap<u64, usize> =
             source.samples().iter().enumerate().map(|(i, s)| (image_id(&s.id), i)).collect();
         let mut curves = Vec::new();
-        for choice in plan::map_metrics(&spec)? {
+        for choice in state::map_metrics(spec)? {
             let metric = metrics::find(&choice.name)?;
             let parameters = metric.spec().resolve(&choice.params)?;
             let has_chance = chance.iter().any(|c| c.label() == choice.label()) && !spec.explainers.is_empty();
-            for explainer in running.iter().map(|(e, _)| e.as_str()).chain(has_chance.then_some(CHANCE)) {
+            for explainer in running.iter().copied().chain(has_chance.then_some(CHANCE)) {
                 // By output: what all blocks have summed up, and what the validation images gave.
                 let mut merged: BTreeMap<String, Box<dyn Evaluation>> = BTreeMap::new();
                 let mut validation: BTreeMap<String, State> = BTreeMap::new();
-                let tuned = metric.needs().validation && identities.validates(*fold);
-                for block in 0..identities.blocks() + usize::from(tuned) {
-                    let maps = identities.maps(label, *fold, *seed, block, explainer)?;
-                    let ids = (maps.as_str(), identities.metric(choice.label()));
-                    let found = index.scores(place, block, explainer, choice.label(), (ids.0, &ids.1));
+                // The chunk after the last is the validation images'.
+                let tuned = metric.needs().validation;
+                for block in identities.chunks(explainer).into_iter().filter(|block| tuned || *block < blocks) {
+                    let ids = (identities.maps(explainer, block)?, identities.metric(choice.label())?);
+                    let found = index.scores(place, block, explainer, choice.label(), ids);
                     let Some(stem) = found else { continue };
                     if !opened.contains_key(stem) {
                         let file = self.folder.unit(stem, "states.safetensors");
@@ -125,7 +124,7 @@ impl Worker {
                             states.entry(output.into()).or_default().push((field.into(), tensor.shallow_clone()));
                         }
                     }
-                    if block >= identities.blocks() {
+                    if block >= blocks {
                         validation = states;
                         continue;
                     }
@@ -164,7 +163,7 @@ impl Worker {
                 }
             }
         }
-        let alike = self.agreement(&plan, &index, place)?;
+        let alike = self.agreement(&running, &index, place)?;
         if !alike.maps.is_empty() {
             write_lines(&self.folder.unit(stem, "agreement.jsonl"), &[alike])?;
         }
@@ -172,7 +171,7 @@ impl Worker {
             write_lines(&self.folder.unit(stem, "curves.jsonl"), &curves)?;
         }
         results::write_scores(&self.folder.unit(stem, "scores.parquet"), &rows.names, &rows.rows)?;
-        let reduced = Some(plan.reduced(label, *fold, *seed)?);
+        let reduced = Some(identities.reduced()?.to_string());
         Ok(UnitResult { images: table.images.len(), reduced, ..UnitResult::default() })
     }
 }

@@ -3,7 +3,7 @@
 use super::chunk::prepared::{Prepared, Row, Rows, images_of};
 use super::events::Event;
 use super::folder::{CellRecord, Record, read_json};
-use super::plan::Index;
+use super::index::Index;
 use super::scorer::{Cell, CellBench, Scene, TableRows, asks, failed, keep_states, score};
 use super::spec::MetricChoice;
 use super::unit::FailureKind;
@@ -35,9 +35,8 @@ impl Worker {
             return Err(Error::new(Exit::Other, "no unit of scores"));
         };
         let (label, fold, seed, block) = (label.as_str(), *fold, *seed, *block);
-        let (source, split) = (self.source()?, self.split()?);
-        let samples = source.samples();
-        let spec = self.spec.clone();
+        let (source, plan) = (self.source()?, self.plan.clone());
+        let (samples, spec, split) = (source.samples(), &plan.spec, &plan.split);
         let choices: Vec<&MetricChoice> =
             spec.metrics.iter().filter(|m| wanted.iter().any(|w| w == m.label())).collect();
         // Only a metric that asks the model needs one, and its explainers.
@@ -48,21 +47,21 @@ impl Worker {
         if needs_model {
             self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
         }
-        let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities()?);
+        let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities.clone());
         let index = Index::new(&self.folder.records_of(label, fold, seed)?);
         let device = self.device;
         let engine = needs_model.then(|| self.opened()).transpose()?;
         let mut rows = TableRows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
-        let images = images_of(&split, samples, &task, fold, spec.block, block)?.len();
+        let images = images_of(split, samples, &task, fold, spec.block, block)?.len();
         let mut made = UnitResult { images, ..UnitResult::default() };
         let mut states: State = Vec::new();
         // Explainers of a chunk have the same batches, whose classes are asked for once.
         let mut classes: HashMap<Vec<usize>, Vec<i64>> = HashMap::new();
         'explainers: for name in explainers {
-            let id = identities.maps(label, fold, seed, block, name)?;
+            let id = identities.maps(name, block)?.to_string();
             let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
             let (shown, stored, outputs) = if name == CHANCE {
-                let prepared = Prepared::new(&spec, &split, samples, &store, (fold, block), false)?;
+                let prepared = Prepared::new(spec, split, samples, &store, (fold, block), false)?;
                 (prepared.rows, None, vec![String::new()])
             } else {
                 let stem = index.maps((label, fold, seed), block, name, &id).ok_or_else(missing)?;
@@ -75,7 +74,7 @@ impl Worker {
             let explainer = |k: usize| Some((engine?.explainers.iter().position(|e| e.label == *name)?, k));
             let mut cells = Vec::new();
             for output in &outputs {
-                cells.push(Cell::start(name, output, self.signed(name)?, &choices, spec.seed)?);
+                cells.push(Cell::start(name, output, plan.signed.contains(name), &choices, spec.seed)?);
             }
             for (at, part) in shown.0.chunks(spec.batch_size).enumerate() {
                 let (first, part) = (at * spec.batch_size, Rows(part.to_vec()));
@@ -134,7 +133,7 @@ impl Worker {
             }
             cells.iter_mut().for_each(|cell| rows.take(cell));
             cells.iter().try_for_each(|cell| keep_states(cell, &mut states))?;
-            let scores = choices.iter().map(|c| (c.label().to_string(), identities.metric(c.label()))).collect();
+            let scores = identities.metrics_of(&choices)?;
             made.cells.insert(name.clone(), CellRecord { id, outputs, scores, ..CellRecord::default() });
         }
         if !states.is_empty() {

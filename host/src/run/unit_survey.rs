@@ -15,14 +15,14 @@ impl Worker {
     pub(super) fn survey(&mut self, unit: &Unit, label: &str, explainers: &[String]) -> Result<usize> {
         self.close();
         let choice = self.choice(label)?;
-        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, 0, 0);
         let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
         let mut engine = Engine::new(model, self.engine_settings(), self.sink.clone())?;
         // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
-        let task = self.spec.task.clone();
+        let task = self.plan.spec.task.clone();
         let pixels = engine.spec.input.size.iter().product();
-        let (source, split) = (self.source()?, self.split()?);
+        let (source, plan) = (self.source()?, self.plan.clone());
         let is_marked = |i: &usize| match &source.samples()[*i].truth {
             data::Truth::Unknown => false,
             data::Truth::Boxes(boxes) => {
@@ -31,15 +31,17 @@ impl Worker {
             data::Truth::MaskFile(_) => true,
         };
         // In every fold, since a method that has no value in some has none.
-        if split.folds.iter().all(|fold| fold.train.iter().any(is_marked)) {
+        if plan.split.folds.iter().all(|fold| fold.train.iter().any(is_marked)) {
             engine.set_mean_mask(vec![0.0; pixels])?;
         }
         for name in explainers {
-            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
+            let Some(explainer) = self.plan.spec.explainers.iter().find(|e| e.label() == name).cloned() else {
+                continue;
+            };
             let key = unit.key();
             let (model, cell) = (label.to_string(), name.clone());
             self.sink.say(Event::CellStarted { unit: key.clone(), model: model.clone(), explainer: cell.clone() });
-            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
+            let file = self.plan.environment.plugin("explainer", &explainer.name)?.file.clone();
             let planned = engine.add(&file, &explainer);
             self.sink.say(Event::CellLeft { unit: key });
             match planned {

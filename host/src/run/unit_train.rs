@@ -241,7 +241,7 @@ impl Worker {
             return Err(Error::input(format!("model {label} has no [models.train]")));
         };
         let weights = choice.weights_file(fold);
-        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, fold, seed);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
@@ -249,18 +249,17 @@ impl Worker {
         if weights.is_none() {
             note("no weights: training begins with seeded random values".into());
         }
-        let store = self.store(&model.spec()?)?;
-        let (source, split) = (self.source()?, self.split()?);
-        let id = self.identities()?.model(label, fold, seed)?;
+        let (store, source) = (self.store_of(label)?, self.source()?);
+        let id = self.identities.model()?.to_string();
         self.folder.start_training(label, fold, seed, &id)?;
         let training = Training {
             unit: unit.key(),
             spec,
-            task: &self.spec.task,
+            task: &self.plan.spec.task,
             store: &store,
             samples: source.samples(),
-            fold: &split.folds[fold],
-            seed: derive(self.spec.seed, "order", &[fold as u64, seed as u64]),
+            fold: &self.plan.split.folds[fold],
+            seed: derive(self.plan.spec.seed, "order", &[fold as u64, seed as u64]),
             classes: options.classes,
             folder: &self.folder.checkpoint(label, fold, seed),
         };

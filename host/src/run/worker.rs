@@ -3,9 +3,10 @@
 //! Models and explainers run here, so that one that crashes or hangs ends this process alone.
 
 use super::events::{Event, Order, now};
-use super::folder::{Environment, Machine, Record, RunFolder, hash, read_json, write_json};
-use super::plan::{Identities, classes};
-use super::spec::{ModelChoice, RunSpec};
+use super::folder::{Machine, Record, RunFolder, data_identity, hash, write_json};
+use super::identities::{UnitIdentities, classes};
+use super::preflight::Resolved;
+use super::spec::ModelChoice;
 use super::timings::Timings;
 use super::unit::Unit;
 use super::unit_result::UnitResult;
@@ -13,17 +14,15 @@ use crate::child::EventWriter;
 use crate::device;
 use crate::engine::{self, Engine, Settings};
 use crate::error::{Error, Exit, Result};
-use crate::registry;
 use crate::watch::Watch;
 use lightbox_core::checkpoint;
 use lightbox_core::data::preparation::{Depth, Preparation};
-use lightbox_core::data::split::{Split, SplitSpec};
 use lightbox_core::data::store::Store;
 use lightbox_core::data::{self, Source};
 use lightbox_core::seed::derive;
 use lightbox_core::task::Explained;
 use lightbox_sdk::Array;
-use lightbox_sdk::spec::{ImageRecord, ModelOptions};
+use lightbox_sdk::spec::{ImageRecord, InputSpec, ModelOptions};
 use std::io::BufRead;
 use std::path::Path;
 use std::rc::Rc;
@@ -80,16 +79,15 @@ struct Open {
 /// Everything that a worker has opened. Opened when first needed and kept.
 pub struct Worker {
     pub(super) folder: RunFolder,
-    pub(super) spec: RunSpec,
-    pub(super) environment: Environment,
+    pub(super) plan: Arc<Resolved>,
+    /// Of the unit that it is at.
+    pub(super) identities: UnitIdentities,
     pub(super) sink: Arc<EventSink>,
     pub(super) device: Device,
     pub(super) number: usize,
     /// Cores that this worker's model leaves free.
     pub(super) spare: usize,
     source: Option<Arc<dyn Source>>,
-    split: Option<Arc<Split>>,
-    identities: Option<Arc<Identities>>,
     stores: Vec<([usize; 2], Vec<f64>, Vec<f64>, Rc<Store>)>,
     /// By size and fold.
     mean_masks: Vec<([usize; 2], usize, Option<Vec<f32>>)>,
@@ -112,6 +110,7 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
         let unit = order.unit.key();
         sink.say(Event::UnitStarted { unit: unit.clone() });
         let started = Instant::now();
+        worker.identities = order.identities;
         match worker.execute(&order.unit) {
             Ok((images, spent)) => {
                 let seconds = started.elapsed().as_secs_f64();
@@ -136,98 +135,52 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
 
 impl Worker {
     fn open(folder: RunFolder, device: &str, number: usize, spare: usize, sink: Arc<EventSink>) -> Result<Self> {
-        let text = String::from_utf8_lossy(&lightbox_core::files::read(&folder.spec())?).into_owned();
-        let spec = RunSpec::parse(&text, &folder.0)?;
-        let environment = read_json(&folder.environment())?;
+        let plan = Arc::new(Resolved::read(&folder)?);
         let device = device::choose(device)?;
-        if spec.tf32 {
+        if plan.spec.tf32 {
             device::tf32(true)?;
         }
-        let (source, split, identities, stores, mean_masks, open) = Default::default();
-        Ok(Worker {
-            folder,
-            spec,
-            environment,
-            sink,
-            device,
-            number,
-            spare,
-            source,
-            split,
-            identities,
-            stores,
-            mean_masks,
-            open,
-        })
+        let (identities, source, stores, mean_masks, open) = Default::default();
+        Ok(Worker { folder, plan, identities, sink, device, number, spare, source, stores, mean_masks, open })
     }
 
+    /// The data. What it says of its images is what the plan was made of.
     pub(super) fn source(&mut self) -> Result<Arc<dyn Source>> {
         if let Some(source) = &self.source {
             return Ok(source.clone());
         }
-        let source: Arc<dyn Source> = data::open(&self.spec.data, &self.spec.task)?.into();
+        let spec = &self.plan.spec;
+        let source: Arc<dyn Source> = data::open(&spec.data, &spec.task)?.into();
+        if data_identity(source.samples()) != self.plan.environment.data {
+            return Err(Error::input(
+                "the images, labels or boxes of the data source have changed while the run goes on",
+            )
+            .hint("--restart, or another `output`"));
+        }
         self.source = Some(source.clone());
         Ok(source)
     }
 
-    pub(super) fn split(&mut self) -> Result<Arc<Split>> {
-        if let Some(split) = &self.split {
-            return Ok(split.clone());
-        }
-        let files = Some(self.folder.0.join("splits"));
-        let split = Arc::new(SplitSpec { files, ..self.spec.split.clone() }.split(self.source()?.samples())?);
-        self.split = Some(split.clone());
-        Ok(split)
-    }
-
-    pub(super) fn identities(&mut self) -> Result<Arc<Identities>> {
-        if let Some(identities) = &self.identities {
-            return Ok(identities.clone());
-        }
-        let mut sides = Vec::new();
-        for choice in self.spec.models.clone() {
-            sides.push(self.described(&choice)?.input.flat()?);
-        }
-        let (source, split) = (self.source()?, self.split()?);
-        let made = Identities::new(&self.spec, &self.environment, &sides, source.samples(), &split)?;
-        let made = Arc::new(made);
-        self.identities = Some(made.clone());
-        Ok(made)
-    }
-
-    /// Whether the sign of an explainer's maps means something.
-    pub(super) fn signed(&self, label: &str) -> Result<bool> {
-        let Some(choice) = self.spec.explainers.iter().find(|e| e.label() == label) else { return Ok(false) };
-        let plugin = registry::open(&self.environment.plugin("explainer", &choice.name)?.file)?;
-        let named = plugin.manifest.explainers.iter().find(|s| s.name == choice.name);
-        Ok(named.is_some_and(|s| s.signed))
-    }
-
     pub(super) fn choice(&self, label: &str) -> Result<ModelChoice> {
-        let found = self.spec.models.iter().find(|m| m.label() == label);
+        let found = self.plan.spec.models.iter().find(|m| m.label() == label);
         found.cloned().ok_or_else(|| Error::input(format!("the spec has no model {label}")))
-    }
-
-    fn described(&self, choice: &ModelChoice) -> Result<lightbox_sdk::spec::ModelSpec> {
-        let file = &self.environment.plugin("model", &choice.name)?.file;
-        Ok(registry::open(file)?.model_spec(&choice.name, &self.options(choice, 0, 0))?)
     }
 
     /// How a model is built. Its initial values are drawn from a seed of the fold and training.
     pub(super) fn options(&self, choice: &ModelChoice, fold: usize, seed: usize) -> ModelOptions {
         ModelOptions {
             device: device::name(self.device),
-            classes: classes(&self.spec, choice),
-            seed: derive(self.spec.seed, "initial", &[fold as u64, seed as u64]),
+            classes: classes(&self.plan.spec, choice),
+            seed: derive(self.plan.spec.seed, "initial", &[fold as u64, seed as u64]),
             params: choice.params.clone(),
         }
     }
 
     /// How models of this run are asked, but for images that explainers read.
     pub(super) fn engine_settings(&self) -> Settings {
-        let activation = Some(self.spec.task.activation());
-        let at_once = self.spec.batch_size;
-        Settings { activation, at_once, ..Settings::new(self.device, self.spec.seed) }
+        let activation = Some(self.plan.spec.task.activation());
+        let at_once = self.plan.spec.batch_size;
+        Settings { activation, at_once, ..Settings::new(self.device, self.plan.spec.seed) }
     }
 
     /// Closes the model that is open.
@@ -235,15 +188,15 @@ impl Worker {
         self.open = None;
     }
 
-    pub(super) fn store(&mut self, model: &lightbox_sdk::spec::ModelSpec) -> Result<Rc<Store>> {
-        let input = &model.input;
+    /// The images as this input expects them.
+    pub(super) fn store(&mut self, input: &InputSpec) -> Result<Rc<Store>> {
         let (size, mean, std) = (input.flat()?, &input.mean, &input.std);
         if let Some((.., store)) = self.stores.iter().find(|(s, m, d, _)| *s == size && m == mean && d == std) {
             return Ok(store.clone());
         }
         // One budget for all of them.
         let held: usize = self.stores.iter().map(|(.., s)| s.holding()).filter(|l| l.resident).map(|l| l.bytes).sum();
-        let budget = (self.spec.store_mib << 20).saturating_sub(held);
+        let budget = (self.plan.spec.store_mib << 20).saturating_sub(held);
         let file = self.folder.prepared(size);
         let store = Rc::new(Store::open(&file, &input.mean, &input.std, self.device, budget)?);
         if store.holding().images != self.source()?.samples().len() {
@@ -253,13 +206,10 @@ impl Worker {
         Ok(store)
     }
 
-    /// The store of the model that is open.
+    /// The images as a model of the run expects them.
     pub(super) fn store_of(&mut self, label: &str) -> Result<Rc<Store>> {
-        let spec = match &self.open {
-            Some(open) if open.model == label => open.engine.spec.clone(),
-            _ => self.described(&self.choice(label)?)?,
-        };
-        self.store(&spec)
+        let input = self.plan.input(label)?.clone();
+        self.store(&input)
     }
 
     pub(super) fn opened(&self) -> Result<&Engine> {
@@ -320,7 +270,7 @@ impl Worker {
             Some(_) => Some(self.folder.checkpoint(label, fold, seed).join("best.safetensors")),
             None => choice.weights_file(fold),
         };
-        let file = self.environment.plugin("model", &choice.name)?.file.clone();
+        let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, fold, seed);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         if choice.train.is_none() {
@@ -331,7 +281,7 @@ impl Worker {
             let text = format!("{label}: no weights and no training: the model has its random initial values");
             self.sink.say(Event::Note { text });
         }
-        let (store, split, source) = (self.store(&model.spec()?)?, self.split()?, self.source()?);
+        let (store, source, plan) = (self.store_of(label)?, self.source()?, self.plan.clone());
         let holding = store.holding();
         let depth = if holding.bits == 8 { Depth::Eight } else { Depth::Sixteen };
         let (colour, intensity) = (source.is_colour(), source.intensity());
@@ -345,8 +295,8 @@ impl Worker {
             patient: patients.then(|| s.patient.clone()),
             columns: s.columns.clone(),
         }));
-        let explained = self.spec.task.explained()?;
-        let masks = split.folds[fold].train.iter().filter_map(|&i| {
+        let explained = self.plan.spec.task.explained()?;
+        let masks = plan.split.folds[fold].train.iter().filter_map(|&i| {
             // Of the explained class; of each image's own where that differs by image.
             let class = if let Explained::Class(class) = explained { class } else { samples[i].stratum() };
             let bit = samples[i].mask_bit(class);
@@ -361,13 +311,15 @@ impl Worker {
             engine.set_mean_mask(mask)?;
         }
         for name in explainers {
-            let Some(explainer) = self.spec.explainers.iter().find(|e| e.label() == name).cloned() else { continue };
-            let file = self.environment.plugin("explainer", &explainer.name)?.file.clone();
+            let Some(explainer) = self.plan.spec.explainers.iter().find(|e| e.label() == name).cloned() else {
+                continue;
+            };
+            let file = self.plan.environment.plugin("explainer", &explainer.name)?.file.clone();
             engine.add(&file, &explainer)?;
             let index = engine.explainers.len() - 1;
             if engine.explainers[index].fit().is_some() {
-                let id = self.identities()?.fit(label, fold, seed, name)?;
-                let path = self.folder.fit(label, fold, seed, name, &id);
+                let id = self.identities.fit(name)?;
+                let path = self.folder.fit(label, fold, seed, name, id);
                 // While the fit itself runs there is nothing yet.
                 if path.is_file() {
                     if self.folder.fitted(&path)?.is_none() {

@@ -15,8 +15,8 @@ mod scored;
 mod written;
 
 use super::events::Event;
-use super::plan;
 use super::scorer::failed;
+use super::state;
 use super::timings::Timings;
 use super::unit::FailureKind;
 use super::unit::Unit;
@@ -99,14 +99,13 @@ impl Worker {
             return Err(Error::new(Exit::Other, "no unit of explanations"));
         };
         self.open_engine(label, *fold, *seed, explainers)?;
-        let (store, spec) = (self.store_of(label)?, self.spec.clone());
-        let (source, split) = (self.source()?, self.split()?);
-        let identities = self.identities()?;
+        let (store, source, plan) = (self.store_of(label)?, self.source()?, self.plan.clone());
+        let spec = &plan.spec;
         let engine = self.opened()?;
         let samples = source.samples();
         // The fold's validation images, on which some metrics are tuned: what they score is no result.
-        let validating = *block >= identities.blocks();
-        let prepared = Prepared::new(&spec, &split, samples, &store, (*fold, *block), *predict)?;
+        let validating = *block >= plan.chunks();
+        let prepared = Prepared::new(spec, &plan.split, samples, &store, (*fold, *block), *predict)?;
         let place = (label.as_str(), *fold, *seed);
         let mut failures = Failures { worker: self, engine, model: label, broken: HashSet::new() };
         for (index, explainer) in engine.explainers.iter().enumerate() {
@@ -116,17 +115,17 @@ impl Worker {
                 failures.add(index, FailureKind::Error, text);
             }
         }
-        let choices = if validating { plan::tuned_metrics(&spec)? } else { plan::map_metrics(&spec)? };
+        let choices = if validating { state::tuned_metrics(spec)? } else { state::map_metrics(spec)? };
         let with_chance = *predict && !spec.explainers.is_empty();
         let mut classified = Classified::new(label, samples, &spec.task);
-        let mut scored = Scored::new(self, engine, &spec, &choices, with_chance, samples, place)?;
+        let mut scored = Scored::new(self, engine, spec, &choices, with_chance, samples, place)?;
         let mut written = Written::new(&self.folder, stem, engine);
         let mut explaining = Explaining::new(self, engine, unit, samples);
         let mut timings = Timings::default();
         let (mut done, of) = (0, prepared.rows.len() + prepared.rest.len());
         let progress = |done: usize| self.sink.say(Event::Progress { unit: unit.key(), done, of });
 
-        let rows = rows_at_a_time(spec.batch_size, engine.explainers.len(), identities.size(label)?);
+        let rows = rows_at_a_time(spec.batch_size, engine.explainers.len(), plan.input(label)?.flat()?);
         let mut batches = prepared.explained_batches(&store, rows);
         while let Some(batch) = timed(&mut timings.data, || batches.next()) {
             let batch = explaining.run(batch?, &store, &mut failures, &mut timings)?;
@@ -164,10 +163,9 @@ impl Worker {
         }
         let mut result = UnitResult { images: prepared.images(), timings, ..UnitResult::default() };
         let started = Instant::now();
-        let ids = written::Ids { identities: &identities, place, chunk: *block };
-        written.finish(self, &spec, &ids, &mut scored, &explaining, &failures, &prepared, &mut result)?;
+        written.finish(self, spec, *block, &mut scored, &explaining, &failures, &prepared, &mut result)?;
         if *predict {
-            result.predictions = Some(ids.predictions()?);
+            result.predictions = Some(self.identities.predictions(*block)?.to_string());
             classified.write(&self.folder.unit(stem, "predictions.parquet"), place)?;
         }
         result.timings.files += started.elapsed().as_secs_f64();

@@ -4,9 +4,9 @@ use super::explained::ExplainedBatch;
 use crate::engine::{Engine, Outputs};
 use crate::error::{Error, Exit, Result};
 use crate::run::background_scoring::{BackgroundScoring, Failure, Job, Scoring};
-use crate::run::plan;
 use crate::run::scorer::{Cell, CellBench, Scene, TableRows, answer, asks, score};
 use crate::run::spec::{MetricChoice, RunSpec};
+use crate::run::state;
 use crate::run::worker::Worker;
 use lightbox_core::data::Sample;
 use lightbox_core::data::store::Store;
@@ -53,7 +53,7 @@ impl<'a> Scored<'a> {
         samples: &'a [Sample],
         place: (&'a str, usize, usize),
     ) -> Result<Self> {
-        let chance = plan::chance_metrics(spec)?;
+        let chance = state::chance_metrics(spec)?;
         let (asking, plain): (Vec<&MetricChoice>, Vec<&MetricChoice>) = choices.iter().partition(|c| asks(c));
         let explainers = engine.explainers.iter().map(|e| (e.label.clone(), e.spec.signed)).collect();
         let plain = plain.into_iter().cloned().collect();

@@ -8,9 +8,8 @@ use super::scored::Scored;
 use crate::engine::{Engine, Outputs};
 use crate::error::{Error, Result};
 use crate::run::folder::{CellRecord, RunFolder};
-use crate::run::plan::Identities;
 use crate::run::scorer::keep_states;
-use crate::run::spec::{MetricChoice, RunSpec};
+use crate::run::spec::RunSpec;
 use crate::run::unit_result::UnitResult;
 use crate::run::worker::Worker;
 use lightbox_core::checkpoint::{self, State};
@@ -18,30 +17,6 @@ use lightbox_core::maps_file::MapsWriter;
 use lightbox_core::results;
 use lightbox_core::summary::CHANCE;
 use std::collections::BTreeMap;
-
-/// The identities of what a chunk makes.
-pub struct Ids<'a> {
-    pub identities: &'a Identities,
-    /// Model, fold, training.
-    pub place: (&'a str, usize, usize),
-    pub chunk: usize,
-}
-
-impl Ids<'_> {
-    pub fn predictions(&self) -> Result<String> {
-        let (model, fold, seed) = self.place;
-        self.identities.predictions(model, fold, seed, self.chunk)
-    }
-
-    fn maps(&self, explainer: &str) -> Result<String> {
-        let (model, fold, seed) = self.place;
-        self.identities.maps(model, fold, seed, self.chunk, explainer)
-    }
-
-    fn scores(&self, choices: &[&MetricChoice]) -> BTreeMap<String, String> {
-        choices.iter().map(|c| (c.label().to_string(), self.identities.metric(c.label()))).collect()
-    }
-}
 
 /// The files of a unit that are being written.
 pub struct Written<'a> {
@@ -84,13 +59,14 @@ impl<'a> Written<'a> {
         mut self,
         worker: &Worker,
         spec: &RunSpec,
-        ids: &Ids<'_>,
+        chunk: usize,
         scored: &mut Scored<'_>,
         explaining: &Explaining<'_>,
         failures: &Failures<'_>,
         prepared: &Prepared,
         result: &mut UnitResult,
     ) -> Result<()> {
+        let ids = &worker.identities;
         let (mut rows, mut states): (_, State) = (scored.table(), Vec::new());
         for (index, explainer) in self.engine.explainers.iter().enumerate() {
             let maps = self.maps.remove(&index);
@@ -109,14 +85,14 @@ impl<'a> Written<'a> {
                 keep_states(&cell, &mut states)?;
             }
             let choice = spec.explainers.iter().find(|e| e.label() == name);
-            let plugin = choice.map(|c| worker.environment.plugin("explainer", &c.name)).transpose()?;
+            let plugin = choice.map(|c| worker.plan.environment.plugin("explainer", &c.name)).transpose()?;
             result.cells.insert(
                 name.clone(),
                 CellRecord {
-                    id: ids.maps(name)?,
+                    id: ids.maps(name, chunk)?.to_string(),
                     maps: true,
                     outputs,
-                    scores: ids.scores(&scored.choices),
+                    scores: ids.metrics_of(&scored.choices)?,
                     plugin: plugin.map_or(String::new(), |p| p.sha256.clone()),
                     version: plugin.map_or(String::new(), |p| p.version.clone()),
                     seconds: explaining.seconds.get(&index).copied().unwrap_or_default(),
@@ -128,8 +104,9 @@ impl<'a> Written<'a> {
         if let Some(mut cell) = scored.chance_cell() {
             rows.take(&mut cell);
             keep_states(&cell, &mut states)?;
-            let scores = ids.scores(&scored.chance);
-            result.cells.insert(CHANCE.into(), CellRecord { id: ids.maps(CHANCE)?, scores, ..CellRecord::default() });
+            let scores = ids.metrics_of(&scored.chance)?;
+            let id = ids.maps(CHANCE, chunk)?.to_string();
+            result.cells.insert(CHANCE.into(), CellRecord { id, scores, ..CellRecord::default() });
         }
         if !states.is_empty() {
             checkpoint::write(&self.folder.unit(self.stem, "states.safetensors"), &states)?;
