@@ -102,7 +102,7 @@ impl<'a> Gather<'a> {
     fn row(&mut self, row: &Row, constant: bool, names: &mut Names) {
         let Some(worst) = self.worst.get(&row.metric).copied() else { return };
         let cell = self.cells.entry((row.model, row.explainer, row.output, row.metric)).or_default();
-        let group = cell.groups.entry((row.fold, row.seed)).or_default();
+        let group = cell.groups.entry((row.fold, row.training)).or_default();
         if names.name(row.image).is_empty() {
             group.set = Some(Score { value: row.value, status: row.status, reason: "" });
             if row.status != Status::Ok {
@@ -137,7 +137,7 @@ impl<'a> Gather<'a> {
     pub fn predictions(&mut self, path: &Path) -> Result<()> {
         let all = &mut self.predictions;
         results::read_predictions(path, &mut self.names, &mut |p| {
-            all.entry((p.model, p.fold, p.seed)).or_default().push(p);
+            all.entry((p.model, p.fold, p.training)).or_default().push(p);
         })
     }
 
@@ -379,7 +379,7 @@ impl<'a> Gather<'a> {
             return Ok(State::Failed { reason: format!("all {} maps failed: {}", found.failed, reason()) });
         }
         let (mut folds, mut images) = (Vec::new(), 0);
-        for (&(fold, seed), group) in &found.groups {
+        for (&(fold, training), group) in &found.groups {
             let value = match metric.spec.level {
                 Level::Set => group.set.and_then(|s| s.value),
                 Level::Image if group.images.is_empty() => None,
@@ -389,7 +389,7 @@ impl<'a> Gather<'a> {
                     Some(mean(&values))
                 }
             };
-            folds.extend(value.map(|value| FoldValue { fold, seed, value }));
+            folds.extend(value.map(|value| FoldValue { fold, training, value }));
         }
         if folds.is_empty() {
             return Ok(State::NotApplicable { reason: reason() });
@@ -521,7 +521,7 @@ mod tests {
                     image: names.number(image),
                     model: names.number("m"),
                     fold: *fold,
-                    seed: 0,
+                    training: 0,
                     explainer: names.number(explainer),
                     output: names.number(""),
                     metric: names.number(if explainer.is_empty() { "auroc" } else { "pixel-auprc" }),

@@ -2,7 +2,7 @@
 //! read them as they are. The schemas are versioned: the key `lightbox.schema` of a file says which it has.
 //!
 //! **scores** (`scores-2`): one value of a metric. A row is an image and what is explained of it: an image with several
-//! targets has a row each. `image` (none for a whole set), `model`, `fold`, `seed` (the number of the
+//! targets has a row each. `image` (none for a whole set), `model`, `fold`, `training` (the number of the
 //! training, from 0), `explainer` (`chance` for the map that says nothing; none for predictions), `output` (the name of one
 //! of several maps; none otherwise), `metric`, `target` (the class that was explained; none for a set), `value`, `status`
 //! (`ok`, `n/a`, `failed`), `reason`.
@@ -13,7 +13,7 @@
 //!
 //! A run's folder has one file of each for all units; the units' own files are of the same schemas.
 //!
-//! **predictions** (`predictions-1`): `image`, `model`, `fold`, `seed`, `class`, `label` (whether the class holds), `score`
+//! **predictions** (`predictions-2`): `image`, `model`, `fold`, `training`, `class`, `label` (whether the class holds), `score`
 //! (softmax or sigmoid, [0, 1]), `logit`.
 
 use crate::metrics::{Score, Status};
@@ -72,7 +72,7 @@ pub struct Row {
     pub image: u32,
     pub model: u32,
     pub fold: i32,
-    pub seed: i32,
+    pub training: i32,
     pub explainer: u32,
     pub output: u32,
     pub metric: u32,
@@ -89,7 +89,7 @@ pub struct Prediction {
     pub image: u32,
     pub model: u32,
     pub fold: i32,
-    pub seed: i32,
+    pub training: i32,
     pub class: u32,
     pub label: bool,
     pub score: f64,
@@ -123,7 +123,7 @@ pub fn score_schema() -> Arc<Schema> {
             text("image", true),
             text("model", false),
             number("fold", false),
-            number("seed", false),
+            number("training", false),
             text("explainer", true),
             text("output", true),
             text("metric", false),
@@ -140,12 +140,12 @@ pub fn prediction_schema() -> Arc<Schema> {
     let text = |name: &str| Field::new(name, dictionary(), false);
     let number = |name: &str| Field::new(name, DataType::Int32, false);
     schema(
-        "predictions-1",
+        "predictions-2",
         vec![
             text("image"),
             text("model"),
             number("fold"),
-            number("seed"),
+            number("training"),
             text("class"),
             Field::new("label", DataType::Boolean, false),
             Field::new("score", DataType::Float64, false),
@@ -303,7 +303,7 @@ fn score_columns(names: &Names, rows: &[Row]) -> Result<Vec<ArrayRef>> {
         text(&|r| r.image, true)?,
         text(&|r| r.model, false)?,
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
-        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.training))),
         text(&|r| r.explainer, true)?,
         text(&|r| r.output, true)?,
         text(&|r| r.metric, false)?,
@@ -324,7 +324,7 @@ pub fn write_predictions(path: &Path, names: &Names, rows: &[Prediction]) -> Res
             text(&|r| r.image)?,
             text(&|r| r.model)?,
             Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.fold))),
-            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.seed))),
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| r.training))),
             text(&|r| r.class)?,
             Arc::new(BooleanArray::from(rows.iter().map(|r| r.label).collect::<Vec<_>>())),
             Arc::new(Float64Array::from_iter_values(rows.iter().map(|r| r.score))),
@@ -402,7 +402,7 @@ pub fn read_scores_where(path: &Path, names: &mut Names, only: Option<&str>, see
         let status = columns.text("status", names)?;
         let reason = columns.text("reason", names)?;
         let statuses: Vec<(u32, Status)> = STATUS.iter().map(|(s, n)| (names.number(n), *s)).collect();
-        let (fold, seed): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("seed")?);
+        let (fold, training): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("training")?);
         let (target, value): (&Int32Array, &Float64Array) = (columns.get("target")?, columns.get("value")?);
         for i in (0..columns.batch.num_rows()).filter(|i| only.is_none_or(|o| metric[*i] == o)) {
             let known = statuses.iter().find(|(n, _)| *n == status[i]).map(|(_, s)| *s);
@@ -410,7 +410,7 @@ pub fn read_scores_where(path: &Path, names: &mut Names, only: Option<&str>, see
                 image: image[i],
                 model: model[i],
                 fold: fold.value(i),
-                seed: seed.value(i),
+                training: training.value(i),
                 explainer: explainer[i],
                 output: output[i],
                 metric: metric[i],
@@ -426,11 +426,11 @@ pub fn read_scores_where(path: &Path, names: &mut Names, only: Option<&str>, see
 
 /// Reads what [`write_predictions`] wrote, a row at a time.
 pub fn read_predictions(path: &Path, names: &mut Names, see: &mut dyn FnMut(Prediction)) -> Result<()> {
-    read(path, "predictions-1", &mut |columns| {
+    read(path, "predictions-2", &mut |columns| {
         let image = columns.text("image", names)?;
         let model = columns.text("model", names)?;
         let class = columns.text("class", names)?;
-        let (fold, seed): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("seed")?);
+        let (fold, training): (&Int32Array, &Int32Array) = (columns.get("fold")?, columns.get("training")?);
         let (score, logit): (&Float64Array, &Float64Array) = (columns.get("score")?, columns.get("logit")?);
         let label: &BooleanArray = columns.get("label")?;
         for i in 0..columns.batch.num_rows() {
@@ -438,7 +438,7 @@ pub fn read_predictions(path: &Path, names: &mut Names, see: &mut dyn FnMut(Pred
                 image: image[i],
                 model: model[i],
                 fold: fold.value(i),
-                seed: seed.value(i),
+                training: training.value(i),
                 class: class[i],
                 label: label.value(i),
                 score: score.value(i),
@@ -464,7 +464,7 @@ mod tests {
                 image: names.number("n0001.mha"),
                 model: names.number("densenet121"),
                 fold: 2,
-                seed: 1,
+                training: 1,
                 explainer: names.number("gradcam"),
                 output: names.number(""),
                 metric: names.number("pixel-auprc"),
@@ -483,7 +483,10 @@ mod tests {
         read_scores(&path, &mut other, &mut |r| found.push(r)).unwrap();
         assert_eq!(found.len(), 4);
         for (a, b) in found.iter().zip(&rows) {
-            assert_eq!((a.value, a.status, a.fold, a.seed, a.target), (b.value, b.status, b.fold, b.seed, b.target));
+            assert_eq!(
+                (a.value, a.status, a.fold, a.training, a.target),
+                (b.value, b.status, b.fold, b.training, b.target)
+            );
             for (x, y) in [(a.image, b.image), (a.reason, b.reason), (a.output, b.output), (a.metric, b.metric)] {
                 assert_eq!(other.name(x), names.name(y));
             }
@@ -492,7 +495,7 @@ mod tests {
             image: rows[0].image,
             model: rows[0].model,
             fold: 0,
-            seed: 0,
+            training: 0,
             class: names.number("positive"),
             label: true,
             score: 0.75,
@@ -506,7 +509,7 @@ mod tests {
             read_scores(&path, &mut names, &mut |_| {})
                 .unwrap_err()
                 .to_string()
-                .contains("its schema is `predictions-1`")
+                .contains("its schema is `predictions-2`")
         );
         std::fs::write(&path, b"PAR1 no").unwrap();
         assert!(read_predictions(&path, &mut names, &mut |_| {}).unwrap_err().to_string().contains("delete the file"));

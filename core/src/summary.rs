@@ -71,7 +71,7 @@ pub struct Absent {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FoldValue {
     pub fold: i32,
-    pub seed: i32,
+    pub training: i32,
     pub value: f64,
 }
 

@@ -199,7 +199,7 @@ impl Engine {
     /// errors; "not applicable" is a plan.
     pub fn add(&mut self, file: &Path, choice: &ExplainerChoice) -> Result<()> {
         let plugin = registry::open(file)?;
-        let spec = plugin.manifest.explainers.iter().find(|e| e.name == choice.name).cloned();
+        let spec = plugin.manifest().explainers.iter().find(|e| e.name == choice.name).cloned();
         let spec = spec.ok_or_else(|| Error::plugin(format!("{} has no explainer {}", file.display(), choice.name)))?;
         let mut choice = choice.clone();
         default_paths(&mut choice.params, &spec.parameters, file);

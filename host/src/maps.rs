@@ -22,8 +22,8 @@ pub struct MapsArgs {
     #[arg(long, default_value_t = 0)]
     fold: usize,
     /// The number of the training
-    #[arg(long, default_value_t = 0)]
-    seed: usize,
+    #[arg(long, default_value_t = 0, alias = "seed")]
+    training: usize,
     /// NAME.safetensors: a tensor [h, w] an image, under its name ([maps, h, w] of several). NAME.npy: [images, h, w]
     /// ([images, maps, h, w]), and the images' names in NAME.txt
     #[arg(long)]
@@ -41,14 +41,14 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
         .stored()
         .iter()
         .filter(|s| {
-            s.model == args.model && s.explainer == args.explainer && (s.fold, s.seed) == (args.fold, args.seed)
+            s.model == args.model && s.explainer == args.explainer && (s.fold, s.training) == (args.fold, args.training)
         })
         .collect();
     if mine.is_empty() {
         let mut known: Vec<String> = run.stored().iter().map(|s| format!("{} x {}", s.model, s.explainer)).collect();
         known.sort();
         known.dedup();
-        let (m, e, f, s) = (&args.model, &args.explainer, args.fold, args.seed);
+        let (m, e, f, s) = (&args.model, &args.explainer, args.fold, args.training);
         let known = known.join(", ");
         return Err(Error::input(format!("no maps of {m} x {e}, fold {f}, training {s} (known: {known})")));
     }

@@ -66,7 +66,7 @@ pub fn values(folder: &Path) -> BTreeMap<(String, i32, String, String, String), 
                 let name = |n: u32| names.name(n).to_string();
                 let output = if name(r.output).is_empty() { String::new() } else { format!(".{}", name(r.output)) };
                 let explainer = name(r.explainer) + &output;
-                put((name(r.model), r.fold + 100 * r.seed, name(r.image), explainer, name(r.metric)), r.value);
+                put((name(r.model), r.fold + 100 * r.training, name(r.image), explainer, name(r.metric)), r.value);
             }
         } else if name.ends_with(".predictions.parquet") {
             let mut rows = Vec::new();
@@ -74,7 +74,7 @@ pub fn values(folder: &Path) -> BTreeMap<(String, i32, String, String, String), 
             let last = rows.last().map(|r| r.class);
             for r in rows.into_iter().filter(|r| Some(r.class) == last) {
                 let name = |n: u32| names.name(n).to_string();
-                let key = (name(r.model), r.fold + 100 * r.seed, name(r.image), String::new(), "score".into());
+                let key = (name(r.model), r.fold + 100 * r.training, name(r.image), String::new(), "score".into());
                 put(key, Some(r.score));
             }
         }

@@ -94,7 +94,7 @@ fn tables_of_results() {
         image,
         model: image,
         fold: 0,
-        seed: 0,
+        training: 0,
         explainer: image,
         output: empty,
         metric: image,

@@ -110,7 +110,7 @@ fn an_explainer_a_metric_and_a_model_extend_a_run() {
     let single = tempfile::tempdir().unwrap();
     let blocks = |extra: &str| {
         let path = small_spec(single.path(), &format!("{TWO}{extra}"));
-        let text = std::fs::read_to_string(&path).unwrap().replace("block = 4", "block = 1");
+        let text = std::fs::read_to_string(&path).unwrap().replace("chunk = 4", "chunk = 1");
         succeed(&["run", &write(&path, text)])
     };
     blocks("");
@@ -446,7 +446,7 @@ fn a_default_that_is_written_down_changes_nothing() {
     // Another value is another map.
     let other = format!("{explainer}params = {{ window = 24 }}\n{metric}");
     succeed(&["run", &text(&small_spec(folder.path(), &other))]);
-    assert_eq!(ended(folder.path(), from).iter().filter(|u| u.contains("block")).count(), 3);
+    assert_eq!(ended(folder.path(), from).iter().filter(|u| u.contains("chunk")).count(), 3);
 }
 
 #[test]

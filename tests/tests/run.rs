@@ -76,7 +76,7 @@ fn a_run_leaves_a_whole_folder() {
     // The same command again computes nothing and prints the same.
     let (again, err, code) = run(&["run", &spec]);
     assert_eq!((again, code), (table, 0));
-    assert!(err.contains("5 units, 5 of them done before") && !err.contains("block0000 ..."), "{err}");
+    assert!(err.contains("5 units, 5 of them done before") && !err.contains("chunk0000 ..."), "{err}");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn another_batch_size_changes_no_draw() {
     let other = std::fs::read_to_string(&spec_b)
         .unwrap()
         .replace("batch_size = 3", "batch_size = 1")
-        .replace("block = 4", "block = 12");
+        .replace("chunk = 4", "chunk = 12");
     std::fs::write(&spec_b, other).unwrap();
     succeed(&["run", &text(&spec_a)]);
     succeed(&["run", &text(&spec_b)]);
@@ -305,7 +305,7 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     // Failed cells stay failed, and the rest is not computed again.
     let (_, err, code) = run(&["run", &spec, "--plugins", &plugins]);
     assert_eq!(code, 5);
-    assert!(!err.contains("block0000 ...") && !err.contains("fit-hang ..."), "{err}");
+    assert!(!err.contains("chunk0000 ...") && !err.contains("fit-hang ..."), "{err}");
 }
 
 #[test]
@@ -416,13 +416,13 @@ fn mistakes_are_clear_errors() {
     succeed(&["run", &spec]);
     let before = std::fs::read(folder.path().join("out/summary.json")).unwrap();
     check(
-        "block = 4",
-        "block = 4\nseed = 5",
+        "chunk = 4",
+        "chunk = 4\nseed = 5",
         3,
         "holds a run of another seed (hint: give another `output`, or --restart",
     );
     assert_eq!(std::fs::read(folder.path().join("out/summary.json")).unwrap(), before);
-    let other = write("bad.toml", &good.replace("block = 4", "block = 4\nseed = 5"));
+    let other = write("bad.toml", &good.replace("chunk = 4", "chunk = 4\nseed = 5"));
     succeed(&["run", &other, "--restart"]);
 }
 

@@ -9,7 +9,7 @@ fn quick(output: &str) -> Vec<String> {
     let mut arguments: Vec<String> =
         ["run", "study-quick", "--output", output, "--device", "cpu"].map(String::from).into();
     if std::env::var_os("LIGHTBOX_LONG").is_none() {
-        for set in ["data.count=90", "split.test=30", "block=20", "models.*.train.epochs=2"] {
+        for set in ["data.count=90", "split.test=30", "chunk=20", "models.*.train.epochs=2"] {
             arguments.extend(["--set".to_string(), set.to_string()]);
         }
     }
@@ -33,7 +33,7 @@ fn study_quick_with_two_workers_killed_ten_times_gives_the_numbers_of_one() {
     // While each model trains, and while maps are made; the other worker is at a neighbouring fold.
     for place in [1, 4, 7, 10, 13] {
         let (model, fold) = (["densenet-small", "deit-mini", "patchconvnet-mini"][place / 5], place % 5);
-        for (event, part) in [("epoch", "train"), ("cell-started", "block0000")] {
+        for (event, part) in [("epoch", "train"), ("cell-started", "chunk0000")] {
             let event = format!("\"event\":\"{event}\",\"unit\":\"{model}-fold{fold}-{part}\"");
             assert_eq!(interrupt(&arguments, &event, libc::SIGKILL), -1, "{event}");
         }

@@ -19,7 +19,7 @@ fn spec() -> MetricSpec {
         title: "Dice coefficient of the mask and the map above a frozen threshold",
         formula: "2 |P and g| / (|P| + |g|), P the pixels at or above the threshold of the map scaled to [0, 1], g the mask",
         chance: "that of the controls",
-        cost: "0; maps of up to a block of validation images a fold",
+        cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean value on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
         reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945",
         ..share("dice", "localisation")

@@ -22,7 +22,7 @@ fn spec() -> MetricSpec {
         level: Level::Set,
         formula: "mean over r = 1/8, 1/4, 1/2, 1, 2, 4, 8 of the greatest share of findings found with at most r false alarms an image",
         chance: "that of the controls",
-        cost: "0; maps of up to a block of validation images a fold",
+        cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold of candidates is that of `dice`; equal peaks come together; a map that is not finite or constant has no candidate; without a finding N/A",
         reference: "Niemeijer et al.: On Combining Computer-Aided Detection Systems, IEEE Transactions on Medical Imaging 2011",
         ..share("froc", "localisation")

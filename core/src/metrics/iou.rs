@@ -18,7 +18,7 @@ fn spec() -> MetricSpec {
         title: "Intersection over union of the mask and the map above a frozen threshold",
         formula: "|P and g| / |P or g|, P the pixels at or above the threshold of the map scaled to [0, 1], g the mask",
         chance: "that of the controls",
-        cost: "0; maps of up to a block of validation images a fold",
+        cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean Dice coefficient on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
         reference: "Saporta et al.: Benchmarking saliency methods for chest X-ray interpretation, Nature Machine Intelligence 2022, arXiv:2103.13059",
         ..share("iou", "localisation")

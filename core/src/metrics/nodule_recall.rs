@@ -13,7 +13,7 @@ fn spec() -> MetricSpec {
         title: "Nodule recall: share of the findings that hold a candidate's peak",
         formula: "findings with the peak of a candidate in them / findings; a finding is an 8-connected region of the mask, a candidate one of the pixels at or above the threshold",
         chance: "that of the controls",
-        cost: "0; maps of up to a block of validation images a fold",
+        cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold is that of `dice`; many candidates find more: read it beside `froc`; an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
         reference: "Bandos, Rockette, Song, Gur: Area under the Free-Response ROC Curve, Biometrics 2009",
         ..share("nodule-recall", "localisation")

@@ -14,6 +14,7 @@ mod cost;
 mod decode;
 mod explainers;
 mod map_metrics;
+mod memory;
 mod peer;
 mod pixel_ap;
 mod precision;
@@ -44,9 +45,10 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 18] = [
+const ROWS: [Row; 19] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
+    ("memory", memory::measure),
     ("start-up", startup::measure),
     ("cost", cost::measure),
     ("explainers", explainers::measure),
@@ -82,7 +84,7 @@ struct Cli {
     output: Option<PathBuf>,
     /// A part of a row that is a process of its own
     #[arg(long, hide = true)]
-    part: Option<usize>,
+    part: Option<String>,
     /// Cargo says it
     #[arg(long, hide = true)]
     bench: bool,
@@ -233,8 +235,9 @@ fn main() {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    if let Some(part) = cli.part {
-        return summary::part(part);
+    if let Some(part) = &cli.part {
+        let (row, size) = part.split_once(':').ok_or("ROW:SIZE expected")?;
+        return if row == "memory" { memory::part(size.parse()?) } else { summary::part(size.parse()?) };
     }
     let device = lightbox::device::choose(&cli.device)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -63,7 +63,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     }
     let images = at("images");
     let spec = format!(
-        "name = \"bench\"\nbatch_size = 8\nblock = 1000\n[data]\nsource = \"table\"\ncsv = {:?}\n[split]\nfiles = {:?}\n{models}\
+        "name = \"bench\"\nbatch_size = 8\nchunk = 1000\n[data]\nsource = \"table\"\ncsv = {:?}\n[split]\nfiles = {:?}\n{models}\
          [[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"attention\"\n",
         images.join("table.csv").display().to_string(),
         images.display().to_string()

@@ -14,7 +14,7 @@ use tch::Device;
 
 /// How a run is spread.
 #[derive(Clone, Copy)]
-struct Shape {
+pub struct Shape {
     workers: usize,
     /// Of each; 0 for one a core.
     threads: usize,
@@ -22,7 +22,7 @@ struct Shape {
     cores: usize,
 }
 
-const PLAIN: Shape = Shape { workers: 1, threads: 0, cores: 0 };
+pub const PLAIN: Shape = Shape { workers: 1, threads: 0, cores: 0 };
 
 /// Seconds, and MiB of the largest process.
 fn run(
@@ -39,13 +39,19 @@ fn run(
         bench.write_weights(model, 0, &weights)?;
     }
     let mut spec = format!(
-        "name = \"scaling\"\npictures = 0\nstore_mib = 4\nthreads = {threads}\nblock = 64\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
+        "name = \"scaling\"\npictures = 0\nstore_mib = 4\nthreads = {threads}\nchunk = 64\n[data]\nsource = \"phantom\"\ncount = {}\npixels = 128\n[split]\ntest = {images}\n\
          [[models]]\nname = \"{model}\"\nweights = {:?}\n",
         images + 64,
         weights.display().to_string()
     );
     explainers.iter().for_each(|e| spec += &format!("[[explainers]]\nname = \"{e}\"\n"));
     metrics.iter().for_each(|m| spec += &format!("[[metrics]]\nname = \"{m}\"\n"));
+    run_spec(bench, folder, &spec, Shape { workers, threads, cores })
+}
+
+/// The same of any spec.
+pub fn run_spec(bench: &Bench, folder: &Path, spec: &str, shape: Shape) -> Result<(f64, f64)> {
+    let Shape { workers, cores, .. } = shape;
     let file = folder.join("spec.toml");
     std::fs::write(&file, spec)?;
     let mut command = Command::new(built()?.join("lightbox"));
@@ -75,7 +81,7 @@ fn run(
     // SAFETY: our own child, whom nobody else waits for.
     let waited = unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut usage) };
     if waited < 0 || status != 0 {
-        return Err(format!("a run of {images} images failed: status {status}").into());
+        return Err(format!("the run of a spec failed, status {status}:\n{spec}").into());
     }
     Ok((start.elapsed().as_secs_f64(), usage.ru_maxrss as f64 / 1024.0))
 }

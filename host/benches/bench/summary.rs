@@ -16,7 +16,7 @@ const MODELS: usize = 3;
 const FOLDS: usize = 5;
 
 /// The most memory that this process has held, MiB.
-fn peak() -> usize {
+pub fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or_default().to_string();
     line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0) >> 10
@@ -38,7 +38,7 @@ pub fn part(explainers: usize) -> Result<()> {
                             image: names.number(&format!("image-{i:04}.mha")),
                             model: names.number(&format!("model {model}")),
                             fold: fold as i32,
-                            seed: 0,
+                            training: 0,
                             explainer: names.number(&format!("explainer {e}")),
                             output: names.number(""),
                             metric: names.number(&format!("metric {m}")),
@@ -98,7 +98,8 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let counts: &[usize] = if bench.quick { &[8] } else { &[8, 16, 32, 60] };
     for n in counts {
         let mut command = std::process::Command::new(std::env::current_exe()?);
-        let output = command.args(["--part", &n.to_string()]).stderr(std::process::Stdio::inherit()).output()?;
+        let output =
+            command.args(["--part", &format!("summary:{n}")]).stderr(std::process::Stdio::inherit()).output()?;
         if !output.status.success() {
             return Err(format!("{n} explainers: {}", output.status).into());
         }

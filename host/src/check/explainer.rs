@@ -7,7 +7,7 @@ use super::{
 use crate::binding::{self, default_paths};
 use crate::engine::{check_fitted, shared_request};
 use crate::host_calls::Calls;
-use crate::loader::Plugin;
+use crate::registry::source::OpenPlugin;
 use crate::watch::Watch;
 use lightbox_core::data::image::Intensity;
 use lightbox_core::data::preparation::{Depth, Preparation};
@@ -25,7 +25,7 @@ use tch::Kind;
 /// The tests of one explainer on a model. `dead`: the test in which it has ended the process before, after
 /// which there is none.
 pub(super) fn check(
-    plugin: &Plugin,
+    plugin: &dyn OpenPlugin,
     spec: &ExplainerSpec,
     file: &Path,
     given: &BTreeMap<String, serde_json::Value>,

@@ -8,6 +8,7 @@ use crate::child::{Child, EventWriter, Reply};
 use crate::error::{Error, Exit, Result};
 use crate::loader::{self, Plugin};
 use crate::registry::Registry;
+use crate::registry::source::OpenPlugin;
 use clap::Args;
 use lightbox_sdk::spec::{ModelOptions, ModelSpec};
 use lightbox_sdk::{Array, ErrorKind, ModelHandle};
@@ -313,7 +314,7 @@ fn build(file: &Path, name: &str) -> std::result::Result<ModelHandle, String> {
 }
 
 /// A model at a small input size where it has such a parameter, to be quick.
-fn make_small(plugin: &Plugin, name: &str) -> std::result::Result<ModelHandle, String> {
+fn make_small(plugin: &dyn OpenPlugin, name: &str) -> std::result::Result<ModelHandle, String> {
     let spec = plugin.model_spec(name, &ModelOptions::default()).map_err(|e| e.to_string())?;
     let mut options = ModelOptions::default();
     if spec.parameters.iter().any(|p| p.name == "size") && spec.input.size.iter().any(|n| *n > 64) {

@@ -3,7 +3,7 @@
 use super::{
     MODEL_MADE, Status, Test, difference, finite, images, keeps_globals, made, make_small, pass, refuses, rows, tensor,
 };
-use crate::loader::Plugin;
+use crate::registry::source::OpenPlugin;
 use lightbox_sdk::spec::{Axis, ModelSpec, PAIR_RULES, Role};
 use lightbox_sdk::{Array, ModelHandle, Objective, Patch, Request, Target};
 use rand::{Rng, SeedableRng};
@@ -97,7 +97,7 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Opti
 }
 
 /// The tests of one model. `dead`: its making has ended the process before.
-pub(super) fn check(plugin: &Plugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
+pub(super) fn check(plugin: &dyn OpenPlugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
     let subject = spec.name.clone();
     let mut cell: Option<(ModelHandle, ModelSpec)> = None;
     let mut make = || {

@@ -91,7 +91,7 @@ impl Run {
         see: &mut dyn FnMut(usize, usize, &Tensor) -> Result<()>,
     ) -> Result<()> {
         let label = &self.summary.models[model];
-        for s in self.stored.iter().filter(|s| s.model == *label && s.fold == 0 && s.seed == 0) {
+        for s in self.stored.iter().filter(|s| s.model == *label && s.fold == 0 && s.training == 0) {
             let columns: Vec<(usize, usize)> = s
                 .outputs
                 .iter()

@@ -16,11 +16,11 @@
 
 use super::spec::RunSpec;
 use super::unit::Failure;
-use super::unit::{Unit, size_text, training};
+use super::unit::{Unit, size_text, training_name};
 use crate::binding::parameter_files;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{Registry, source_of};
 use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,7 @@ impl Environment {
         let mut given: Vec<PathBuf> = spec.models.iter().flat_map(|m| m.weights_files(spec.split.folds)).collect();
         let mut add = |key: String, file: &Path, version: &str| -> Result<()> {
             let file = std::path::absolute(file)?;
-            let sha256 = files::sha256(&file)?;
+            let sha256 = source_of(&file)?.digest(&file)?;
             plugins.insert(key, PluginFile { file, version: version.into(), sha256 });
             Ok(())
         };
@@ -311,23 +311,23 @@ impl RunFolder {
         self.0.join("prepared").join("files.json")
     }
 
-    pub fn checkpoint(&self, model: &str, fold: usize, seed: usize) -> PathBuf {
-        self.0.join("checkpoints").join(training(model, fold, seed))
+    pub fn checkpoint(&self, model: &str, fold: usize, training: usize) -> PathBuf {
+        self.0.join("checkpoints").join(training_name(model, fold, training))
     }
 
-    fn trained(&self, model: &str, fold: usize, seed: usize) -> PathBuf {
-        self.checkpoint(model, fold, seed).join("identity")
+    fn trained(&self, model: &str, fold: usize, training: usize) -> PathBuf {
+        self.checkpoint(model, fold, training).join("identity")
     }
 
     /// Whether a training of this identity has come to its end.
-    pub fn is_trained(&self, model: &str, fold: usize, seed: usize, id: &str) -> bool {
-        let ended = self.checkpoint(model, fold, seed).join("history.json").is_file();
-        ended && std::fs::read_to_string(self.trained(model, fold, seed)).is_ok_and(|found| found == id)
+    pub fn is_trained(&self, model: &str, fold: usize, training: usize, id: &str) -> bool {
+        let ended = self.checkpoint(model, fold, training).join("history.json").is_file();
+        ended && std::fs::read_to_string(self.trained(model, fold, training)).is_ok_and(|found| found == id)
     }
 
     /// Begins or continues a training: what another identity has left in its place goes.
-    pub fn start_training(&self, model: &str, fold: usize, seed: usize, id: &str) -> Result<()> {
-        let (place, file) = (self.checkpoint(model, fold, seed), self.trained(model, fold, seed));
+    pub fn start_training(&self, model: &str, fold: usize, training: usize, id: &str) -> Result<()> {
+        let (place, file) = (self.checkpoint(model, fold, training), self.trained(model, fold, training));
         if place.is_dir() && !std::fs::read_to_string(&file).is_ok_and(|found| found == id) {
             std::fs::remove_dir_all(&place).map_err(|e| lightbox_core::Error::io(&place, &e))?;
         }
@@ -335,9 +335,13 @@ impl RunFolder {
     }
 
     /// What an explainer learned, under its identity.
-    pub fn fit(&self, model: &str, fold: usize, seed: usize, explainer: &str, id: &str) -> PathBuf {
-        let name =
-            format!("{}-{}-{}.safetensors", training(model, fold, seed), super::spec::file_name(explainer), &id[..12]);
+    pub fn fit(&self, model: &str, fold: usize, training: usize, explainer: &str, id: &str) -> PathBuf {
+        let name = format!(
+            "{}-{}-{}.safetensors",
+            training_name(model, fold, training),
+            super::spec::file_name(explainer),
+            &id[..12]
+        );
         self.0.join("fits").join(name)
     }
 
@@ -411,8 +415,8 @@ impl RunFolder {
     }
 
     /// Those of a model in a fold and training; of others, whose names begin alike, too.
-    pub fn records_of(&self, model: &str, fold: usize, seed: usize) -> Result<BTreeMap<String, Record>> {
-        self.records_named(&training(model, fold, seed))
+    pub fn records_of(&self, model: &str, fold: usize, training: usize) -> Result<BTreeMap<String, Record>> {
+        self.records_named(&training_name(model, fold, training))
     }
 
     fn records_named(&self, prefix: &str) -> Result<BTreeMap<String, Record>> {

@@ -102,8 +102,8 @@ pub struct Identities {
     seed: u64,
     /// By fold.
     folds: Vec<String>,
-    /// By block of test images.
-    blocks: Vec<String>,
+    /// By chunk of test images.
+    chunks: Vec<String>,
     /// By fold: the validation images that metrics are tuned on; empty where there are none.
     validation: Vec<String>,
     models: BTreeMap<String, ModelIdentity>,
@@ -168,7 +168,7 @@ impl Identities {
             explainers.insert(explainer.label().to_string(), id);
         }
         let validation = |fold: usize| -> Result<String> {
-            let images = validation_images(split, samples, &spec.task, fold, spec.block)?;
+            let images = validation_images(split, samples, &spec.task, fold, spec.chunk)?;
             Ok(if images.is_empty() { String::new() } else { names(&images) })
         };
         let metric = |m: &MetricChoice| {
@@ -181,7 +181,7 @@ impl Identities {
             data,
             seed: spec.seed,
             folds: split.folds.iter().map(|f| hash([names(&f.train), names(&f.validation)])).collect(),
-            blocks: split.test.chunks(spec.block).map(names).collect(),
+            chunks: split.test.chunks(spec.chunk).map(names).collect(),
             validation: (0..split.folds.len()).map(validation).collect::<Result<_>>()?,
             models,
             explainers,
@@ -194,17 +194,17 @@ impl Identities {
     }
 
     /// Of test images.
-    pub fn blocks(&self) -> usize {
-        self.blocks.len()
+    pub fn chunks(&self) -> usize {
+        self.chunks.len()
     }
 
-    /// Whether there are validation images to tune metrics on: they are the block after the last.
+    /// Whether there are validation images to tune metrics on: they are the chunk after the last.
     pub fn validates(&self, fold: usize) -> bool {
         self.validation.get(fold).is_some_and(|v| !v.is_empty())
     }
 
-    fn block(&self, fold: usize, block: usize) -> &str {
-        self.blocks.get(block).unwrap_or(&self.validation[fold])
+    fn chunk(&self, fold: usize, chunk: usize) -> &str {
+        self.chunks.get(chunk).unwrap_or(&self.validation[fold])
     }
 
     /// Height and width of the model's input.
@@ -213,12 +213,12 @@ impl Identities {
     }
 
     /// A model with its weights in a fold and training.
-    pub fn model(&self, model: &str, fold: usize, seed: usize) -> Result<String> {
+    pub fn model(&self, model: &str, fold: usize, training: usize) -> Result<String> {
         let m = self.model_of(model)?;
         let mut parts = vec![m.build.clone(), m.weights[fold].clone()];
         // Initial values are drawn where there are no weights, and training draws too.
         if !m.shared {
-            parts.extend([self.seed.to_string(), fold.to_string(), seed.to_string()]);
+            parts.extend([self.seed.to_string(), fold.to_string(), training.to_string()]);
         }
         if m.trained {
             parts.extend([self.data.clone(), self.folds[fold].clone(), size_text(m.size), self.labels.clone()]);
@@ -226,30 +226,30 @@ impl Identities {
         Ok(hash(parts))
     }
 
-    pub fn predictions(&self, model: &str, fold: usize, seed: usize, block: usize) -> Result<String> {
+    pub fn predictions(&self, model: &str, fold: usize, training: usize, chunk: usize) -> Result<String> {
         let side = size_text(self.model_of(model)?.size);
-        let id = self.model(model, fold, seed)?;
-        Ok(hash(["predictions", &id, &self.data, &side, &self.task, self.block(fold, block)]))
+        let id = self.model(model, fold, training)?;
+        Ok(hash(["predictions", &id, &self.data, &side, &self.task, self.chunk(fold, chunk)]))
     }
 
-    pub fn fit(&self, model: &str, fold: usize, seed: usize, explainer: &str) -> Result<String> {
+    pub fn fit(&self, model: &str, fold: usize, training: usize, explainer: &str) -> Result<String> {
         let explainer = self.explainers.get(explainer).cloned().unwrap_or_default();
-        let (id, seed) = (self.model(model, fold, seed)?, self.seed.to_string());
+        let (id, seed) = (self.model(model, fold, training)?, self.seed.to_string());
         Ok(hash(["fit", &id, &explainer, &self.data, &self.folds[fold], &self.task, &seed]))
     }
 
-    /// The maps of an explainer on a block; [`CHANCE`] is one.
-    pub fn maps(&self, model: &str, fold: usize, seed: usize, block: usize, explainer: &str) -> Result<String> {
+    /// The maps of an explainer on a chunk; [`CHANCE`] is one.
+    pub fn maps(&self, model: &str, fold: usize, training: usize, chunk: usize, explainer: &str) -> Result<String> {
         let m = self.model_of(model)?;
         let side = size_text(m.size);
         if explainer == CHANCE {
             // Which images are explained depends on the model where the predicted class is.
-            let id = self.model(model, fold, seed)?;
-            return Ok(hash([CHANCE, &id, &self.data, &side, &self.task, self.block(fold, block)]));
+            let id = self.model(model, fold, training)?;
+            return Ok(hash([CHANCE, &id, &self.data, &side, &self.task, self.chunk(fold, chunk)]));
         }
         // The training set's masks, and a fit's batches, are the fold's.
-        let fit = self.fit(model, fold, seed, explainer)?;
-        Ok(hash(["maps", &fit, &side, self.block(fold, block)]))
+        let fit = self.fit(model, fold, training, explainer)?;
+        Ok(hash(["maps", &fit, &side, self.chunk(fold, chunk)]))
     }
 
     /// A model and an explainer together, in any fold: what fails, or does not apply.
@@ -266,30 +266,30 @@ impl Identities {
     /// What a unit's order says. `running` are the explainers that run on the unit's model, and `reduced` is the identity of
     /// what it reduces to.
     pub fn of(&self, unit: &Unit, running: &[String], reduced: Option<String>) -> Result<UnitIdentities> {
-        let Some((model, fold, seed)) = unit.place() else { return Ok(UnitIdentities::default()) };
-        let mut ids = UnitIdentities { model: self.model(model, fold, seed)?, ..UnitIdentities::default() };
+        let Some((model, fold, training)) = unit.place() else { return Ok(UnitIdentities::default()) };
+        let mut ids = UnitIdentities { model: self.model(model, fold, training)?, ..UnitIdentities::default() };
         ids.metrics.clone_from(&self.metrics);
         let (chunks, explainers): (Vec<usize>, Vec<&str>) = match unit {
             Unit::Fit { explainer, .. } => (vec![], vec![explainer]),
-            Unit::Explain { block, explainers, .. } | Unit::Score { block, explainers, .. } => {
-                (vec![*block], explainers.iter().map(String::as_str).chain([CHANCE]).collect())
+            Unit::Explain { chunk, explainers, .. } | Unit::Score { chunk, explainers, .. } => {
+                (vec![*chunk], explainers.iter().map(String::as_str).chain([CHANCE]).collect())
             }
             Unit::Reduce { .. } => {
-                let chunks = self.blocks() + usize::from(self.validates(fold));
+                let chunks = self.chunks() + usize::from(self.validates(fold));
                 ((0..chunks).collect(), running.iter().map(String::as_str).chain([CHANCE]).collect())
             }
             _ => (vec![], vec![]),
         };
         for &chunk in &chunks {
-            ids.predictions.insert(chunk, self.predictions(model, fold, seed, chunk)?);
+            ids.predictions.insert(chunk, self.predictions(model, fold, training, chunk)?);
         }
         for explainer in explainers {
             if explainer != CHANCE {
-                ids.fits.insert(explainer.into(), self.fit(model, fold, seed, explainer)?);
+                ids.fits.insert(explainer.into(), self.fit(model, fold, training, explainer)?);
             }
             let mut of_chunks = BTreeMap::new();
             for &chunk in &chunks {
-                of_chunks.insert(chunk, self.maps(model, fold, seed, chunk, explainer)?);
+                of_chunks.insert(chunk, self.maps(model, fold, training, chunk, explainer)?);
             }
             ids.maps.insert(explainer.into(), of_chunks);
         }
@@ -318,7 +318,7 @@ mod tests {
         };
         Identities {
             folds: vec!["f0".into(), "f1".into()],
-            blocks: vec!["c0".into(), "c1".into()],
+            chunks: vec!["c0".into(), "c1".into()],
             validation: vec!["v0".into(), String::new()],
             models: BTreeMap::from([("m".to_string(), model)]),
             explainers: BTreeMap::from([("e".to_string(), "E".to_string()), ("f".to_string(), "F".to_string())]),
@@ -332,7 +332,7 @@ mod tests {
         let all = identities();
         let explainers = vec!["e".to_string()];
         let (model, size) = ("m".to_string(), [8, 8]);
-        let unit = Unit::Explain { model, fold: 1, seed: 0, size, block: 1, explainers, predict: true };
+        let unit = Unit::Explain { model, fold: 1, training: 0, size, chunk: 1, explainers, predict: true };
         let ids = all.of(&unit, &[], None).unwrap();
         assert_eq!(ids.maps("e", 1).unwrap(), all.maps("m", 1, 0, 1, "e").unwrap());
         assert_eq!(ids.maps(CHANCE, 1).unwrap(), all.maps("m", 1, 0, 1, CHANCE).unwrap());
@@ -350,7 +350,7 @@ mod tests {
         let all = identities();
         let running = ["e".to_string(), "f".to_string()];
         for (fold, chunks) in [(0, vec![0, 1, 2]), (1, vec![0, 1])] {
-            let unit = Unit::Reduce { model: "m".into(), fold, seed: 0 };
+            let unit = Unit::Reduce { model: "m".into(), fold, training: 0 };
             let ids = all.of(&unit, &running, Some("R".into())).unwrap();
             assert_eq!((ids.chunks("e"), ids.chunks("f"), ids.chunks("g")), (chunks.clone(), chunks, vec![]));
             assert_eq!(ids.reduced().unwrap(), "R");

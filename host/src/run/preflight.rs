@@ -56,7 +56,7 @@ impl Resolved {
 
     /// Of test images; the last may be smaller.
     pub fn chunks(&self) -> usize {
-        self.split.test.len().div_ceil(self.spec.block)
+        self.split.test.len().div_ceil(self.spec.chunk)
     }
 
     /// The input that a model expects.

@@ -32,7 +32,7 @@ impl Scheduler {
     fn set_needs(&mut self) {
         // A unit needs units of its own place, and those of none.
         let mut places: HashMap<Option<(String, usize, usize)>, Vec<usize>> = HashMap::new();
-        let place = |unit: &Unit| unit.place().map(|(model, fold, seed)| (model.to_string(), fold, seed));
+        let place = |unit: &Unit| unit.place().map(|(model, fold, training)| (model.to_string(), fold, training));
         for (i, (unit, ..)) in self.units.iter().enumerate() {
             places.entry(place(unit)).or_default().push(i);
         }
@@ -134,23 +134,23 @@ mod tests {
     use super::*;
 
     fn train(fold: usize) -> Unit {
-        Unit::Train { model: "m".into(), fold, seed: 0, size: [64, 64] }
+        Unit::Train { model: "m".into(), fold, training: 0, size: [64, 64] }
     }
 
-    fn explain(fold: usize, block: usize) -> Unit {
+    fn explain(fold: usize, chunk: usize) -> Unit {
         let explainers = vec!["e".to_string()];
-        Unit::Explain { model: "m".into(), fold, seed: 0, size: [64, 64], block, explainers, predict: true }
+        Unit::Explain { model: "m".into(), fold, training: 0, size: [64, 64], chunk, explainers, predict: true }
     }
 
     fn reduce(fold: usize) -> Unit {
-        Unit::Reduce { model: "m".into(), fold, seed: 0 }
+        Unit::Reduce { model: "m".into(), fold, training: 0 }
     }
 
     fn all() -> Scheduler {
         let mut units = vec![Unit::Prepare { size: [64, 64] }];
         for fold in 0..2 {
             units.push(train(fold));
-            units.extend((0..3).map(|block| explain(fold, block)));
+            units.extend((0..3).map(|chunk| explain(fold, chunk)));
             units.push(reduce(fold));
         }
         Scheduler::new(units)
@@ -209,33 +209,33 @@ mod tests {
 
     #[test]
     fn who_no_longer_has_an_explainer_does_not_need_its_fit() {
-        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "e".into() };
-        let block = |explainers: &[&str]| Unit::Explain {
+        let fit = Unit::Fit { model: "m".into(), fold: 0, training: 0, size: [64, 64], explainer: "e".into() };
+        let chunk = |explainers: &[&str]| Unit::Explain {
             model: "m".into(),
             fold: 0,
-            seed: 0,
+            training: 0,
             size: [64, 64],
-            block: 0,
+            chunk: 0,
             explainers: explainers.iter().map(|e| e.to_string()).collect(),
             predict: true,
         };
-        let mut s = Scheduler::new(vec![fit.clone(), block(&["e", "f"]), reduce(0)]);
+        let mut s = Scheduler::new(vec![fit.clone(), chunk(&["e", "f"]), reduce(0)]);
         assert_eq!(s.next(0), Some(fit.clone()));
         assert_eq!(s.next(1), None);
-        // The fit's worker dies: the block goes on with the other explainer.
+        // The fit's worker dies: the chunk goes on with the other explainer.
         s.release(0);
-        s.change(|u| if u == &block(&["e", "f"]) { Some(block(&["f"])) } else { Some(u.clone()) });
+        s.change(|u| if u == &chunk(&["e", "f"]) { Some(chunk(&["f"])) } else { Some(u.clone()) });
         s.give_up(|u| *u == fit);
-        assert_eq!(s.next(0), Some(block(&["f"])));
+        assert_eq!(s.next(0), Some(chunk(&["f"])));
         s.done(0);
         assert_eq!(s.next(0), Some(reduce(0)));
     }
 
     #[test]
     fn a_fit_comes_before_its_explainers_blocks_only() {
-        let fit = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "e".into() };
+        let fit = Unit::Fit { model: "m".into(), fold: 0, training: 0, size: [64, 64], explainer: "e".into() };
         assert!(explain(0, 1).needs(&fit) && !explain(1, 1).needs(&fit) && fit.needs(&train(0)));
-        let other = Unit::Fit { model: "m".into(), fold: 0, seed: 0, size: [64, 64], explainer: "f".into() };
+        let other = Unit::Fit { model: "m".into(), fold: 0, training: 0, size: [64, 64], explainer: "f".into() };
         assert!(!explain(0, 1).needs(&other));
     }
 }

@@ -285,12 +285,12 @@ impl TableRows<'_> {
 
     pub(super) fn push(&mut self, image: &str, target: i32, explainer: &str, output: &str, metric: &str, score: Score) {
         let names = &mut self.names;
-        let (model, fold, seed) = self.place;
+        let (model, fold, training) = self.place;
         let row = Row {
             image: names.number(image),
             model: names.number(model),
             fold: fold as i32,
-            seed: seed as i32,
+            training: training as i32,
             explainer: names.number(explainer),
             output: names.number(output),
             metric: names.number(metric),

@@ -50,7 +50,8 @@ pub struct RunSpec {
     pub batch_size: usize,
     /// Test images a unit: what is lost at most when the run is killed.
     #[serde(default = "two_hundred")]
-    pub block: usize,
+    #[serde(alias = "block")]
+    pub chunk: usize,
     /// Device memory for images, MiB. A larger set streams from disk.
     #[serde(default = "two_thousand")]
     pub store_mib: usize,
@@ -260,6 +261,9 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
     }
 }
 
+/// What `chunk` was called in 0.2; it is still read.
+const FORMER_CHUNK: &str = "block";
+
 /// One `--set KEY=VALUE`. KEY is a path of names joined by dots; an entry of `models` or `explainers` goes by its label or
 /// name, `*` means all of them (for `train`, all that are trained). VALUE is TOML, or a text where it is none. Paths are
 /// relative to the current folder.
@@ -267,7 +271,10 @@ fn set(spec: &mut toml::Value, assignment: &str) -> Result<()> {
     let Some((key, text)) = assignment.split_once('=') else {
         return Err(Error::input(format!("--set {assignment}: KEY=VALUE expected")));
     };
-    let (path, text): (Vec<&str>, &str) = (key.trim().split('.').collect(), text.trim());
+    let (mut path, text): (Vec<&str>, &str) = (key.trim().split('.').collect(), text.trim());
+    if path == [FORMER_CHUNK] {
+        path = vec!["chunk"];
+    }
     let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok().and_then(|mut t| t.remove("value"));
     let here = std::env::current_dir()?;
     let is_path = !path.contains(&"params") && path.last().is_some_and(|last| PATHS.contains(last));
@@ -369,6 +376,11 @@ impl RunSpec {
         let bad = |e: toml::de::Error| Error::input(e.to_string().trim_end().to_string());
         toml::from_str::<RunSpec>(text).map_err(bad)?;
         let mut value: toml::Value = toml::from_str(text).map_err(bad)?;
+        if let Some(table) = value.as_table_mut()
+            && let Some(chunk) = table.remove(FORMER_CHUNK)
+        {
+            table.insert("chunk".into(), chunk);
+        }
         absolute_paths(&mut value, base);
         let written: Option<RunSpec> = if sets.is_empty() { None } else { value.clone().try_into().ok() };
         sets.iter().try_for_each(|assignment| set(&mut value, assignment))?;
@@ -395,7 +407,7 @@ impl RunSpec {
         if self.models.is_empty() {
             return Err(Error::input("the spec has no [[models]]"));
         }
-        for (key, value) in [("batch_size", self.batch_size), ("block", self.block), ("seeds", self.seeds)] {
+        for (key, value) in [("batch_size", self.batch_size), ("chunk", self.chunk), ("seeds", self.seeds)] {
             if value == 0 {
                 return Err(Error::input(format!("{key} = 0: at least 1 expected")));
             }
@@ -542,6 +554,9 @@ mod tests {
         let spec = with(&["data={ source = \"phantom\", count = 7 }", "explainers=[{ name = \"noise\" }]"]).unwrap();
         assert!(matches!(spec.data, DataSpec::Phantom(p) if p.count == 7) && spec.explainers.len() == 1);
         let error = |set: &str| with(&[set]).unwrap_err().message;
+        let former =
+            RunSpec::parse_with(&format!("block = 7\n{MINIMAL}"), Path::new("/"), &["block=3".into()]).unwrap();
+        assert_eq!(former.chunk, 3);
         assert_eq!(error("seed"), "--set seed: KEY=VALUE expected");
         assert_eq!(error("models.k.weights=x"), "--set models.k.weights: no entry is named k (known: m, N; * for all)");
         assert!(error("name.x=1").contains("--set name.x: x is looked for in \"x\", which holds no keys"));

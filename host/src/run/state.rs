@@ -115,19 +115,19 @@ impl<'a> RunState<'a> {
     }
 
     /// The identity of what a model, fold and training reduce to.
-    pub fn reduced(&self, model: &str, fold: usize, seed: usize) -> Result<String> {
+    pub fn reduced(&self, model: &str, fold: usize, training: usize) -> Result<String> {
         let ids = self.identities();
         let mut parts = vec!["reduced".to_string(), self.spec().agreement.to_string()];
         let running = self.running(model)?;
-        for block in 0..ids.blocks() {
-            parts.push(ids.predictions(model, fold, seed, block)?);
+        for chunk in 0..ids.chunks() {
+            parts.push(ids.predictions(model, fold, training, chunk)?);
             for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
-                parts.push(ids.maps(model, fold, seed, block, explainer)?);
+                parts.push(ids.maps(model, fold, training, chunk, explainer)?);
             }
         }
         if !tuned_metrics(self.spec())?.is_empty() && ids.validates(fold) {
             for (explainer, _) in &running {
-                parts.push(ids.maps(model, fold, seed, ids.blocks(), explainer)?);
+                parts.push(ids.maps(model, fold, training, ids.chunks(), explainer)?);
             }
         }
         for metric in &self.spec().metrics {
@@ -165,45 +165,45 @@ impl<'a> RunState<'a> {
             let (size, running) = (ids.size(model)?, self.running(model)?);
             // A model without training has one training.
             let seeds = if choice.train.is_some() { spec.seeds } else { 1 };
-            for (fold, seed) in (0..self.folds()).flat_map(|f| (0..seeds).map(move |s| (f, s))) {
-                let place = (model, fold, seed);
+            for (fold, training) in (0..self.folds()).flat_map(|f| (0..seeds).map(move |s| (f, s))) {
+                let place = (model, fold, training);
                 let name = || model.to_string();
                 if choice.train.is_some() {
-                    let done = folder.is_trained(model, fold, seed, &ids.model(model, fold, seed)?);
-                    want(Unit::Train { model: name(), fold, seed, size }, done);
+                    let done = folder.is_trained(model, fold, training, &ids.model(model, fold, training)?);
+                    want(Unit::Train { model: name(), fold, training, size }, done);
                 }
                 if train_only {
                     continue;
                 }
                 for (explainer, _) in running.iter().filter(|(_, fit)| *fit) {
-                    let id = ids.fit(model, fold, seed, explainer)?;
-                    let done = folder.fitted(&folder.fit(model, fold, seed, explainer, &id))?.is_some();
-                    want(Unit::Fit { model: name(), fold, seed, size, explainer: explainer.clone() }, done);
+                    let id = ids.fit(model, fold, training, explainer)?;
+                    let done = folder.fitted(&folder.fit(model, fold, training, explainer, &id))?.is_some();
+                    want(Unit::Fit { model: name(), fold, training, size, explainer: explainer.clone() }, done);
                 }
                 // After the test images, where a metric is tuned, the fold's validation images.
                 let validates = !tuned.is_empty() && !running.is_empty() && ids.validates(fold);
-                for block in 0..ids.blocks() + usize::from(validates) {
-                    let validating = block >= ids.blocks();
+                for chunk in 0..ids.chunks() + usize::from(validates) {
+                    let validating = chunk >= ids.chunks();
                     let predict = !validating
-                        && index.predictions(place, block, &ids.predictions(model, fold, seed, block)?).is_none();
+                        && index.predictions(place, chunk, &ids.predictions(model, fold, training, chunk)?).is_none();
                     let mut explainers = Vec::new();
                     // By the metrics that are missing: the explainers.
                     let mut rescore: BTreeMap<Vec<String>, Vec<String>> = BTreeMap::new();
                     let constant = if validating { None } else { Some(CHANCE) };
                     for explainer in running.iter().map(|(e, _)| e.as_str()).chain(constant) {
-                        let maps = ids.maps(model, fold, seed, block, explainer)?;
+                        let maps = ids.maps(model, fold, training, chunk, explainer)?;
                         let wanted = match explainer {
                             CHANCE => &chance,
                             _ if validating => &tuned,
                             _ => &metrics,
                         };
-                        if explainer != CHANCE && index.maps(place, block, explainer, &maps).is_none() {
+                        if explainer != CHANCE && index.maps(place, chunk, explainer, &maps).is_none() {
                             explainers.push(explainer.to_string());
                             continue;
                         }
                         let missing = |m: &&&MetricChoice| {
                             let ids = (maps.as_str(), ids.metric(m.label()));
-                            index.scores(place, block, explainer, m.label(), (ids.0, &ids.1)).is_none()
+                            index.scores(place, chunk, explainer, m.label(), (ids.0, &ids.1)).is_none()
                         };
                         let missing: Vec<String> = wanted.iter().filter(missing).map(|m| m.label().into()).collect();
                         // Chance comes with the classification, where that is still to be done.
@@ -215,14 +215,14 @@ impl<'a> RunState<'a> {
                         rescore.retain(|_, e| *e != [CHANCE]);
                     }
                     let done = !predict && explainers.is_empty();
-                    let unit = Unit::Explain { model: name(), fold, seed, size, block, explainers, predict };
+                    let unit = Unit::Explain { model: name(), fold, training, size, chunk, explainers, predict };
                     want(unit, done);
                     for (metrics, explainers) in rescore {
-                        want(Unit::Score { model: name(), fold, seed, size, block, explainers, metrics }, false);
+                        want(Unit::Score { model: name(), fold, training, size, chunk, explainers, metrics }, false);
                     }
                 }
-                let done = index.reduced(place, &self.reduced(model, fold, seed)?).is_some();
-                want(Unit::Reduce { model: name(), fold, seed }, done);
+                let done = index.reduced(place, &self.reduced(model, fold, training)?).is_some();
+                want(Unit::Reduce { model: name(), fold, training }, done);
             }
         }
         Ok((all, todo))

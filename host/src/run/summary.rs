@@ -28,14 +28,14 @@ use std::path::PathBuf;
 use tch::{Device, Tensor};
 
 /// The version of `summary.json`.
-pub const SCHEMA: &str = "lightbox-summary-2";
+pub const SCHEMA: &str = "lightbox-summary-3";
 /// That of `comparisons.json`.
 const COMPARISONS: &str = "lightbox-comparisons-1";
 
 /// A model's name, with its fold and training where there are several.
 fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a str, usize, usize)> {
     let seeds = if model.train.is_some() { spec.seeds } else { 1 };
-    (0..folds).flat_map(|fold| (0..seeds).map(move |seed| (model.label(), fold, seed))).collect()
+    (0..folds).flat_map(|fold| (0..seeds).map(move |training| (model.label(), fold, training))).collect()
 }
 
 /// Reads all tables of a run.
@@ -107,16 +107,16 @@ fn gather(
     for model in &spec.models {
         let running = state.running(model.label())?;
         for place in place(model, spec, state.folds()) {
-            let (label, fold, seed) = place;
+            let (label, fold, training) = place;
             // Each file is read once, for what is wanted of it.
             let mut wanted: BTreeMap<&str, BTreeSet<(String, String)>> = BTreeMap::new();
-            for block in 0..ids.blocks() {
-                if let Some(stem) = index.predictions(place, block, &ids.predictions(label, fold, seed, block)?) {
+            for chunk in 0..ids.chunks() {
+                if let Some(stem) = index.predictions(place, chunk, &ids.predictions(label, fold, training, chunk)?) {
                     gather.predictions(&folder.unit(stem, "predictions.parquet"))?;
                 }
                 for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
-                    let maps = ids.maps(label, fold, seed, block, explainer)?;
-                    let stem = index.maps(place, block, explainer, &maps);
+                    let maps = ids.maps(label, fold, training, chunk, explainer)?;
+                    let stem = index.maps(place, chunk, explainer, &maps);
                     if let Some(cell) = stem.and_then(|s| records.get(s)).and_then(|r| r.cells.get(explainer)) {
                         // A record of an older build does not say how many images its seconds are of.
                         let time = times.entry((label.to_string(), explainer.to_string())).or_default();
@@ -127,7 +127,7 @@ fn gather(
                     for metric in if explainer == CHANCE { &chance } else { &of_maps } {
                         let metric = metric.label();
                         let id = ids.metric(metric);
-                        if let Some(stem) = index.scores(place, block, explainer, metric, (&maps, &id)) {
+                        if let Some(stem) = index.scores(place, chunk, explainer, metric, (&maps, &id)) {
                             wanted.entry(stem).or_default().insert((explainer.into(), metric.into()));
                         }
                     }
@@ -137,11 +137,11 @@ fn gather(
                 let take = |e: &str, m: &str| pairs.contains(&(e.to_string(), m.to_string()));
                 gather.scores(&folder.unit(stem, "scores.parquet"), &take, Some(&mut sink))?;
             }
-            if let Some(stem) = index.reduced(place, &state.reduced(label, fold, seed)?) {
+            if let Some(stem) = index.reduced(place, &state.reduced(label, fold, training)?) {
                 gather.scores(&folder.unit(stem, "scores.parquet"), &|_, _| true, Some(&mut sink))?;
                 let (file, agreement) = (folder.unit(stem, "curves.jsonl"), folder.unit(stem, "agreement.jsonl"));
                 if file.is_file() {
-                    let curve = |record: CurveRecord| Curves { model: label.into(), fold, seed, record };
+                    let curve = |record: CurveRecord| Curves { model: label.into(), fold, training, record };
                     curves.extend(read_lines::<CurveRecord>(&file)?.into_iter().map(curve));
                 }
                 if agreement.is_file() {
@@ -173,7 +173,7 @@ fn gather(
 pub struct Curves {
     pub model: String,
     pub fold: usize,
-    pub seed: usize,
+    pub training: usize,
     #[serde(flatten)]
     pub record: CurveRecord,
 }
@@ -356,8 +356,8 @@ pub fn write(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, abou
 pub struct Stored {
     pub model: String,
     pub fold: usize,
-    pub seed: usize,
-    pub block: usize,
+    pub training: usize,
+    pub chunk: usize,
     /// Height and width of the model's input, and so of the prepared images.
     pub size: [usize; 2],
     pub explainer: String,
@@ -375,18 +375,27 @@ fn stored(state: &RunState<'_>, folder: &RunFolder) -> Result<Vec<Stored>> {
     for model in &spec.models {
         let running = state.running(model.label())?;
         for place in place(model, spec, state.folds()) {
-            let (label, fold, seed) = place;
-            for block in 0..ids.blocks() {
+            let (label, fold, training) = place;
+            for chunk in 0..ids.chunks() {
                 for (explainer, _) in &running {
-                    let id = ids.maps(label, fold, seed, block, explainer)?;
-                    let Some(stem) = index.maps(place, block, explainer, &id) else { continue };
+                    let id = ids.maps(label, fold, training, chunk, explainer)?;
+                    let Some(stem) = index.maps(place, chunk, explainer, &id) else { continue };
                     let cell = records.get(stem).and_then(|r| r.cells.get(explainer)).filter(|c| c.images > 0);
                     // A chunk without an image to explain has no file.
                     let Some(outputs) = cell.map(|c| c.outputs.clone()) else { continue };
                     let file = folder.maps(stem, explainer);
                     let file = file.strip_prefix(&folder.0).unwrap_or(&file).to_path_buf();
                     let (model, size) = (label.to_string(), ids.size(label)?);
-                    all.push(Stored { model, fold, seed, block, size, explainer: explainer.clone(), outputs, file });
+                    all.push(Stored {
+                        model,
+                        fold,
+                        training,
+                        chunk,
+                        size,
+                        explainer: explainer.clone(),
+                        outputs,
+                        file,
+                    });
                 }
             }
         }
@@ -463,13 +472,13 @@ fn pictures(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, contr
             }
             bare = Picture::new(width * factor, height * factor, [235; 3]);
         }
-        let blocks: Vec<usize> = (0..ids.blocks())
+        let chunks: Vec<usize> = (0..ids.chunks())
             .filter(|&b| {
                 state
                     .resolved
                     .split
                     .test
-                    .chunks(spec.block)
+                    .chunks(spec.chunk)
                     .nth(b)
                     .is_some_and(|part| part.iter().any(|i| chosen.contains(i)))
             })
@@ -487,9 +496,9 @@ fn pictures(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, contr
             let title = if control || wide || spec.models.len() == 1 { "" } else { model };
             columns.push(format!("{title}\n{}", explainer.label()).trim_start().to_string());
             let at = columns.len();
-            for &block in &blocks {
-                let id = ids.maps(model, 0, 0, block, explainer.label())?;
-                let Some(stem) = index.maps((model, 0, 0), block, explainer.label(), &id) else { continue };
+            for &chunk in &chunks {
+                let id = ids.maps(model, 0, 0, chunk, explainer.label())?;
+                let Some(stem) = index.maps((model, 0, 0), chunk, explainer.label(), &id) else { continue };
                 let file = folder.maps(stem, explainer.label());
                 if !file.is_file() {
                     continue;
@@ -529,15 +538,15 @@ fn pictures(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, contr
 pub fn training(spec: &RunSpec, folder: &RunFolder, folds: usize) -> Result<String> {
     let mut text = String::new();
     for model in spec.models.iter().filter(|m| m.train.is_some()) {
-        for (label, fold, seed) in place(model, spec, folds) {
-            let checkpoint = folder.checkpoint(label, fold, seed);
+        for (label, fold, training) in place(model, spec, folds) {
+            let checkpoint = folder.checkpoint(label, fold, training);
             if !checkpoint.join("history.json").is_file() {
                 continue;
             }
             let history: Vec<Epoch> = read_json(&checkpoint.join("history.json"))?;
             if let Some(best) = history.iter().rev().find(|e| e.best) {
                 let auroc = best.validation_auroc.map_or("-".into(), |v| format!("{v:.3}"));
-                let number = if spec.seeds > 1 { format!(" training {seed}") } else { String::new() };
+                let number = if spec.seeds > 1 { format!(" training {training}") } else { String::new() };
                 text += &format!(
                     "{label} fold {fold}{number}: best epoch {} of {}, validation loss {:.4}, AUROC {auroc}: {}\n",
                     best.epoch + 1,

@@ -294,9 +294,9 @@ impl Supervisor<'_> {
     fn order(&self, unit: Unit) -> Result<Order> {
         let state = self.state();
         let (running, reduced) = match &unit {
-            Unit::Reduce { model, fold, seed } => {
+            Unit::Reduce { model, fold, training } => {
                 let running = state.running(model)?.into_iter().map(|(name, _)| name).collect();
-                (running, Some(state.reduced(model, *fold, *seed)?))
+                (running, Some(state.reduced(model, *fold, *training)?))
             }
             _ => (vec![], None),
         };
@@ -549,9 +549,9 @@ mod tests {
         let unit = |explainers: &[String], predict| Unit::Explain {
             model: "m".into(),
             fold: 0,
-            seed: 0,
+            training: 0,
             size: [8, 8],
-            block: 0,
+            chunk: 0,
             explainers: explainers.to_vec(),
             predict,
         };

@@ -48,42 +48,42 @@ pub enum Unit {
     Train {
         model: String,
         fold: usize,
-        seed: usize,
+        training: usize,
         size: [usize; 2],
     },
     /// Let an explainer see the training set.
     Fit {
         model: String,
         fold: usize,
-        seed: usize,
+        training: usize,
         size: [usize; 2],
         explainer: String,
     },
-    /// Classify (with `predict`), explain and score one block of the test images.
+    /// Classify (with `predict`), explain and score one chunk of the test images.
     Explain {
         model: String,
         fold: usize,
-        seed: usize,
+        training: usize,
         size: [usize; 2],
-        block: usize,
+        chunk: usize,
         explainers: Vec<String>,
         predict: bool,
     },
-    /// Score stored maps of a block by metrics that they have not been scored by.
+    /// Score stored maps of a chunk by metrics that they have not been scored by.
     Score {
         model: String,
         fold: usize,
-        seed: usize,
+        training: usize,
         size: [usize; 2],
-        block: usize,
+        chunk: usize,
         explainers: Vec<String>,
         metrics: Vec<String>,
     },
-    /// Bring together what the blocks of a model, fold and training gave: metrics of predictions and pooled ones.
+    /// Bring together what the chunks of a model, fold and training gave: metrics of predictions and pooled ones.
     Reduce {
         model: String,
         fold: usize,
-        seed: usize,
+        training: usize,
     },
 }
 
@@ -93,28 +93,28 @@ pub fn size_text([height, width]: [usize; 2]) -> String {
 }
 
 /// A model in a fold and training, as part of names.
-pub fn training(model: &str, fold: usize, seed: usize) -> String {
-    let seed = if seed > 0 { format!("-seed{seed}") } else { String::new() };
-    format!("{}-fold{fold}{seed}", file_name(model))
+pub fn training_name(model: &str, fold: usize, training: usize) -> String {
+    let training = if training > 0 { format!("-training{training}") } else { String::new() };
+    format!("{}-fold{fold}{training}", file_name(model))
 }
 
 impl Unit {
-    /// Names the unit in events and files. Two units of a run may have one key when they do different parts of a block.
+    /// Names the unit in events and files. Two units of a run may have one key when they do different parts of a chunk.
     pub fn key(&self) -> String {
         match self {
             Unit::Survey { model, .. } => format!("{}-survey", file_name(model)),
             Unit::Prepare { size } => format!("prepare-{}", size_text(*size)),
-            Unit::Train { model, fold, seed, .. } => format!("{}-train", training(model, *fold, *seed)),
-            Unit::Fit { model, fold, seed, explainer, .. } => {
-                format!("{}-fit-{}", training(model, *fold, *seed), file_name(explainer))
+            Unit::Train { model, fold, training, .. } => format!("{}-train", training_name(model, *fold, *training)),
+            Unit::Fit { model, fold, training, explainer, .. } => {
+                format!("{}-fit-{}", training_name(model, *fold, *training), file_name(explainer))
             }
-            Unit::Explain { model, fold, seed, block, .. } => {
-                format!("{}-block{block:04}", training(model, *fold, *seed))
+            Unit::Explain { model, fold, training, chunk, .. } => {
+                format!("{}-chunk{chunk:04}", training_name(model, *fold, *training))
             }
-            Unit::Score { model, fold, seed, block, .. } => {
-                format!("{}-block{block:04}-score", training(model, *fold, *seed))
+            Unit::Score { model, fold, training, chunk, .. } => {
+                format!("{}-chunk{chunk:04}-score", training_name(model, *fold, *training))
             }
-            Unit::Reduce { model, fold, seed } => format!("{}-reduce", training(model, *fold, *seed)),
+            Unit::Reduce { model, fold, training } => format!("{}-reduce", training_name(model, *fold, *training)),
         }
     }
 
@@ -134,11 +134,11 @@ impl Unit {
     pub fn place(&self) -> Option<(&str, usize, usize)> {
         match self {
             Unit::Survey { .. } | Unit::Prepare { .. } => None,
-            Unit::Train { model, fold, seed, .. }
-            | Unit::Fit { model, fold, seed, .. }
-            | Unit::Explain { model, fold, seed, .. }
-            | Unit::Score { model, fold, seed, .. }
-            | Unit::Reduce { model, fold, seed } => Some((model, *fold, *seed)),
+            Unit::Train { model, fold, training, .. }
+            | Unit::Fit { model, fold, training, .. }
+            | Unit::Explain { model, fold, training, .. }
+            | Unit::Score { model, fold, training, .. }
+            | Unit::Reduce { model, fold, training } => Some((model, *fold, *training)),
         }
     }
 

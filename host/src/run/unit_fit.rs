@@ -19,20 +19,20 @@ use std::time::Instant;
 impl Worker {
     /// Lets an explainer see the training set, and stores what it hands back.
     pub fn fit(&mut self, unit: &Unit) -> Result<usize> {
-        let Unit::Fit { model: label, fold, seed, explainer, .. } = unit else {
+        let Unit::Fit { model: label, fold, training, explainer, .. } = unit else {
             return Err(Error::new(Exit::Other, "no unit of a fit"));
         };
-        let (fold, seed, started) = (*fold, *seed, Instant::now());
+        let (fold, training, started) = (*fold, *training, Instant::now());
         let (source, plan) = (self.source()?, self.plan.clone());
         let (spec, split) = (&plan.spec, &plan.split);
         let samples = source.samples();
         let id = self.identities.fit(explainer)?.to_string();
-        let file = self.folder.fit(label, fold, seed, explainer, &id);
+        let file = self.folder.fit(label, fold, training, explainer, &id);
         if file.is_file() {
             // It has no record, or is not what the record says: otherwise nobody would ask.
             std::fs::remove_file(&file)?;
         }
-        self.open_engine(label, fold, seed, std::slice::from_ref(explainer))?;
+        self.open_engine(label, fold, training, std::slice::from_ref(explainer))?;
         let (store, sink) = (self.store_of(label)?, self.sink.clone());
         let engine = self.opened()?;
         let Some(needs) = engine.explainers.first().and_then(|e| e.fit().cloned()) else {
@@ -86,7 +86,7 @@ impl Worker {
         };
         let (model, name) = (label.clone(), explainer.clone());
         sink.say(Event::CellStarted { unit: key.clone(), model, explainer: name });
-        let fitted = engine.fit(0, target, fold as u64, seed as u64, &next);
+        let fitted = engine.fit(0, target, fold as u64, training as u64, &next);
         sink.say(Event::CellLeft { unit: key.clone() });
         let checked = fitted.and_then(|fitted| {
             engine::check_fitted(&fitted, explainer)?;

@@ -21,16 +21,16 @@ use lightbox_core::summary::CHANCE;
 use std::collections::{BTreeMap, HashMap};
 
 impl Worker {
-    /// How alike the maps of the explainers are, over the first explained images of each block.
+    /// How alike the maps of the explainers are, over the first explained images of each chunk.
     fn agreement(&self, running: &[&str], index: &Index, place: (&str, usize, usize)) -> Result<AgreementRecord> {
-        let (ids, blocks) = (&self.identities, self.plan.chunks());
-        let each = self.plan.spec.agreement.div_ceil(blocks.max(1));
+        let (ids, chunks) = (&self.identities, self.plan.chunks());
+        let each = self.plan.spec.agreement.div_ceil(chunks.max(1));
         // By explainer and output: prints by image.
         let mut found: Vec<((String, String), BTreeMap<i64, agreement::Print>)> = Vec::new();
-        for block in (0..blocks).filter(|_| each > 0 && running.len() > 1) {
+        for chunk in (0..chunks).filter(|_| each > 0 && running.len() > 1) {
             for &name in running {
-                let id = ids.maps(name, block)?;
-                let Some(stem) = index.maps(place, block, name, id) else { continue };
+                let id = ids.maps(name, chunk)?;
+                let Some(stem) = index.maps(place, chunk, name, id) else { continue };
                 let record: Record = read_json(&self.folder.unit(stem, "json"))?;
                 let outputs = record.cells.get(name).map(|c| c.outputs.clone()).unwrap_or_default();
                 let file = self.folder.maps(stem, name);
@@ -66,20 +66,20 @@ impl Worker {
         Ok(AgreementRecord { maps, images: images.len(), correlation, overlap, counts })
     }
 
-    /// Brings together the blocks of a model, fold and training.
+    /// Brings together the chunks of a model, fold and training.
     pub fn reduce(&mut self, unit: &Unit, stem: &str) -> Result<UnitResult> {
-        let Unit::Reduce { model: label, fold, seed } = unit else {
+        let Unit::Reduce { model: label, fold, training } = unit else {
             return Err(Error::new(Exit::Other, "no unit that reduces"));
         };
-        let place = (label.as_str(), *fold, *seed);
+        let place = (label.as_str(), *fold, *training);
         let (resolved, source) = (self.plan.clone(), self.source()?);
-        let (spec, identities, blocks) = (&resolved.spec, &self.identities, resolved.chunks());
-        let index = Index::new(&self.folder.records_of(label, *fold, *seed)?);
+        let (spec, identities, chunks) = (&resolved.spec, &self.identities, resolved.chunks());
+        let index = Index::new(&self.folder.records_of(label, *fold, *training)?);
         let mut rows = TableRows { names: Names::default(), rows: vec![], samples: source.samples(), place };
         let (mut names, mut predictions) = (Names::default(), Vec::new());
-        for block in 0..blocks {
-            let id = identities.predictions(block)?;
-            let Some(stem) = index.predictions(place, block, id) else { continue };
+        for chunk in 0..chunks {
+            let id = identities.predictions(chunk)?;
+            let Some(stem) = index.predictions(place, chunk, id) else { continue };
             let file = self.folder.unit(stem, "predictions.parquet");
             results::read_predictions(&file, &mut names, &mut |p| predictions.push(p))?;
         }
@@ -102,14 +102,14 @@ impl Worker {
             let parameters = metric.spec().resolve(&choice.params)?;
             let has_chance = chance.iter().any(|c| c.label() == choice.label()) && !spec.explainers.is_empty();
             for explainer in running.iter().copied().chain(has_chance.then_some(CHANCE)) {
-                // By output: what all blocks have summed up, and what the validation images gave.
+                // By output: what all chunks have summed up, and what the validation images gave.
                 let mut merged: BTreeMap<String, Box<dyn Evaluation>> = BTreeMap::new();
                 let mut validation: BTreeMap<String, State> = BTreeMap::new();
                 // The chunk after the last is the validation images'.
                 let tuned = metric.needs().validation;
-                for block in identities.chunks(explainer).into_iter().filter(|block| tuned || *block < blocks) {
-                    let ids = (identities.maps(explainer, block)?, identities.metric(choice.label())?);
-                    let found = index.scores(place, block, explainer, choice.label(), ids);
+                for chunk in identities.chunks(explainer).into_iter().filter(|chunk| tuned || *chunk < chunks) {
+                    let ids = (identities.maps(explainer, chunk)?, identities.metric(choice.label())?);
+                    let found = index.scores(place, chunk, explainer, choice.label(), ids);
                     let Some(stem) = found else { continue };
                     if !opened.contains_key(stem) {
                         let file = self.folder.unit(stem, "states.safetensors");
@@ -124,7 +124,7 @@ impl Worker {
                             states.entry(output.into()).or_default().push((field.into(), tensor.shallow_clone()));
                         }
                     }
-                    if block >= blocks {
+                    if chunk >= chunks {
                         validation = states;
                         continue;
                     }

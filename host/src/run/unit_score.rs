@@ -29,12 +29,12 @@ fn stored_rows(file: Option<&MapsFile>) -> Rows {
 }
 
 impl Worker {
-    /// Scores the stored maps of a block by further metrics.
+    /// Scores the stored maps of a chunk by further metrics.
     pub fn score(&mut self, unit: &Unit, stem: &str) -> Result<UnitResult> {
-        let Unit::Score { model: label, fold, seed, block, explainers, metrics: wanted, .. } = unit else {
+        let Unit::Score { model: label, fold, training, chunk, explainers, metrics: wanted, .. } = unit else {
             return Err(Error::new(Exit::Other, "no unit of scores"));
         };
-        let (label, fold, seed, block) = (label.as_str(), *fold, *seed, *block);
+        let (label, fold, training, chunk) = (label.as_str(), *fold, *training, *chunk);
         let (source, plan) = (self.source()?, self.plan.clone());
         let (samples, spec, split) = (source.samples(), &plan.spec, &plan.split);
         let choices: Vec<&MetricChoice> =
@@ -45,26 +45,26 @@ impl Worker {
         // The predicted class is the model's answer too.
         let needs_model = ask || spec.task.explained()? == Explained::Predicted;
         if needs_model {
-            self.open_engine(label, fold, seed, if ask { &real } else { &[] })?;
+            self.open_engine(label, fold, training, if ask { &real } else { &[] })?;
         }
         let (store, task, identities) = (self.store_of(label)?, spec.task.clone(), self.identities.clone());
-        let index = Index::new(&self.folder.records_of(label, fold, seed)?);
+        let index = Index::new(&self.folder.records_of(label, fold, training)?);
         let device = self.device;
         let engine = needs_model.then(|| self.opened()).transpose()?;
-        let mut rows = TableRows { names: Names::default(), rows: vec![], samples, place: (label, fold, seed) };
-        let images = images_of(split, samples, &task, fold, spec.block, block)?.len();
+        let mut rows = TableRows { names: Names::default(), rows: vec![], samples, place: (label, fold, training) };
+        let images = images_of(split, samples, &task, fold, spec.chunk, chunk)?.len();
         let mut made = UnitResult { images, ..UnitResult::default() };
         let mut states: State = Vec::new();
         // Explainers of a chunk have the same batches, whose classes are asked for once.
         let mut classes: HashMap<Vec<usize>, Vec<i64>> = HashMap::new();
         'explainers: for name in explainers {
-            let id = identities.maps(name, block)?.to_string();
+            let id = identities.maps(name, chunk)?.to_string();
             let missing = || Error::new(Exit::Other, format!("the maps of {label} x {name} are not there"));
             let (shown, stored, outputs) = if name == CHANCE {
-                let prepared = Prepared::new(spec, split, samples, &store, (fold, block), false)?;
+                let prepared = Prepared::new(spec, split, samples, &store, (fold, chunk), false)?;
                 (prepared.rows, None, vec![String::new()])
             } else {
-                let stem = index.maps((label, fold, seed), block, name, &id).ok_or_else(missing)?;
+                let stem = index.maps((label, fold, training), chunk, name, &id).ok_or_else(missing)?;
                 let record: Record = read_json(&self.folder.unit(stem, "json"))?;
                 let cell = record.cells.get(name).ok_or_else(missing)?;
                 // A chunk in which nothing is explained has no file.

@@ -235,14 +235,14 @@ impl Training<'_> {
 
 impl Worker {
     /// Trains a model in a fold; images that it went through.
-    pub(super) fn train(&mut self, label: &str, fold: usize, seed: usize, unit: &Unit) -> Result<usize> {
+    pub(super) fn train(&mut self, label: &str, fold: usize, training: usize, unit: &Unit) -> Result<usize> {
         let choice = self.choice(label)?;
         let Some(spec) = &choice.train else {
             return Err(Error::input(format!("model {label} has no [models.train]")));
         };
         let weights = choice.weights_file(fold);
         let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
-        let options = self.options(&choice, fold, seed);
+        let options = self.options(&choice, fold, training);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
         notes.into_iter().for_each(note);
@@ -251,7 +251,7 @@ impl Worker {
         }
         let (store, source) = (self.store_of(label)?, self.source()?);
         let id = self.identities.model()?.to_string();
-        self.folder.start_training(label, fold, seed, &id)?;
+        self.folder.start_training(label, fold, training, &id)?;
         let training = Training {
             unit: unit.key(),
             spec,
@@ -259,9 +259,9 @@ impl Worker {
             store: &store,
             samples: source.samples(),
             fold: &self.plan.split.folds[fold],
-            seed: derive(self.plan.spec.seed, "order", &[fold as u64, seed as u64]),
+            seed: derive(self.plan.spec.seed, "order", &[fold as u64, training as u64]),
             classes: options.classes,
-            folder: &self.folder.checkpoint(label, fold, seed),
+            folder: &self.folder.checkpoint(label, fold, training),
         };
         let sink = self.sink.clone();
         training.run(&model, &mut |event| sink.say(event))

@@ -71,7 +71,7 @@ impl Watch for EventSink {
 struct Open {
     model: String,
     fold: usize,
-    seed: usize,
+    training: usize,
     explainers: Vec<String>,
     engine: Engine,
 }
@@ -167,11 +167,11 @@ impl Worker {
     }
 
     /// How a model is built. Its initial values are drawn from a seed of the fold and training.
-    pub(super) fn options(&self, choice: &ModelChoice, fold: usize, seed: usize) -> ModelOptions {
+    pub(super) fn options(&self, choice: &ModelChoice, fold: usize, training: usize) -> ModelOptions {
         ModelOptions {
             device: device::name(self.device),
             classes: classes(&self.plan.spec, choice),
-            seed: derive(self.plan.spec.seed, "initial", &[fold as u64, seed as u64]),
+            seed: derive(self.plan.spec.seed, "initial", &[fold as u64, training as u64]),
             params: choice.params.clone(),
         }
     }
@@ -219,7 +219,7 @@ impl Worker {
     /// Executes one unit; the number of images it went through, and where its time went.
     fn execute(&mut self, unit: &Unit) -> Result<(usize, Timings)> {
         let started = Instant::now();
-        // Two units of one key do different parts of a block, and so do two builds: each has files of its own.
+        // Two units of one key do different parts of a chunk, and so do two builds: each has files of its own.
         let text = serde_json::to_string(unit).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
         let stem = format!("{}-{}", unit.key(), &hash([text, self.number.to_string(), now().to_string()])[..8]);
         let made = match unit {
@@ -230,8 +230,8 @@ impl Worker {
                 let images = self.prepare(*size, unit)?;
                 return Ok((images, Timings { data: started.elapsed().as_secs_f64(), ..Timings::default() }));
             }
-            Unit::Train { model, fold, seed, .. } => {
-                let images = self.train(model, *fold, *seed, unit)?;
+            Unit::Train { model, fold, training, .. } => {
+                let images = self.train(model, *fold, *training, unit)?;
                 return Ok((images, Timings { training: started.elapsed().as_secs_f64(), ..Timings::default() }));
             }
             Unit::Fit { .. } => {
@@ -259,19 +259,26 @@ impl Worker {
     }
 
     /// Opens a model in a fold and training with these explainers, unless it is open with them.
-    pub(super) fn open_engine(&mut self, label: &str, fold: usize, seed: usize, explainers: &[String]) -> Result<()> {
-        let usable = |o: &Open| (o.model.as_str(), o.fold, o.seed) == (label, fold, seed) && o.explainers == explainers;
+    pub(super) fn open_engine(
+        &mut self,
+        label: &str,
+        fold: usize,
+        training: usize,
+        explainers: &[String],
+    ) -> Result<()> {
+        let usable =
+            |o: &Open| (o.model.as_str(), o.fold, o.training) == (label, fold, training) && o.explainers == explainers;
         if self.open.as_ref().is_some_and(usable) {
             return Ok(());
         }
         self.open = None;
         let choice = self.choice(label)?;
         let weights = match &choice.train {
-            Some(_) => Some(self.folder.checkpoint(label, fold, seed).join("best.safetensors")),
+            Some(_) => Some(self.folder.checkpoint(label, fold, training).join("best.safetensors")),
             None => choice.weights_file(fold),
         };
         let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
-        let options = self.options(&choice, fold, seed);
+        let options = self.options(&choice, fold, training);
         let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
         if choice.train.is_none() {
             let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
@@ -319,7 +326,7 @@ impl Worker {
             let index = engine.explainers.len() - 1;
             if engine.explainers[index].fit().is_some() {
                 let id = self.identities.fit(name)?;
-                let path = self.folder.fit(label, fold, seed, name, id);
+                let path = self.folder.fit(label, fold, training, name, id);
                 // While the fit itself runs there is nothing yet.
                 if path.is_file() {
                     if self.folder.fitted(&path)?.is_none() {
@@ -337,7 +344,7 @@ impl Worker {
             }
         }
         let (model, explainers) = (label.to_string(), explainers.to_vec());
-        self.open = Some(Open { model, fold, seed, explainers, engine });
+        self.open = Some(Open { model, fold, training, explainers, engine });
         Ok(())
     }
 }

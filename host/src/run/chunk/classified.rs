@@ -44,7 +44,7 @@ impl<'a> Classified<'a> {
     }
 
     /// Writes the table of predictions.
-    pub fn write(&self, path: &Path, (model, fold, seed): (&str, usize, usize)) -> Result<()> {
+    pub fn write(&self, path: &Path, (model, fold, training): (&str, usize, usize)) -> Result<()> {
         let (mut names, mut list) = (Names::default(), Vec::new());
         for (i, (scores, logits)) in &self.found {
             for (c, class) in self.task.classes.iter().enumerate() {
@@ -52,7 +52,7 @@ impl<'a> Classified<'a> {
                     image: names.number(&self.samples[*i].id),
                     model: names.number(model),
                     fold: fold as i32,
-                    seed: seed as i32,
+                    training: training as i32,
                     class: names.number(class),
                     label: self.samples[*i].has(c),
                     score: scores[c],

@@ -95,18 +95,18 @@ impl Failures<'_> {
 impl Worker {
     /// Classifies, explains and scores a chunk.
     pub fn explain(&mut self, unit: &Unit, stem: &str) -> Result<UnitResult> {
-        let Unit::Explain { model: label, fold, seed, block, explainers, predict, .. } = unit else {
+        let Unit::Explain { model: label, fold, training, chunk, explainers, predict, .. } = unit else {
             return Err(Error::new(Exit::Other, "no unit of explanations"));
         };
-        self.open_engine(label, *fold, *seed, explainers)?;
+        self.open_engine(label, *fold, *training, explainers)?;
         let (store, source, plan) = (self.store_of(label)?, self.source()?, self.plan.clone());
         let spec = &plan.spec;
         let engine = self.opened()?;
         let samples = source.samples();
         // The fold's validation images, on which some metrics are tuned: what they score is no result.
-        let validating = *block >= plan.chunks();
-        let prepared = Prepared::new(spec, &plan.split, samples, &store, (*fold, *block), *predict)?;
-        let place = (label.as_str(), *fold, *seed);
+        let validating = *chunk >= plan.chunks();
+        let prepared = Prepared::new(spec, &plan.split, samples, &store, (*fold, *chunk), *predict)?;
+        let place = (label.as_str(), *fold, *training);
         let mut failures = Failures { worker: self, engine, model: label, broken: HashSet::new() };
         for (index, explainer) in engine.explainers.iter().enumerate() {
             if let Plan::NotApplicable { reason } = &explainer.plan {
@@ -163,9 +163,9 @@ impl Worker {
         }
         let mut result = UnitResult { images: prepared.images(), timings, ..UnitResult::default() };
         let started = Instant::now();
-        written.finish(self, spec, *block, &mut scored, &explaining, &failures, &prepared, &mut result)?;
+        written.finish(self, spec, *chunk, &mut scored, &explaining, &failures, &prepared, &mut result)?;
         if *predict {
-            result.predictions = Some(self.identities.predictions(*block)?.to_string());
+            result.predictions = Some(self.identities.predictions(*chunk)?.to_string());
             classified.write(&self.folder.unit(stem, "predictions.parquet"), place)?;
         }
         result.timings.files += started.elapsed().as_secs_f64();

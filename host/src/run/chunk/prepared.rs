@@ -130,7 +130,7 @@ impl Prepared {
         predict: bool,
     ) -> Result<Self> {
         let (mut rows, mut rest) = (Vec::new(), Vec::new());
-        for i in images_of(split, samples, &spec.task, fold, spec.block, chunk)? {
+        for i in images_of(split, samples, &spec.task, fold, spec.chunk, chunk)? {
             let mine = explained_rows(&spec.task, &samples[i], store, i)?;
             if mine.is_empty() && predict {
                 rest.push(i);

@@ -1,0 +1,39 @@
+//! All sources of plugins, and the plugins that this process has opened.
+
+use super::dylib::Dylibs;
+use super::source::{OpenPlugin, PluginSource};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// All sources.
+pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs];
+
+/// The source of a file.
+///
+/// # Errors
+/// No source takes such files.
+pub fn source_of(file: &Path) -> Result<&'static dyn PluginSource> {
+    SOURCES.iter().find(|source| source.takes(file)).copied().ok_or_else(|| {
+        let known: Vec<&str> = SOURCES.iter().map(|source| source.name()).collect();
+        Error::plugin(format!("{}: no plugin by its name; {} expected", file.display(), known.join(" or ")))
+    })
+}
+
+/// The plugins that this process has opened. Code is never unloaded, so each is opened once and kept.
+static OPEN: Mutex<BTreeMap<PathBuf, &'static dyn OpenPlugin>> = Mutex::new(BTreeMap::new());
+
+/// A plugin, opened in this process unless it was before.
+///
+/// # Errors
+/// As [`PluginSource::open`].
+pub fn open(file: &Path) -> Result<&'static dyn OpenPlugin> {
+    let mut all = OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(plugin) = all.get(file) {
+        return Ok(*plugin);
+    }
+    let plugin: &'static dyn OpenPlugin = Box::leak(source_of(file)?.open(file)?);
+    all.insert(file.to_path_buf(), plugin);
+    Ok(plugin)
+}
