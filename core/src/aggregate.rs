@@ -59,6 +59,7 @@ pub struct Gather<'a> {
 }
 
 impl<'a> Gather<'a> {
+    /// For a run that set out to do this.
     pub fn new(plan: &'a Plan) -> Self {
         let mut names = Names::default();
         names.number("");

@@ -63,14 +63,18 @@ fn print(map: &[f32]) -> Option<Print> {
 /// Sums over images of how alike each two of several maps are, and how many images that is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sums {
+    /// How many maps there are.
     pub maps: usize,
     /// `[maps * maps]`.
     pub correlation: Vec<f64>,
+    /// Sums of the overlaps of pairs, [maps x maps], row by row.
     pub overlap: Vec<f64>,
+    /// How many images each pair has in common, [maps x maps].
     pub counts: Vec<u64>,
 }
 
 impl Sums {
+    /// Nothing yet, of so many maps.
     pub fn new(maps: usize) -> Self {
         let n = maps * maps;
         Sums { maps, correlation: vec![0.0; n], overlap: vec![0.0; n], counts: vec![0; n] }

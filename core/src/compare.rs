@@ -31,10 +31,13 @@ pub struct Values {
 /// The explainers on one model, by one metric of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
+    /// Its label.
     pub model: String,
+    /// Its label.
     pub metric: String,
     /// Places of the compared columns in the summary.
     pub columns: Vec<usize>,
+    /// Images that all of them have a value of.
     pub images: usize,
     /// Of `columns`, in their order.
     #[serde(flatten)]
@@ -69,20 +72,28 @@ pub struct Difference {
 /// The mean of a cell over a part of its images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stratum {
+    /// Its label.
     pub model: String,
+    /// Its label.
     pub metric: String,
+    /// The column of maps, as its place in the summary's list.
     pub column: usize,
     /// `size` of the finding, or `class`.
     pub by: String,
+    /// The stratum in words, as `small` or a class's name.
     pub name: String,
+    /// Mean over the stratum's images.
     pub mean: f64,
+    /// How many images it has.
     pub images: usize,
 }
 
 /// Spearman's correlation, over explainers, of their means by two metrics (turned so that more is better).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricAgreement {
+    /// Its label.
     pub model: String,
+    /// Their labels.
     pub metrics: Vec<String>,
     /// `[metric][metric]`; none where fewer than three explainers have both.
     pub correlation: Vec<Vec<Option<f64>>>,
@@ -91,6 +102,7 @@ pub struct MetricAgreement {
 /// How alike the maps of explainers are, on one model: means over images and folds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MapAgreement {
+    /// Its label.
     pub model: String,
     /// Places in the summary.
     pub columns: Vec<usize>,
@@ -105,9 +117,13 @@ pub struct MapAgreement {
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Comparisons {
+    /// Tests of differences between explainers.
     pub comparisons: Vec<Comparison>,
+    /// Means by stratum.
     pub strata: Vec<Stratum>,
+    /// Whether metrics rank explainers alike.
     pub metrics: Vec<MetricAgreement>,
+    /// How alike explainers' maps are.
     pub maps: Vec<MapAgreement>,
 }
 

@@ -16,9 +16,11 @@ pub struct Error {
     pub disk_full: bool,
 }
 
+/// What fallible functions of this crate return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// An error that says what is wrong.
     pub fn new(what: impl Into<String>) -> Self {
         Error { what: what.into(), path: None, hint: None, disk_full: false }
     }
@@ -42,6 +44,7 @@ impl Error {
         Error::at(path, what)
     }
 
+    /// The same error with what to do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -1,5 +1,7 @@
 //! Data, metrics and results of Lightbox: the science. This crate never loads a plugin and never prints.
 
+#![warn(missing_docs)]
+
 pub mod aggregate;
 pub mod agreement;
 pub mod checkpoint;

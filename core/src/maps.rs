@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 /// What is wrong with a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
+    /// The map is as it should be.
     None,
     /// A value is NaN or infinite.
     NotFinite,

@@ -8,7 +8,9 @@ use std::path::Path;
 /// An RGB picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
+    /// In pixels.
     pub width: usize,
+    /// In pixels.
     pub height: usize,
     /// Row-major, three bytes a pixel.
     pub rgb: Vec<u8>,
@@ -18,6 +20,7 @@ pub struct Picture {
 const OUTLINE: [u8; 3] = [64, 224, 255];
 
 impl Picture {
+    /// One of a single colour.
     pub fn new(width: usize, height: usize, colour: [u8; 3]) -> Self {
         Picture { width, height, rgb: colour.repeat(width * height) }
     }
@@ -94,6 +97,7 @@ impl Picture {
         }
     }
 
+    /// Writes a PNG file.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_png_rgb(path, self.width, self.height, &self.rgb)
     }

@@ -16,6 +16,7 @@ pub struct Table {
 }
 
 impl Table {
+    /// Sorts predictions by image and class.
     pub fn new(predictions: &[Prediction], task: &Task, names: &Names) -> Self {
         let mut images: Vec<u32> = predictions.iter().map(|p| p.image).collect();
         images.sort_unstable();
@@ -41,6 +42,7 @@ impl Table {
         Table { images, scores, labels, order }
     }
 
+    /// What metrics of predictions are given.
     pub fn view<'a>(&'a self, task: &'a Task) -> Predictions<'a> {
         Predictions { task, scores: &self.scores, labels: &self.labels }
     }

@@ -53,14 +53,17 @@ impl Names {
         self.index.get(name).copied()
     }
 
+    /// The name of a number.
     pub fn name(&self, number: u32) -> &str {
         self.list.get(number as usize).map_or("", String::as_str)
     }
 
+    /// How many names there are.
     pub fn len(&self) -> usize {
         self.list.len()
     }
 
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -69,30 +72,48 @@ impl Names {
 /// A value of a metric. Names are numbers of some [`Names`]; the empty name stands for none.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Row {
+    /// The number of a name; [`Names`] has the text. The empty name for a value of a set.
     pub image: u32,
+    /// The number of its label.
     pub model: u32,
+    /// From 0.
     pub fold: i32,
+    /// The number of the training, from 0.
     pub training: i32,
+    /// The number of its label; of the empty name for a metric of predictions.
     pub explainer: u32,
+    /// The number of the map's name; of the empty name where there is one map.
     pub output: u32,
+    /// The number of its label.
     pub metric: u32,
     /// -1 for none.
     pub target: i32,
+    /// None where there is none, see `status`.
     pub value: Option<f64>,
+    /// Whether there is a value, or why not.
     pub status: Status,
+    /// The number of the reason's text; of the empty text where there is a value.
     pub reason: u32,
 }
 
 /// A prediction for an image and class.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
+    /// The number of the image's name.
     pub image: u32,
+    /// The number of the model's label.
     pub model: u32,
+    /// From 0.
     pub fold: i32,
+    /// The number of the training, from 0.
     pub training: i32,
+    /// The number of the class's name.
     pub class: u32,
+    /// Whether the image has the class.
     pub label: bool,
+    /// Softmax or sigmoid, 0 to 1.
     pub score: f64,
+    /// The model's output.
     pub logit: f64,
 }
 
@@ -157,13 +178,21 @@ pub fn prediction_schema() -> Arc<Schema> {
 /// What a run's folder says of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageRow {
+    /// Of the data source.
     pub index: i32,
+    /// Its name.
     pub image: String,
+    /// Its patient, as the source names it.
     pub patient: String,
+    /// Its classes in words.
     pub class: String,
+    /// Whether it is explained.
     pub explained: bool,
+    /// The finding's share of its pixels, where the mask is known.
     pub mask: Option<f64>,
+    /// The planted shortcut's share of its pixels, where there is one.
     pub shortcut: Option<f64>,
+    /// How many findings there are, where the mask is known.
     pub findings: Option<i32>,
 }
 
@@ -238,6 +267,7 @@ pub struct ScoreWriter {
 }
 
 impl ScoreWriter {
+    /// Begins a file.
     pub fn new(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let at = |e: std::io::Error| Error::io(path, &e);
@@ -249,6 +279,7 @@ impl ScoreWriter {
         Ok(ScoreWriter { path: path.into(), temporary, writer })
     }
 
+    /// Appends rows.
     pub fn add(&mut self, names: &Names, rows: &[Row]) -> Result<()> {
         let batch = RecordBatch::try_new(score_schema(), score_columns(names, rows)?);
         let encode = |e: &dyn std::fmt::Display| Error::at(&self.path, format!("cannot encode: {e}"));
@@ -256,6 +287,7 @@ impl ScoreWriter {
         self.writer.write(&batch).map_err(|e| encode(&e))
     }
 
+    /// Closes the file, which is whole from then on.
     pub fn finish(self) -> Result<()> {
         let encode = |e: parquet::errors::ParquetError| Error::at(&self.path, format!("cannot encode: {e}"));
         self.writer.close().map_err(encode)?;

@@ -19,23 +19,33 @@ pub const MARKED: f64 = 0.01;
 /// A metric of the run.
 #[derive(Clone)]
 pub struct MetricColumn {
+    /// Its label in the spec.
     pub label: String,
+    /// The metric.
     pub metric: &'static dyn Metric,
+    /// What it says of itself.
     pub spec: MetricSpec,
 }
 
 /// What a run set out to do: rows, columns and what stands below the tables.
 pub struct Plan {
+    /// Of the run.
     pub name: String,
+    /// Above the tables.
     pub title: String,
+    /// What is classified and explained.
     pub task: Task,
+    /// Of the run; the draws of intervals hang on it.
     pub seed: u64,
+    /// How many.
     pub folds: usize,
+    /// Trainings a fold.
     pub seeds: usize,
     /// Labels; true where every fold has the same weights.
     pub models: Vec<(String, bool)>,
     /// Labels, and the names of the maps that are shown (empty: all).
     pub explainers: Vec<(String, Vec<String>)>,
+    /// Its columns of the table.
     pub metrics: Vec<MetricColumn>,
     /// Labels of explainers that know nothing of the model.
     pub controls: Vec<String>,
@@ -48,6 +58,7 @@ pub struct Plan {
 /// What the summary needs to know of an image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageFacts {
+    /// As the data source names it.
     pub patient: String,
     /// Its class's number: what draws are stratified by.
     pub class: usize,
@@ -60,18 +71,24 @@ pub struct ImageFacts {
 /// A cell that has no value, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Absent {
+    /// Its label.
     pub model: String,
     /// None: the whole row.
     pub explainer: Option<String>,
+    /// Failed; otherwise it does not apply.
     pub failed: bool,
+    /// Why.
     pub reason: String,
 }
 
 /// A value in one fold of one training.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FoldValue {
+    /// From 0.
     pub fold: i32,
+    /// The number of the training, from 0.
     pub training: i32,
+    /// The metric's.
     pub value: f64,
 }
 
@@ -79,7 +96,9 @@ pub struct FoldValue {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
+    /// There is a number.
     Value {
+        /// Over folds and trainings.
         mean: f64,
         /// Sample deviation over folds of the means over trainings; none for one fold, or where all folds have the same
         /// weights and value.
@@ -88,18 +107,25 @@ pub enum State {
         seed_std: Option<f64>,
         /// 95 % over images, by patient within classes (`stats::bootstrap`), of the mean over folds and trainings. None for pooled metrics.
         interval: Option<[f64; 2]>,
+        /// Of each fold and training.
         folds: Vec<FoldValue>,
         /// Images that count, a fold and training.
         images: usize,
         /// Maps, over all folds and trainings, and how many of them failed or were constant.
         maps: usize,
+        /// How many maps failed.
         failed: usize,
+        /// How many maps were constant.
         constant: usize,
     },
+    /// The explainer or metric does not apply.
     NotApplicable {
+        /// Why.
         reason: String,
     },
+    /// The explainer or the whole model failed.
     Failed {
+        /// Why.
         reason: String,
     },
 }
@@ -107,12 +133,15 @@ pub enum State {
 /// A cell of the summary.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
+    /// Its label.
     pub model: String,
     /// Empty for metrics of predictions.
     pub explainer: String,
     /// The name of one of several maps; empty otherwise.
     pub output: String,
+    /// Its label.
     pub metric: String,
+    /// What it holds.
     #[serde(flatten)]
     pub state: State,
 }
@@ -120,11 +149,14 @@ pub struct Cell {
 /// A column of maps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Column {
+    /// Its label.
     pub explainer: String,
+    /// The name of one of several maps; empty otherwise.
     pub output: String,
 }
 
 impl Column {
+    /// What stands above the column.
     pub fn title(&self) -> String {
         if self.output.is_empty() { self.explainer.clone() } else { format!("{} {}", self.explainer, self.output) }
     }
@@ -133,41 +165,60 @@ impl Column {
 /// A metric as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShownMetric {
+    /// Its label in the spec.
     pub label: String,
+    /// As a column's title.
     pub short: String,
+    /// Of an image or of a set.
     pub level: Level,
+    /// The direction.
     pub better: crate::metrics::Better,
+    /// Lowest and highest possible value; an open end is infinite, null in JSON.
     #[serde(with = "crate::metrics::bounds")]
     pub range: [f64; 2],
+    /// Of its values.
     pub unit: String,
     /// classification, localisation, faithfulness, ...
     pub family: String,
     /// False for metrics of predictions.
     pub of_maps: bool,
+    /// Whether a constant map's value is shown beside it.
     pub has_chance: bool,
 }
 
 /// All that a run found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// Of the run.
     pub name: String,
+    /// Above the tables.
     pub title: String,
+    /// How many.
     pub folds: usize,
+    /// Trainings a fold.
     pub seeds: usize,
+    /// Labels, in the spec's order.
     pub models: Vec<String>,
+    /// Explainers with their maps, in the spec's order.
     pub columns: Vec<Column>,
+    /// In the spec's order.
     pub metrics: Vec<ShownMetric>,
+    /// One a model, column and metric.
     pub cells: Vec<Cell>,
     /// What explanations took, where the run's spec asks for it: measured, so other in every run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seconds: Vec<Seconds>,
+    /// Sentences below the tables.
     pub notes: Vec<String>,
 }
 
 /// Seconds an image in an explainer's own code and its runs of the model, beyond the run that all share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Seconds {
+    /// Its label.
     pub model: String,
+    /// Its label.
     pub explainer: String,
+    /// An image.
     pub seconds: f64,
 }

@@ -13,25 +13,35 @@ use std::fmt::Write;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "cell", rename_all = "kebab-case")]
 pub enum Cell {
+    /// A number.
     Value {
+        /// Over folds and trainings.
         mean: f64,
         /// Over folds, else over trainings.
         std: Option<f64>,
+        /// Deviation over trainings.
         seed_std: Option<f64>,
+        /// 95 % over images.
         interval: Option<[f64; 2]>,
         /// Values of folds and trainings.
         folds: Vec<f64>,
+        /// How many maps there are.
         maps: usize,
+        /// How many of them failed.
         failed: usize,
+        /// How many of them were constant.
         constant: usize,
         /// Shown in percent.
         percent: bool,
     },
+    /// The explainer or metric does not apply.
     NotApplicable {
+        /// Why.
         reason: String,
     },
     /// The plugin failed: its error, crash or time-out.
     Failed {
+        /// Why.
         reason: String,
     },
 }
@@ -313,8 +323,11 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
 /// A table: a row a model, or an explainer where there are many; columns in groups.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Table {
+    /// Above the table.
     pub title: String,
+    /// Columns that stand together.
     pub groups: Vec<Group>,
+    /// A row each.
     pub rows: Vec<Row>,
     /// Rows are explainers, and columns models.
     #[serde(default)]
@@ -329,12 +342,16 @@ pub struct Table {
 /// Neighbouring columns under one heading.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
+    /// Above its columns.
     pub title: String,
+    /// Their titles.
     pub columns: Vec<String>,
 }
 
+/// A model's row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// Of the row.
     pub title: String,
     /// As many as all groups' columns.
     pub cells: Vec<Cell>,

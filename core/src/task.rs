@@ -22,6 +22,7 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Task {
+    /// How classes go together.
     pub kind: Kind,
     /// The classes' names in the order of the model's outputs. Empty: `negative` and `positive`, or those of the source.
     pub classes: Vec<String>,
@@ -45,7 +46,9 @@ pub enum Explained {
     Label,
     /// Each of the image's own classes: an explanation a class.
     EachLabel,
+    /// The class that the model ranks first.
     Predicted,
+    /// The same class of every image.
     Class(usize),
 }
 

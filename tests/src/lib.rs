@@ -192,7 +192,7 @@ pub fn relative(found: &Tensor, wanted: &Tensor) -> f64 {
 /// A spec on small phantoms for a model that is not trained, written to `folder`; `extra` goes to the end.
 pub fn small_spec(folder: &Path, extra: &str) -> PathBuf {
     let text = format!(
-        "name = \"t\"\noutput = \"{out}\"\nblock = 4\nbatch_size = 3\npictures = 2\nlimit_seconds = 10\n\
+        "name = \"t\"\noutput = \"{out}\"\nchunk = 4\nbatch_size = 3\npictures = 2\nlimit_seconds = 10\n\
          [data]\nsource = \"phantom\"\ncount = 40\npixels = 64\n[split]\ntest = 12\n\
          [[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n{extra}",
         out = folder.join("out").display()

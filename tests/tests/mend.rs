@@ -423,6 +423,27 @@ fn a_worker_that_is_killed_in_training_costs_nothing() {
 }
 
 #[test]
+fn a_model_at_which_workers_are_lost_is_tried_three_times_and_again_by_the_next_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugins = text(&built("test-plugins/hostile"));
+    let spec =
+        text(&small_spec(folder.path(), "[[models]]\nname = \"hostile-dies\"\n[[explainers]]\nname = \"edges\"\n"));
+    let arguments = ["run", &spec, "--plugins", &plugins];
+    let (out, _, code) = texts(lightbox(&arguments).env("HOSTILE_DIES", "1").output().unwrap());
+    assert_eq!(code, 5, "{out}");
+    let said = "hostile-dies: failed: 3 workers were lost at hostile-dies-fold0-chunk0000: it crashed (SIGABRT";
+    assert!(out.contains(said) && out.contains("the same command tries again"), "{out}");
+    // The other model has its row.
+    let log = events(folder.path());
+    assert_eq!(log.iter().filter(|e| e["event"] == "worker-lost").count(), 3);
+    let from = log.len();
+    let out = succeed(&arguments);
+    assert!(!out.contains("failed"), "{out}");
+    let again = ended(folder.path(), from);
+    assert!(!again.is_empty() && again.iter().all(|unit| unit.starts_with("hostile-dies")), "{again:?}");
+}
+
+#[test]
 fn a_default_that_is_written_down_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let explainer = "[[explainers]]\nname = \"occlusion\"\n";

@@ -11,8 +11,11 @@ pub const MAX_PIXELS: u64 = 1 << 28;
 /// Pixel values as the file has them, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Pixels {
+    /// Eight bits, 0 to 255.
     U8(Vec<u8>),
+    /// Sixteen bits, 0 to 65535.
     U16(Vec<u16>),
+    /// Real numbers of the file's own unit.
     F32(Vec<f32>),
     /// Already in [0, 1].
     Unit(Vec<f32>),
@@ -35,9 +38,13 @@ pub enum Intensity {
 /// An image of one channel (grey) or three (RGB, interleaved).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
+    /// Pixels in a row.
     pub width: usize,
+    /// Rows.
     pub height: usize,
+    /// 1 for grey, 3 for colour.
     pub channels: usize,
+    /// The values, row by row, channels of a pixel side by side.
     pub pixels: Pixels,
 }
 

@@ -3,9 +3,13 @@
 /// A box in pixels of the original image; x and y are its left and top edge.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BBox {
+    /// Left edge, in pixels of the image's file.
     pub x: f64,
+    /// Upper edge, in pixels.
     pub y: f64,
+    /// In pixels.
     pub width: f64,
+    /// In pixels.
     pub height: f64,
     /// What it marks; 1 in a binary task.
     pub class: usize,

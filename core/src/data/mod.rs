@@ -34,6 +34,7 @@ pub struct Sample {
     /// The classes that it has, ascending: `[1]` with the finding (a nodule) and `[0]` without in a binary task, one in a
     /// multi-class task, any number in a multi-label one.
     pub classes: Vec<usize>,
+    /// What is known of where the findings are.
     pub truth: Truth,
     /// The source's further columns.
     pub columns: BTreeMap<String, String>,
@@ -68,6 +69,7 @@ impl Sample {
         .to_string()
     }
 
+    /// Whether the image has this class; class 0 of a task of two is the absence of the other.
     pub fn has(&self, class: usize) -> bool {
         self.classes.contains(&class)
     }
@@ -96,6 +98,7 @@ pub enum Truth {
 
 /// A set of images. Reading is safe from many threads.
 pub trait Source: Send + Sync {
+    /// All images, in the order of their indices.
     fn samples(&self) -> &[Sample];
 
     /// Reads image `i`.
@@ -142,8 +145,11 @@ pub trait Source: Send + Sync {
 /// What `lightbox list datasets` says of a source.
 #[derive(Debug, Clone, Serialize)]
 pub struct SourceInfo {
+    /// As in a spec's `source`.
     pub name: &'static str,
+    /// In words.
     pub title: &'static str,
+    /// The keys of its section of a spec, a line each.
     pub keys: &'static str,
 }
 
@@ -154,9 +160,13 @@ pub const SOURCES: [SourceInfo; 4] = [nih::INFO, node21::INFO, phantom::INFO, ta
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "kebab-case")]
 pub enum DataSpec {
+    /// ChestX-ray14.
     Nih(nih::Nih),
+    /// NODE21.
     Node21(node21::Node21),
+    /// Made radiographs.
     Phantom(phantom::Phantom),
+    /// A table that the user wrote.
     Table(table::Table),
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// What lists show of it.
 pub const INFO: SourceInfo = SourceInfo {
     name: "nih",
     title: "ChestX-ray14: image labels, and boxes for some images",
@@ -21,7 +22,9 @@ pub const INFO: SourceInfo = SourceInfo {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Nih {
+    /// `Data_Entry_2017.csv`.
     pub labels: PathBuf,
+    /// The folder of the images.
     pub images: PathBuf,
     /// Optional.
     pub boxes: Option<PathBuf>,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// What lists show of it.
 pub const INFO: SourceInfo = SourceInfo {
     name: "node21",
     title: "NODE21: chest radiographs with boxes of lung nodules (.mha, or the same as PNG or DICOM)",

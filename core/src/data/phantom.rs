@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::{PI, TAU};
 use std::path::PathBuf;
 
+/// What lists show of it.
 pub const INFO: SourceInfo = SourceInfo {
     name: "phantom",
     title: "Simulated radiographs, or real ones without nodules, with inserted nodules of known place",
@@ -31,6 +32,7 @@ pub const INFO: SourceInfo = SourceInfo {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Phantom {
+    /// How many images.
     pub count: usize,
     /// Share of images with nodules. NODE21 has 1134 of 4882.
     pub nodules: f64,
@@ -42,6 +44,7 @@ pub struct Phantom {
     pub scale: f64,
     /// The probability by which a marker in the corner follows the label rather than a coin: 0 plants no shortcut.
     pub shortcut: Option<f64>,
+    /// Of all draws.
     pub seed: u64,
     /// Real radiographs to insert nodules into: another source, of which the images with label 0 are used.
     pub backgrounds: Option<Box<DataSpec>>,

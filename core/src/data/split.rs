@@ -19,7 +19,9 @@ pub struct SplitSpec {
     pub balanced: bool,
     /// Folds of the rest. With 1, a share `validation` of the rest validates.
     pub folds: usize,
+    /// The share of the rest that validates, where there is one fold.
     pub validation: f64,
+    /// Of the draw.
     pub seed: u64,
     /// A folder with test.csv, train_foldN.csv and val_foldN.csv (column img_name); the keys above do nothing then.
     pub files: Option<PathBuf>,
@@ -34,13 +36,18 @@ impl Default for SplitSpec {
 /// Indices of samples. Test and folds share no patient, training and validation of a fold neither.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Split {
+    /// Who is tested.
     pub test: Vec<usize>,
+    /// Who trains and validates, a fold each.
     pub folds: Vec<Fold>,
 }
 
+/// The images that a model of one fold sees.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fold {
+    /// What it is fitted to.
     pub train: Vec<usize>,
+    /// What chooses the epoch, and thresholds of metrics.
     pub validation: Vec<usize>,
 }
 

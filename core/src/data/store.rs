@@ -125,7 +125,9 @@ pub struct Holding {
     pub images: usize,
     /// Their height and width.
     pub size: [usize; 2],
+    /// Of a value: 8 or 16.
     pub bits: usize,
+    /// Of all images and masks.
     pub bytes: usize,
     /// Whether all images are on the device, or stream from the file.
     pub resident: bool,
@@ -324,6 +326,7 @@ impl Store {
         Ok(Store { mapped, size, device, resident, scale, shift })
     }
 
+    /// What the store holds, and where.
     pub fn holding(&self) -> Holding {
         Holding {
             images: self.mapped.n,

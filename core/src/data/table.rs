@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// What lists show of it.
 pub const INFO: SourceInfo = SourceInfo {
     name: "table",
     title: "A CSV of images with labels and boxes or masks; PNG, JPEG, MetaImage, DICOM",
@@ -24,6 +25,7 @@ pub struct Table {
     pub csv: PathBuf,
     /// The folder that image and mask names are relative to; the table's own where it is empty.
     pub images: PathBuf,
+    /// The column of the image's file.
     pub image: String,
     /// Keep three channels; otherwise colour becomes luminance.
     pub colour: bool,
@@ -36,8 +38,11 @@ pub struct Table {
     pub patient: String,
     /// Optional columns of a box: left, top and size in pixels of the image.
     pub x: String,
+    /// The column of a box's upper edge.
     pub y: String,
+    /// The column of a box's width.
     pub width: String,
+    /// The column of a box's height.
     pub height: String,
     /// Optional column: a mask image of the row.
     pub mask: String,

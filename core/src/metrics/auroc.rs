@@ -5,6 +5,7 @@ use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, S
 use crate::{Error, Result};
 use lightbox_sdk::params::ParamValues;
 
+/// See the file's head.
 pub struct Auroc;
 
 impl Metric for Auroc {

@@ -9,6 +9,7 @@ use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use std::rc::Rc;
 
+/// See the file's head.
 pub static AVERAGE_DROP: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) },

@@ -6,6 +6,7 @@ use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 
+/// See the file's head.
 pub static AVERAGE_INCREASE: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) },

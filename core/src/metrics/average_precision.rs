@@ -81,6 +81,7 @@ pub fn average_precision(scores: &[f64], labels: &[u8]) -> Option<f64> {
 /// What a map scores on an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Score {
+    /// The average precision, 0 to 1.
     Value(f64),
     /// No mask, or an empty one.
     NotApplicable,

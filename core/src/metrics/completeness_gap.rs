@@ -9,6 +9,7 @@ use crate::Result;
 use lightbox_sdk::params::Params;
 use tch::{Device, Kind};
 
+/// See the file's head.
 pub static COMPLETENESS_GAP: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Native, Form::Raw) },

@@ -13,6 +13,7 @@ use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static DELETION: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -5,6 +5,7 @@ use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
+/// See the file's head.
 pub static DICE_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {

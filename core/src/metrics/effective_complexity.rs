@@ -7,8 +7,10 @@ use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static EFFECTIVE_COMPLEXITY: OfOneMap<Settings> = OfOneMap { masks: Masks::None, spec, score };
 
+/// The parameters.
 #[derive(Params)]
 pub struct Settings {
     /// above which a magnitude counts, of the largest

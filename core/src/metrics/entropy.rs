@@ -7,6 +7,7 @@ use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 use crate::maps;
 
+/// See the file's head.
 pub static ENTROPY: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
 fn spec() -> MetricSpec {

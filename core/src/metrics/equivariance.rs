@@ -10,6 +10,7 @@ use crate::{Error, Result, maps};
 use lightbox_sdk::params::Params;
 use tch::{Device, Tensor};
 
+/// See the file's head.
 pub static EQUIVARIANCE: Asking = Asking {
     spec,
     needs: Needs { explainer: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -10,6 +10,7 @@ use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry, KNOWN};
 use super::{Curve, Level, MetricSpec, Score};
 
+/// See the file's head.
 pub static FROC: AtThreshold = AtThreshold { spec, candidates: true, image: None, set: Some(froc) };
 
 /// False alarms an image.

@@ -6,6 +6,7 @@ use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 use crate::maps;
 
+/// See the file's head.
 pub static GINI: OfOneMap = OfOneMap { masks: Masks::None, spec, score };
 
 fn spec() -> MetricSpec {

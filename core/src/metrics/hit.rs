@@ -7,6 +7,7 @@ use super::map_metric::{OfOneMap, share};
 use super::pixels::Overlap;
 use super::{Masks, MetricSpec, Score};
 
+/// See the file's head.
 pub static HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {

@@ -11,6 +11,7 @@ use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static INFIDELITY: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -9,6 +9,7 @@ use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static INSERTION: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -5,6 +5,7 @@ use super::MetricSpec;
 use super::map_metric::share;
 use super::threshold::AtThreshold;
 
+/// See the file's head.
 pub static IOU: AtThreshold = AtThreshold {
     spec,
     candidates: false,

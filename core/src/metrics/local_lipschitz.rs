@@ -7,6 +7,7 @@ use super::perturbed::{NEEDS, Pair, base, distance, greatest, score as vary};
 use super::{Bench, MetricSpec};
 use crate::Result;
 
+/// See the file's head.
 pub static LOCAL_LIPSCHITZ: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {

@@ -7,6 +7,7 @@ use super::perturbed::{NEEDS, base, change, greatest, score as vary};
 use super::{Bench, MetricSpec};
 use crate::Result;
 
+/// See the file's head.
 pub static MAX_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
 
 fn spec() -> MetricSpec {

@@ -74,14 +74,19 @@ use tch::Tensor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
+    /// A value of each image.
     Image,
+    /// One value of a whole set.
     Set,
 }
 
+/// Which direction is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Better {
+    /// A greater value.
     Higher,
+    /// A smaller value.
     Lower,
 }
 
@@ -89,10 +94,12 @@ pub enum Better {
 pub mod bounds {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+    /// Writes an open end as null.
     pub fn serialize<S: Serializer>(range: &[f64; 2], s: S) -> Result<S::Ok, S::Error> {
         range.map(|v| v.is_finite().then_some(v)).serialize(s)
     }
 
+    /// Reads null as an open end: of the lower as minus infinity, of the upper as infinity.
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[f64; 2], D::Error> {
         let [low, high] = <[Option<f64>; 2]>::deserialize(d)?;
         Ok([low.unwrap_or(f64::NEG_INFINITY), high.unwrap_or(f64::INFINITY)])
@@ -106,11 +113,15 @@ pub struct MetricSpec {
     pub name: &'static str,
     /// A column's or table's heading.
     pub short: &'static str,
+    /// In words, as a table's title.
     pub title: &'static str,
     /// classification, localisation, faithfulness, ...
     pub family: &'static str,
+    /// Whether it has a value of each image or of a set.
     pub level: Level,
+    /// What it computes.
     pub formula: &'static str,
+    /// The direction.
     pub better: Better,
     /// Least and greatest value. A failed map counts as the worse of them; where that end is open, it is in no mean, but
     /// counted, and the last in every ranking.
@@ -124,10 +135,13 @@ pub struct MetricSpec {
     pub unit: &'static str,
     /// Passes of the model an image.
     pub cost: &'static str,
+    /// What it does where its formula says nothing.
     pub edge_cases: &'static str,
+    /// Paper or code that it follows.
     pub reference: &'static str,
     /// Raised whenever the metric's values change, so that a run that has values of an older one scores its maps anew.
     pub version: u32,
+    /// Those that a spec can give.
     pub parameters: Vec<ParamSpec>,
 }
 
@@ -160,6 +174,7 @@ pub enum Size {
 /// In which form a metric wants a map's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
+    /// As the explainer made it.
     Raw,
     /// [0, 1] by the map's own range.
     MinMax,
@@ -170,6 +185,7 @@ pub enum Form {
 pub struct Needs {
     /// The maps, at a size and in a form. Without them the metric is about the model's predictions.
     pub maps: Option<(Size, Form)>,
+    /// Whether it reads masks.
     pub masks: Masks,
     /// The model: [`Bench::run`].
     pub model: bool,
@@ -184,6 +200,7 @@ pub struct Needs {
 /// Which masks a metric compares maps with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Masks {
+    /// It reads none.
     None,
     /// Of the explained class.
     Finding,
@@ -216,6 +233,7 @@ impl Needs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
+    /// There is a value.
     Ok,
     /// The metric does not apply to the image: no mask, or an empty one.
     NotApplicable,
@@ -228,22 +246,27 @@ pub enum Status {
 pub struct Score {
     /// Present when the status is ok, but for a map that counts in the value of a set ([`Score::counted`]).
     pub value: Option<f64>,
+    /// Whether there is a value, or why not.
     pub status: Status,
     /// Why there is no value, or what is odd about it; empty for nothing.
     pub reason: &'static str,
 }
 
 impl Score {
+    /// Why a constant map fails a metric.
     pub const CONSTANT: &'static str = "constant map";
 
+    /// A value.
     pub fn ok(value: f64) -> Self {
         Score { value: Some(value), status: Status::Ok, reason: "" }
     }
 
+    /// No value, since the metric does not apply.
     pub fn not_applicable(reason: &'static str) -> Self {
         Score { value: None, status: Status::NotApplicable, reason }
     }
 
+    /// No value, since the map failed.
     pub fn failed(reason: &'static str) -> Self {
         Score { value: None, status: Status::Failed, reason }
     }
@@ -372,7 +395,9 @@ pub type State = Vec<(String, Tensor)>;
 pub struct Curve {
     /// What the axes show.
     pub x: String,
+    /// What the vertical axis is.
     pub y: String,
+    /// Points (x, y), from left to right.
     pub points: Vec<[f64; 2]>,
 }
 
@@ -418,6 +443,7 @@ pub trait Evaluation: Send {
 
 /// What predictions are scored with: a test set's scores and labels.
 pub struct Predictions<'a> {
+    /// The task of the run.
     pub task: &'a Task,
     /// By class, then by image: the score in [0, 1].
     pub scores: &'a [Vec<f64>],
@@ -427,8 +453,10 @@ pub struct Predictions<'a> {
 
 /// A metric. One file, one line in `ALL`.
 pub trait Metric: Send + Sync {
+    /// Name, formula, range and reference.
     fn spec(&self) -> MetricSpec;
 
+    /// What it needs of a run.
     fn needs(&self) -> Needs;
 
     /// Begins with resolved parameters. `seed` is the run's; random draws depend on it and the image's id alone.

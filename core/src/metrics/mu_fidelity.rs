@@ -10,6 +10,7 @@ use crate::Result;
 use crate::stats::correlation::spearman;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static MU_FIDELITY: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -5,6 +5,7 @@ use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry};
 use super::{MetricSpec, Score};
 
+/// See the file's head.
 pub static NODULE_RECALL: AtThreshold = AtThreshold { spec, candidates: true, image: Some(recall), set: None };
 
 fn spec() -> MetricSpec {

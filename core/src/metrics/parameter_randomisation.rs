@@ -15,6 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use tch::Tensor;
 
+/// See the file's head.
 pub static PARAMETER_RANDOMISATION: Asking = Asking {
     spec,
     needs: Needs { explainer: true, fork: true, ..Needs::of_maps(Size::Native, Form::Raw) },

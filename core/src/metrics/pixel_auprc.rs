@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 pub(super) const REFERENCE: &str = "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation";
 
+/// See the file's head.
 pub struct PixelAuprc;
 
 impl Metric for PixelAuprc {

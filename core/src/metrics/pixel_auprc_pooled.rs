@@ -10,6 +10,7 @@ use super::{Better, Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, S
 use crate::Result;
 use lightbox_sdk::params::ParamValues;
 
+/// See the file's head.
 pub struct PixelAuprcPooled;
 
 impl Metric for PixelAuprcPooled {

@@ -8,6 +8,7 @@ use super::{Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
 use crate::Result;
 use lightbox_sdk::params::ParamValues;
 
+/// See the file's head.
 pub struct PixelAurocPooled;
 
 impl Metric for PixelAurocPooled {

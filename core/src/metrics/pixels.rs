@@ -240,8 +240,11 @@ fn ways() -> Vec<Count> {
 /// How a prediction and a mask overlap, in pixels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Overlap {
+    /// Pixels of the map's set.
     pub predicted: usize,
+    /// Pixels of the mask.
     pub marked: usize,
+    /// Pixels of both.
     pub both: usize,
 }
 
@@ -266,6 +269,7 @@ impl Overlap {
         self.both as f64 / (self.predicted + self.marked - self.both).max(1) as f64
     }
 
+    /// 2 both / (predicted + marked), 0 to 1; 0 where both sets are empty.
     pub fn dice(&self) -> f64 {
         2.0 * self.both as f64 / (self.predicted + self.marked).max(1) as f64
     }

@@ -8,6 +8,7 @@ use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
 use crate::stats::correlation::spearman;
 use crate::{Result, maps, seed};
 
+/// See the file's head.
 pub static RANDOM_LOGIT: Asking = Asking {
     spec,
     needs: Needs { model: true, explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },

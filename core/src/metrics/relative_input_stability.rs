@@ -8,6 +8,7 @@ use super::perturbed::{NEEDS, Pair, base, greatest, relative, relative_change, s
 use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
+/// See the file's head.
 pub static RELATIVE_INPUT_STABILITY: Asking =
     Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
 

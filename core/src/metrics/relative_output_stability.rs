@@ -7,6 +7,7 @@ use super::perturbed::{NEEDS, Pair, base, greatest, relative, score as vary};
 use super::{Bench, MetricSpec, Needs};
 use crate::Result;
 
+/// See the file's head.
 pub static RELATIVE_OUTPUT_STABILITY: Asking =
     Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
 

@@ -6,6 +6,7 @@ use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 
+/// See the file's head.
 pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {

@@ -7,6 +7,7 @@ use super::facts::Image;
 use super::map_metric::{OfOneMap, share, share_of_highest};
 use super::{Masks, MetricSpec, Score};
 
+/// See the file's head.
 pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
 
 fn spec() -> MetricSpec {

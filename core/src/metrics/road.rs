@@ -9,6 +9,7 @@ use super::removal::{Baseline, Order, scores};
 use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 
+/// See the file's head.
 pub static ROAD: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -11,6 +11,7 @@ use crate::Result;
 use crate::stats::correlation::pearson;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static SENSITIVITY_N: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

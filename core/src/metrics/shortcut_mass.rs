@@ -7,6 +7,7 @@ use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
 use super::{Better, Masks, MetricSpec, Score};
 
+/// See the file's head.
 pub static SHORTCUT_MASS: OfOneMap = OfOneMap { masks: Masks::Shortcut, spec, score };
 
 fn spec() -> MetricSpec {

@@ -10,6 +10,7 @@ use super::{Bench, Form, MetricSpec, Needs, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static SRG: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },

@@ -17,7 +17,9 @@ pub type Subset = Vec<Rect>;
 
 /// By image: subsets, and the logit's fall without each.
 pub struct Effects {
+    /// By image: the sets of pixels.
     pub subsets: Vec<Vec<Subset>>,
+    /// By image and set: what the score loses without it.
     pub drops: Vec<Vec<f64>>,
 }
 

@@ -21,6 +21,7 @@ pub const STEPS: usize = 9;
 /// 8-connected regions of pixels, as runs within rows.
 pub struct Regions {
     runs: Vec<Run>,
+    /// Of its pixels.
     pub count: usize,
 }
 
@@ -112,7 +113,9 @@ pub struct Candidate {
 
 /// What is known of an image. Bits of `state`.
 pub const KNOWN: i64 = 1;
+/// The state of a map with a value that is not finite.
 pub const NOT_FINITE: i64 = 2;
+/// The state of a constant map.
 pub const CONSTANT: i64 = 4;
 
 /// What each threshold would give for one image.
@@ -122,7 +125,9 @@ pub struct Entry {
     pub id: u64,
     /// The class that was explained.
     pub target: i64,
+    /// Bits: [`KNOWN`], [`NOT_FINITE`], [`CONSTANT`].
     pub state: i64,
+    /// How many findings its mask has.
     pub nodules: i64,
     /// By threshold.
     pub overlaps: [Overlap; STEPS],
@@ -248,6 +253,7 @@ fn choose(validation: &[Entry]) -> Option<usize> {
 
 /// A metric of maps at a frozen threshold.
 pub struct AtThreshold {
+    /// What it says of itself.
     pub spec: fn() -> MetricSpec,
     /// Whether it looks at candidates.
     pub candidates: bool,
@@ -257,6 +263,7 @@ pub struct AtThreshold {
     pub set: Option<fn(&[Entry], usize) -> (Score, Option<Curve>)>,
 }
 
+/// Why there is no value.
 pub const NO_VALIDATION: &str = "no validation image has a mask to choose the threshold on";
 
 impl Metric for AtThreshold {

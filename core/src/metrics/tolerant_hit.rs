@@ -6,8 +6,10 @@ use super::map_metric::{OfOneMap, share};
 use super::{Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static TOLERANT_HIT: OfOneMap<Settings> = OfOneMap { masks: Masks::Finding, spec, score };
 
+/// The parameters.
 #[derive(Params)]
 pub struct Settings {
     /// how near counts, of the image's width

@@ -7,8 +7,10 @@ use super::map_metric::{OfOneMap, share, share_of_highest};
 use super::{Masks, MetricSpec, Score};
 use lightbox_sdk::params::Params;
 
+/// See the file's head.
 pub static TOP_K: OfOneMap<Settings> = OfOneMap { masks: Masks::Finding, spec, score };
 
+/// The parameters.
 #[derive(Params)]
 pub struct Settings {
     /// k, of the image's pixels; at least one pixel

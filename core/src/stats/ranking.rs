@@ -16,8 +16,11 @@ pub const LEVEL: f64 = 0.05;
 /// (Communications in Statistics 1980), which is less conservative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Friedman {
+    /// Friedman's statistic.
     pub chi_square: f64,
+    /// Of the chi-square statistic.
     pub p: f64,
+    /// Iman and Davenport's statistic.
     pub f: f64,
     /// Of Iman and Davenport's F.
     pub f_p: f64,
@@ -63,9 +66,11 @@ pub fn friedman(values: &[Vec<f64>]) -> Option<Friedman> {
 /// How explainers compare by one metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ranking {
+    /// Patients that all explainers have a value of.
     pub patients: usize,
     /// By explainer: the mean over patients of its rank, 1 the best.
     pub mean_ranks: Vec<f64>,
+    /// None where there is nothing to test.
     pub friedman: Option<Friedman>,
     /// By pair (0, 1), (0, 2), ..., (1, 2), ...: the Holm-corrected p of the two explainers and the effect.
     pub pairs: Vec<Test>,

@@ -370,8 +370,10 @@ impl RunFolder {
         if path.is_file() { read_json(&path) } else { Ok(Cells::default()) }
     }
 
+    /// Keeps what has become of cells, but for what the next command tries again.
     pub fn write_cells(&self, cells: &Cells) -> Result<()> {
-        write_json(&self.0.join("cells.json"), cells)
+        let failures = cells.failures.iter().filter(|f| !f.transient).cloned().collect();
+        write_json(&self.0.join("cells.json"), &Cells { failures, ..cells.clone() })
     }
 
     /// Takes away what units left that were ended before they wrote their records, and files half written. For whoever holds

@@ -305,7 +305,7 @@ impl TableRows<'_> {
 
 pub(super) fn failed(model: &str, explainer: &str, kind: FailureKind, reason: String) -> Event {
     let (model, explainer, id) = (model.to_string(), Some(explainer.to_string()), String::new());
-    Event::CellFailed(Failure { model, explainer, kind, reason, id })
+    Event::CellFailed(Failure { model, explainer, kind, reason, id, transient: false })
 }
 
 /// The unit's name of a state: explainer, output, metric and what is kept, separated by a character that no label has.

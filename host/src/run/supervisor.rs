@@ -481,7 +481,7 @@ impl Supervisor<'_> {
                 return match (fatal, model) {
                     (None, Some(model)) => {
                         let kind = if diverged { FailureKind::Diverged } else { FailureKind::Error };
-                        self.fail(id, Failure { model, explainer: None, kind, reason, id: String::new() })
+                        self.fail(id, Failure { model, explainer: None, kind, reason, ..Failure::default() })
                     }
                     (Some(code), _) if code == Exit::DiskFull as u8 => Err(Error::new(Exit::DiskFull, reason)),
                     (Some(code), _) if code == Exit::Interrupted as u8 => Err(Error::new(Exit::Interrupted, reason)),
@@ -494,7 +494,8 @@ impl Supervisor<'_> {
     }
 
     /// A worker is gone: who was it? The explainer that it was in has failed. Outside of one anybody may have ended it (the
-    /// system, for want of memory): its unit goes to a worker again, and only after [`TRIES`] has the model failed.
+    /// system, for want of memory): its unit goes to a worker again. After [`TRIES`] the unit's model is left out of this
+    /// command's work, and the next command tries again.
     fn lost(&mut self, id: usize, kind: FailureKind, reason: String) -> Result<()> {
         self.say(Some(id), Event::WorkerLost { reason: reason.clone() })?;
         let heard = self.busy[id].heard;
@@ -502,9 +503,9 @@ impl Supervisor<'_> {
         self.scheduler.release(id);
         let cell = self.busy[id].cell.take();
         self.busy[id].last = None;
-        let none = String::new();
+        let failure = |model, explainer, reason| Failure { model, explainer, kind, reason, ..Failure::default() };
         if let Some((model, explainer)) = cell {
-            return self.fail(id, Failure { model, explainer: Some(explainer), kind, reason, id: none });
+            return self.fail(id, failure(model, Some(explainer), reason));
         }
         let key = unit.as_ref().filter(|_| heard).map_or_else(|| start_of(id), Unit::key);
         let tries = self.losses.entry(key.clone()).or_default();
@@ -513,10 +514,14 @@ impl Supervisor<'_> {
         if kind != FailureKind::Timeout && *tries < TRIES {
             return Ok(());
         }
+        let (tries, hint) = (*tries, "is there enough memory? `dmesg` says whether the system ended a process");
         match unit.filter(|_| heard).and_then(|unit| unit.model().map(str::to_string)) {
-            Some(model) => self.fail(id, Failure { model, explainer: None, kind, reason, id: none }),
-            None => Err(Error::new(Exit::Other, format!("{key}: {reason}"))
-                .hint("is there enough memory? `dmesg` says whether the system ended a process")),
+            Some(model) => {
+                let workers = if tries == 1 { "a worker was".into() } else { format!("{tries} workers were") };
+                let reason = format!("{workers} lost at {key}: {reason}; the same command tries again ({hint})");
+                self.fail(id, Failure { transient: true, ..failure(model, None, reason) })
+            }
+            None => Err(Error::new(Exit::Other, format!("{key}: {reason}")).hint(hint)),
         }
     }
 }

@@ -4,10 +4,11 @@ use super::spec::file_name;
 use serde::{Deserialize, Serialize};
 
 /// How a cell failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// It returned an error, a wrong shape, or panicked.
+    #[default]
     Error,
     /// It ended the worker.
     Crash,
@@ -20,7 +21,7 @@ pub enum FailureKind {
 }
 
 /// A failed cell of the table; a whole row where no explainer is named.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     pub model: String,
     #[serde(default)]
@@ -30,6 +31,9 @@ pub struct Failure {
     /// Of what it was: another build or other parameters are another cell.
     #[serde(default)]
     pub id: String,
+    /// Not the cell's own: workers were lost at it, and nobody knows why. It is not kept, so the same command tries again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transient: bool,
 }
 
 /// A piece of work.

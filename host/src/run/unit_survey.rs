@@ -56,7 +56,8 @@ impl Worker {
                 }
                 Err(e) => {
                     let (kind, id) = (FailureKind::Error, String::new());
-                    let failure = Failure { model, explainer: Some(cell), kind, reason: e.to_string(), id };
+                    let failure =
+                        Failure { model, explainer: Some(cell), kind, reason: e.to_string(), id, transient: false };
                     self.sink.say(Event::CellFailed(failure));
                 }
             }

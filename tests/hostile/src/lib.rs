@@ -169,6 +169,9 @@ register_model!("hostile-gradient-part", |_| model_spec("hostile-gradient-part")
     Ok(Box::new(HostileModel("hostile-gradient-part")))
 });
 
+// Ends the process when it runs, while the environment says so: as one whom the system ends for want of memory.
+register_model!("hostile-dies", |_| model_spec("hostile-dies"), |_| Ok(Box::new(HostileModel("hostile-dies"))));
+
 // Describes itself as it is, and ends the process when it is to have a number of classes.
 register_model!(
     "hostile-spec",
@@ -188,6 +191,9 @@ impl Model for HostileModel {
     }
 
     fn run(&self, request: &Request) -> Result<Response> {
+        if self.0 == "hostile-dies" && std::env::var_os("HOSTILE_DIES").is_some() {
+            std::process::abort();
+        }
         let mut response = Tape::run(request, |tape, images| {
             let x =
                 tape.site("input", images)?.f_tanh()?.f_sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float)?;
