@@ -65,7 +65,7 @@ impl Task {
         let n = task.classes.len();
         if n < 2 || (task.kind == Kind::Binary && n != 2) {
             let wanted = if task.kind == Kind::Binary { "two" } else { "at least two" };
-            return Err(Error::new(format!("the task has {n} classes, {wanted} expected (hint: task.classes)")));
+            return Err(Error::new(format!("the task has {n} classes, {wanted} expected")).hint("task.classes"));
         }
         if !["masked", "all"].contains(&task.select.as_str()) {
             return Err(Error::new(format!("task.select = \"{}\": masked or all expected", task.select)));

@@ -299,7 +299,7 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
     if !train_only {
         let report = match crate::report::write(&outcome.folder.0, None) {
             Ok(path) => path.display().to_string(),
-            Err(e) => format!("none was written: {}", e.message),
+            Err(e) => format!("none was written: {e}"),
         };
         outcome.text += &format!("Report: {report}\n");
     }

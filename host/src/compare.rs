@@ -294,9 +294,8 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
     }
     if rows.is_empty() {
         let (p, q) = (args.before.display(), args.after.display());
-        return Err(Error::input(format!(
-            "{p} and {q} have no cell in common (hint: labels of models, explainers and metrics must agree)"
-        )));
+        return Err(Error::input(format!("{p} and {q} have no cell in common"))
+            .hint("labels of models, explainers and metrics must agree"));
     }
     Ok(Comparison {
         before: args.before.clone(),

@@ -120,10 +120,8 @@ pub fn choose(name: &str) -> Result<Device> {
         let count = tch::Cuda::device_count();
         match (n as i64) < count {
             true => repeatable().and_then(|()| tf32(false)).map(|()| Device::Cuda(n)),
-            false => Err(Error::input(format!(
-                "device cuda:{n} was asked for, {count} CUDA devices are there (hint: --device auto, or `cargo xtask \
-                 setup --cuda` if libtorch was installed without CUDA)"
-            ))),
+            false => Err(Error::input(format!("device cuda:{n} was asked for, {count} CUDA devices are there"))
+                .hint("--device auto, or `cargo xtask setup --cuda` if libtorch was installed without CUDA")),
         }
     };
     match name.split_once(':') {

@@ -49,6 +49,11 @@ impl Error {
         Error { hint: hint.into(), ..self }
     }
 
+    /// The same, said of a place: `place: message`.
+    pub fn of(self, place: impl fmt::Display) -> Self {
+        Error { message: format!("{place}: {}", self.message), ..self }
+    }
+
     pub fn input(message: impl Into<String>) -> Self {
         Error::new(Exit::Input, message)
     }
@@ -69,7 +74,9 @@ impl std::error::Error for Error {}
 
 impl From<lightbox_core::Error> for Error {
     fn from(e: lightbox_core::Error) -> Self {
-        Error::new(if e.disk_full { Exit::DiskFull } else { Exit::Input }, e.to_string())
+        let exit = if e.disk_full { Exit::DiskFull } else { Exit::Input };
+        let hint = e.hint.clone().unwrap_or_default();
+        Error::new(exit, lightbox_core::Error { hint: None, ..e }.to_string()).hint(hint)
     }
 }
 
@@ -82,7 +89,7 @@ impl From<lightbox_sdk::Error> for Error {
 
 impl From<tch::TchError> for Error {
     fn from(e: tch::TchError) -> Self {
-        Error::new(Exit::Other, lightbox_core::Error::from(e).to_string())
+        Error { exit: Exit::Other, ..Error::from(lightbox_core::Error::from(e)) }
     }
 }
 

@@ -145,11 +145,9 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
             _ => e.label.clone(),
         };
         let reasons: Vec<String> = engine.explainers.iter().map(reason).collect();
-        return Err(Error::input(format!(
-            "nothing to draw: none of the explainers applies to {model} ({}) (hint: lightbox info {model} lists its sites)",
-            reasons.join("; "),
-            model = args.model
-        )));
+        let (model, reasons) = (&args.model, reasons.join("; "));
+        return Err(Error::input(format!("nothing to draw: none of the explainers applies to {model} ({reasons})"))
+            .hint(format!("lightbox info {model} lists its sites")));
     }
     if let Some(fits) = engine.explainers.iter().find(|e| e.fit().is_some()) {
         let label = &fits.label;

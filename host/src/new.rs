@@ -37,15 +37,15 @@ pub fn new(args: &NewArgs) -> Result<String> {
     }
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(name));
     if folder.exists() {
-        return Err(Error::input(format!("{}: is there already (hint: --path for another folder)", folder.display())));
+        return Err(Error::input(format!("{}: is there already", folder.display())).hint("--path for another folder"));
     }
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let sdk = args.sdk.clone().unwrap_or_else(|| checkout.join("sdk"));
     if !sdk.join("Cargo.toml").is_file() {
         let sdk = sdk.display();
-        return Err(Error::input(format!(
-            "{sdk}: lightbox-sdk is not there (hint: --sdk with the folder of a checkout)"
-        )));
+        return Err(
+            Error::input(format!("{sdk}: lightbox-sdk is not there")).hint("--sdk with the folder of a checkout")
+        );
     }
     let sdk = std::fs::canonicalize(&sdk).map_err(|e| lightbox_core::Error::io(&sdk, &e))?;
     let (source, features) = match (args.kind, args.tch) {

@@ -133,20 +133,23 @@ impl Registry {
     }
 
     fn missing(&self, kind: &str, name: &str, known: Vec<&str>) -> Error {
-        let mut message = format!("no {kind} is named {name}");
+        let (mut message, mut hint) = (format!("no {kind} is named {name}"), "");
         if known.is_empty() {
             let folders: Vec<String> = self.folders.iter().map(|f| f.display().to_string()).collect();
             message += &match folders.is_empty() {
-                true => "; no plugin folder was found (hint: `cargo xtask build` makes one, or use --plugins)".into(),
+                true => "; no plugin folder was found".into(),
                 false => format!("; no plugin in {} has one", folders.join(", ")),
             };
+            if folders.is_empty() {
+                hint = "`cargo xtask build` makes one, or use --plugins";
+            }
         } else {
             message += &format!(" (known: {})", known.join(", "));
         }
         for rejected in &self.rejected {
             message += &format!("\nnote: {} was rejected: {}", rejected.file.display(), rejected.reason);
         }
-        Error::plugin(message)
+        Error::plugin(message).hint(hint)
     }
 
     /// The plugin that offers a model, and the model's specification with default options.

@@ -61,18 +61,15 @@ impl Run {
         let folder = RunFolder(path.to_path_buf());
         let shown = path.display();
         if !folder.environment().is_file() {
-            return Err(Error::input(format!("{shown} is not the folder of a run (hint: `lightbox run` makes them)")));
+            return Err(Error::input(format!("{shown} is not the folder of a run")).hint("`lightbox run` makes them"));
         }
         let file = path.join("summary.json");
         if !file.is_file() {
-            return Err(Error::input(format!(
-                "{shown}: the run has not ended (hint: the same `lightbox run` goes on)"
-            )));
+            return Err(Error::input(format!("{shown}: the run has not ended")).hint("the same `lightbox run` goes on"));
         }
         let old = |e: Error| {
-            let text =
-                format!("{}: {} (hint: it is of another version; run the spec again)", file.display(), e.message);
-            Error::input(text)
+            Error::input(format!("{}: {}", file.display(), e.message))
+                .hint("it is of another version; run the spec again")
         };
         let summary: SummaryFile = read_json(&file).map_err(old)?;
         if summary.schema != crate::run::summary::SCHEMA {

@@ -105,7 +105,7 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
         match Run::open(folder) {
             Ok(run) => runs.push((folder.display().to_string(), run)),
             Err(e) => {
-                eprintln!("not served: {}", e.message);
+                eprintln!("not served: {e}");
                 last = Some(e);
             }
         }
@@ -116,7 +116,7 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
     let pages = vec![None; runs.len()];
     let mut site = Site { runs, pages };
     let server = tiny_http::Server::http(("127.0.0.1", port));
-    let server = server.map_err(|e| Error::input(format!("port {port}: {e} (hint: --port 0 takes a free one)")))?;
+    let server = server.map_err(|e| Error::input(format!("port {port}: {e}")).hint("--port 0 takes a free one"))?;
     ready(&format!("http://{}/", server.server_addr()));
     while !signals::interrupted() {
         let wait = std::time::Duration::from_millis(200);
@@ -133,7 +133,7 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
             Ok(Some((kind, body))) if kind == "redirect" => (301, kind, body),
             Ok(Some((kind, body))) => (200, kind, body),
             Ok(None) => (404, "text/plain; charset=utf-8".into(), b"there is nothing of this name".to_vec()),
-            Err(e) => (500, "text/plain; charset=utf-8".into(), e.message.into_bytes()),
+            Err(e) => (500, "text/plain; charset=utf-8".into(), e.to_string().into_bytes()),
         };
         let header = match status {
             301 => tiny_http::Header::from_bytes("Location", body.clone()),

@@ -207,9 +207,9 @@ fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
             "mixed" if machine.device != "cpu" => {}
             "mixed" => {
                 return Err(Error::input(format!(
-                    "model {label}: precision = \"mixed\" needs a CUDA device, and the run is on the CPU (hint: --set \
-                     'models.*.train.precision=float32')"
-                )));
+                    "model {label}: precision = \"mixed\" needs a CUDA device, and the run is on the CPU"
+                ))
+                .hint("--set 'models.*.train.precision=float32'"));
             }
             _ => {
                 return Err(Error::input(format!(

@@ -355,7 +355,7 @@ impl RunSpec {
             }
         };
         let base = std::path::absolute(base)?;
-        Self::parse_with(&text, &base, sets).map_err(|e| Error::input(format!("{}: {}", which.display(), e.message)))
+        Self::parse_with(&text, &base, sets).map_err(|e| e.of(which.display()))
     }
 
     /// Parses and checks a spec whose paths are relative to `base`.

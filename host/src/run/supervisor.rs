@@ -54,7 +54,7 @@ fn devices(spec: &RunSpec) -> Result<Vec<String>> {
         spec.device.split(',').map(|name| Ok(device::name(device::choose(name.trim())?))).collect::<Result<_>>()?;
     let kind = |d: &String| d.split(':').next().unwrap_or_default().to_string();
     if spec.tf32 && all.iter().any(|d| d == "cpu") {
-        return Err(Error::input("tf32 = true: a CPU has no TF32 (hint: --set tf32=false, or --device cuda)"));
+        return Err(Error::input("tf32 = true: a CPU has no TF32").hint("--set tf32=false, or --device cuda"));
     }
     match all.iter().find(|d| kind(d) != kind(&all[0])) {
         Some(other) => Err(Error::input(format!(

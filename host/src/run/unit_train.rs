@@ -110,7 +110,7 @@ impl Training<'_> {
             let text = state.iter().find(|(n, _)| n == "history").map(|(_, t)| Vec::<u8>::try_from(t));
             let text = text.transpose()?.unwrap_or_default();
             history = serde_json::from_slice(&text)
-                .map_err(|e| Error::input(format!("{}: its history: {e} (hint: delete the file)", last.display())))?;
+                .map_err(|e| Error::input(format!("{}: its history: {e}", last.display())).hint("delete the file"))?;
         }
         let target = |indices: &[usize]| -> Result<Array, lightbox_sdk::Error> {
             let (n, k) = (indices.len(), self.classes);

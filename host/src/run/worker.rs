@@ -125,7 +125,7 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
                     false => (e.exit == Exit::DiskFull || prepare).then_some(e.exit),
                 };
                 let fatal = fatal.map(|exit| exit as u8);
-                sink.say(Event::UnitFailed { unit, reason: e.message, fatal, diverged });
+                sink.say(Event::UnitFailed { unit, reason: e.to_string(), fatal, diverged });
             }
         }
         sink.say(Event::Ready);
@@ -331,9 +331,8 @@ impl Worker {
                 if path.is_file() {
                     if self.folder.fitted(&path)?.is_none() {
                         let file = path.display();
-                        return Err(Error::input(format!(
-                            "{file} is not what the fit of {name} handed back (hint: go on with --retry-failed: it is made anew)"
-                        )));
+                        return Err(Error::input(format!("{file} is not what the fit of {name} handed back"))
+                            .hint("go on with --retry-failed: it is made anew"));
                     }
                     let mut fitted = Vec::new();
                     for (name, tensor) in &checkpoint::read_own(&path)? {
