@@ -198,7 +198,9 @@ pub struct EventWriter(Mutex<File>);
 impl EventWriter {
     /// To be called once, first of all, in a child.
     pub fn open() -> Self {
-        signals::install_child();
+        if let Err(e) = signals::install_child() {
+            eprintln!("note: this process cannot be told to stop early: {e}");
+        }
         // SAFETY: plain calls on the standard descriptors; the new one belongs to the file alone.
         let out = unsafe {
             let out = libc::dup(1);

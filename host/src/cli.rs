@@ -230,7 +230,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::CheckWorker(args) => check::worker(&args).map(|()| Exit::Ok),
         Command::Explain(args) => {
             let registry = Registry::scan(&cli.plugins)?;
-            signals::install();
+            signals::install()?;
             explain::explain(&args, &registry)
         }
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
@@ -248,7 +248,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Command::Serve { runs, port } => {
-            signals::install();
+            signals::install()?;
             crate::report::serve::serve(&runs, port, &mut |address| {
                 println!("{address}");
                 eprintln!("serving {} runs on this machine alone; Ctrl-C ends it", runs.len());
@@ -273,7 +273,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
 
 fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) -> Result<Exit> {
     let registry = Registry::scan(plugins)?;
-    signals::install();
+    signals::install()?;
     let mut spec = RunSpec::read(&spec, &args.set)?;
     if let Some(device) = args.device {
         spec.device = device;
