@@ -1,7 +1,8 @@
 //! What is asked of a model.
 
 use super::{
-    MODEL_MADE, Status, Test, difference, finite, images, keeps_globals, made, make_small, pass, refuses, rows, tensor,
+    MODEL_MADE, Outcome, Status, Test, difference, finite, images, keeps_globals, made, make_small, pass, refuses,
+    rows, tensor,
 };
 use crate::registry::source::OpenPlugin;
 use lightbox_sdk::spec::{Axis, ModelSpec, PAIR_RULES, Role};
@@ -96,6 +97,263 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Opti
     Ok(along)
 }
 
+/// A model that was made, with the images that it is tried on.
+struct Tried<'a> {
+    model: &'a ModelHandle,
+    spec: &'a ModelSpec,
+    /// Two images.
+    batch: &'a Array,
+}
+
+type Trial<'a> = fn(&Tried<'a>) -> Outcome;
+
+impl Tried<'_> {
+    fn forward(&self, images: &Array) -> std::result::Result<lightbox_sdk::Response, String> {
+        self.model.run(&Request::forward(images.clone())).map_err(|e| e.to_string())
+    }
+
+    /// Logits and sites have the shapes it says, and are finite.
+    fn shapes(&self) -> Outcome {
+        let names: Vec<String> = self.spec.sites.iter().map(|s| s.name.clone()).collect();
+        let request = Request { values: names, ..Request::forward(self.batch.clone()) };
+        let response = self.model.run(&request).map_err(|e| e.to_string())?;
+        for output in &self.spec.outputs {
+            let array = response.output(self.spec, &output.name).map_err(|e| e.to_string())?;
+            let (shape, wanted) = (array.shape(), [vec![2], output.shape()].concat());
+            if shape != wanted {
+                return Err(format!("output {} has shape {shape:?}, expected {wanted:?}", output.name));
+            }
+            finite(array, &format!("output {}", output.name))?;
+        }
+        finite(&response.logits, "logits")?;
+        for site in &self.spec.sites {
+            let value = response.values.get(&site.name).ok_or(format!("site {} is not handed back", site.name))?;
+            let shape = value.shape();
+            let expected = if site.is_map() {
+                Some([vec![2, site.channels], site.grid.clone()].concat())
+            } else if site.is_tokens() {
+                Some(vec![2, site.prefix.len() + site.places(), site.channels])
+            } else if site.axes == [Axis::Batch, Axis::Channel] || site.axes == [Axis::Batch, Axis::Class] {
+                Some(vec![2, site.channels])
+            } else {
+                None
+            };
+            if expected.as_ref().is_some_and(|e| *e != shape) {
+                return Err(format!(
+                    "site {} has shape {shape:?}, expected {:?}",
+                    site.name,
+                    expected.unwrap_or_default()
+                ));
+            }
+            finite(value, &format!("site {}", site.name))?;
+        }
+        pass()
+    }
+
+    /// Is deterministic.
+    fn deterministic(&self) -> Outcome {
+        match difference(&self.forward(self.batch)?.logits, &self.forward(self.batch)?.logits)? {
+            0.0 => pass(),
+            d => Err(format!("two runs differ by {d:.1e}")),
+        }
+    }
+
+    /// Gives an image the same logits in any batch.
+    fn any_batch(&self) -> Outcome {
+        let whole = self.forward(self.batch)?.logits;
+        for i in 0..2 {
+            let alone = self.forward(&rows(self.batch, i, 1).map_err(|e| e.to_string())?)?.logits;
+            let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
+            if d > 1e-4 {
+                return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
+            }
+        }
+        pass()
+    }
+
+    /// Gradients equal finite differences.
+    fn gradients(&self) -> Outcome {
+        let mut zero = Vec::new();
+        let tried = tried_sites(self.spec);
+        for site in &tried {
+            match gradient_error(self.model, self.batch, site)? {
+                None => zero.push(site.as_str()),
+                Some(error) if error > 0.05 => {
+                    return Err(format!("at {site} they differ by {:.1} %", error * 100.0));
+                }
+                Some(_) => {}
+            }
+        }
+        let tried = tried.len();
+        match zero.len() {
+            0 => Ok((Status::Pass, format!("{tried} sites"))),
+            n => {
+                let status = if n == tried { Status::Warn } else { Status::Pass };
+                Ok((status, format!("{tried} sites; too small to compare at {n} of them, first {}", zero[0])))
+            }
+        }
+    }
+
+    /// A gradient is the same whatever else is asked for.
+    fn gradients_among_others(&self) -> Outcome {
+        let all: Vec<String> = self.spec.sites.iter().map(|s| s.name.clone()).collect();
+        for site in self.spec.cam_site.iter().chain(&self.spec.attention_site) {
+            let (alone, _) = gradient(self.model, self.batch, site, std::slice::from_ref(site))?;
+            let (among, _) = gradient(self.model, self.batch, site, &all)?;
+            let largest = among.abs().max().double_value(&[]).max(1e-30);
+            let d = (alone - among).abs().max().double_value(&[]) / largest;
+            if d > 1e-3 {
+                return Err(format!("at {site} alone and among all sites they differ by {:.1} %", d * 100.0));
+            }
+        }
+        pass()
+    }
+
+    /// A patch that changes nothing changes nothing, one that blots out does.
+    fn patches(&self) -> Outcome {
+        let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
+        let plain = self.forward(self.batch)?.logits;
+        for site in &self.spec.sites {
+            let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
+            let request = Request { patches: vec![patch], ..Request::forward(self.batch.clone()) };
+            let d = difference(&self.model.run(&request).map_err(|e| e.to_string())?.logits, &plain)?;
+            // A site that nobody asks for may run by a fused kernel, which rounds in another order.
+            if d > 1e-5 {
+                return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
+            }
+        }
+        let zero = Array::from_vec(&[1], vec![0f32]).map_err(|e| e.to_string())?;
+        for site in self.spec.cam_site.iter().chain(&self.spec.attention_site) {
+            let patch = Patch { site: site.clone(), scale: Some(zero.clone()), shift: None };
+            let request = Request { patches: vec![patch], ..Request::forward(self.batch.clone()) };
+            if difference(&self.model.run(&request).map_err(|e| e.to_string())?.logits, &plain)? == 0.0 {
+                return Err(format!("scaling {site} by 0 leaves the logits as they were"));
+            }
+        }
+        pass()
+    }
+
+    /// A run that begins at a site is the rest of the whole run.
+    fn starts(&self) -> Outcome {
+        let starts: Vec<&String> = self.spec.sites.iter().filter(|s| s.start).map(|s| &s.name).collect();
+        // All of them, or a dozen spread over more.
+        for site in starts.iter().step_by(starts.len().div_ceil(12).max(1)) {
+            let values = vec![site.to_string()];
+            let whole = self
+                .model
+                .run(&Request { values, ..Request::forward(self.batch.clone()) })
+                .map_err(|e| e.to_string())?;
+            let value = whole.values.get(*site).ok_or(format!("no value at {site}"))?.clone();
+            let from = Request::from_site(site, value.clone()).map_err(|e| e.to_string())?;
+            let rest = self.model.run(&from).map_err(|e| e.to_string())?;
+            let d = difference(&rest.logits, &whole.logits)?;
+            if d > 1e-5 {
+                return Err(format!("begun at {site} the logits differ by {d:.1e}"));
+            }
+            // Another batch size, and a patch there.
+            let tenth = Array::from_vec(&[1], vec![0.1f32]).map_err(|e| e.to_string())?;
+            let patches = vec![Patch { site: site.to_string(), scale: Some(tenth), shift: None }];
+            let patched = self.model.run(&Request { patches: patches.clone(), ..Request::forward(self.batch.clone()) });
+            let patched = patched.map_err(|e| e.to_string())?;
+            let twice = tensor(&value)?
+                .repeat([2].iter().copied().chain((1..value.shape().len()).map(|_| 1)).collect::<Vec<i64>>());
+            let twice = Array::from_tensor(&twice.to_kind(Kind::Float)).map_err(|e| e.to_string())?;
+            let from = Request::from_site(site, twice).map_err(|e| e.to_string())?;
+            let rest = self.model.run(&Request { patches, ..from }).map_err(|e| e.to_string())?;
+            for half in [0, 2] {
+                let d = difference(&rows(&rest.logits, half, 2).map_err(|e| e.to_string())?, &patched.logits)?;
+                if d > 1e-4 {
+                    return Err(format!("begun at {site} with a patch there the logits differ by {d:.1e}"));
+                }
+            }
+        }
+        Ok((Status::Pass, if starts.is_empty() { "it has none".into() } else { format!("{} sites", starts.len()) }))
+    }
+
+    /// Rules change gradients and no value.
+    fn rules(&self) -> Outcome {
+        let plain = self.forward(self.batch)?.logits;
+        let input = self.spec.site_of(Role::Input).map(|s| s.name.clone());
+        let Some(input) = input.filter(|_| !self.spec.rules.is_empty()) else {
+            return Ok((Status::Pass, "it has none".into()));
+        };
+        for rule in &self.spec.rules {
+            let targets = Array::from_vec(&[2], vec![0i64; 2]).map_err(|e| e.to_string())?;
+            let pairs = PAIR_RULES.contains(&rule.as_str());
+            let request =
+                Request::explain(self.batch.clone(), Objective::Class(targets), &[], std::slice::from_ref(&input));
+            let request = Request { pairs, ..request };
+            let rules = vec![rule.clone()];
+            let ruled = self.model.run(&Request { rules, ..request.clone() }).map_err(|e| e.to_string())?;
+            let d = difference(&ruled.logits, &plain)?;
+            if d > 1e-5 {
+                return Err(format!("rule {rule} moves the logits by {d:.1e}"));
+            }
+            let usual = self.model.run(&request).map_err(|e| e.to_string())?;
+            let at = |r: &lightbox_sdk::Response| r.grads.first().and_then(|g| g.get(&input)).cloned();
+            let (a, b) = (at(&ruled).ok_or("no gradient")?, at(&usual).ok_or("no gradient")?);
+            finite(&a, "the gradient")?;
+            if difference(&a, &b)? == 0.0 {
+                return Err(format!("rule {rule} leaves the gradient as it was"));
+            }
+        }
+        Ok((Status::Pass, self.spec.rules.join(", ")))
+    }
+
+    /// A fork with other parameters leaves the original as it was.
+    fn forks(&self) -> Outcome {
+        let before = self.forward(self.batch)?.logits;
+        let parameters = self.model.parameters().map_err(|e| e.to_string())?;
+        let (name, array) = parameters.first().ok_or("it has no parameters")?;
+        let zeros = tensor(array)?.zeros_like().to_kind(Kind::Float);
+        let edit = vec![(name.clone(), Array::from_tensor(&zeros).map_err(|e| e.to_string())?)];
+        let fork = self.model.fork_with(&edit).map_err(|e| e.to_string())?;
+        let forked = fork.run(&Request::forward(self.batch.clone())).map_err(|e| e.to_string())?.logits;
+        if difference(&self.forward(self.batch)?.logits, &before)? != 0.0 {
+            return Err("the original's logits have changed".into());
+        }
+        if difference(&forked, &before)? == 0.0 {
+            return Err(format!("the fork with {name} set to zero is the original"));
+        }
+        pass()
+    }
+
+    /// Does not write to its input.
+    fn input_is_kept(&self) -> Outcome {
+        let copy = Array::from_tensor(&tensor(self.batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
+        self.forward(self.batch)?;
+        if difference(self.batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
+    }
+
+    /// Leaves grad mode, threads and random generator as they were.
+    fn globals_are_kept(&self) -> Outcome {
+        keeps_globals(&mut || self.forward(self.batch).map(drop))
+    }
+
+    /// Refuses wrong input with an error.
+    fn wrong_input(&self) -> Outcome {
+        let i = &self.spec.input;
+        let array =
+            |shape: &[usize]| Array::from_vec(shape, vec![0f32; shape.iter().product()]).map_err(|e| e.to_string());
+        let mut other = i.shape(2);
+        other[2] += 1;
+        refuses(self.model.run(&Request::forward(array(&other)?)), "an image of another size")?;
+        refuses(self.model.run(&Request::forward(array(&[4])?)), "a vector for images")?;
+        let unknown = Request { values: vec!["no such site".into()], ..Request::forward(self.batch.clone()) };
+        refuses(self.model.run(&unknown), "an unknown site")?;
+        let input = || self.spec.site_of(Role::Input).map(|s| s.name.clone());
+        let site = self.spec.cam_site.clone().or_else(input).unwrap_or_default();
+        let target = Array::from_vec(&[2], vec![self.spec.classes() as i64; 2]).map_err(|e| e.to_string())?;
+        let request = Request {
+            grads: vec![site],
+            objectives: vec![vec![Objective::Class(target)]],
+            ..Request::forward(self.batch.clone())
+        };
+        refuses(self.model.run(&request), "a class that it does not have")?;
+        pass()
+    }
+}
+
 /// The tests of one model. `dead`: its making has ended the process before.
 pub(super) fn check(plugin: &dyn OpenPlugin, spec: &ModelSpec, dead: bool, test: &mut Test<'_>) {
     let subject = spec.name.clone();
@@ -128,218 +386,22 @@ pub(super) fn check(plugin: &dyn OpenPlugin, spec: &ModelSpec, dead: bool, test:
         return;
     }
     let Some((model, spec)) = cell else { return };
-    let batch = images(&spec, 2);
-    let forward = |images: &Array| model.run(&Request::forward(images.clone())).map_err(|e| e.to_string());
-
-    test(&subject, "logits and sites have the shapes it says, and are finite", &mut || {
-        let names: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
-        let request = Request { values: names, ..Request::forward(batch.clone()) };
-        let response = model.run(&request).map_err(|e| e.to_string())?;
-        for output in &spec.outputs {
-            let array = response.output(&spec, &output.name).map_err(|e| e.to_string())?;
-            let (shape, wanted) = (array.shape(), [vec![2], output.shape()].concat());
-            if shape != wanted {
-                return Err(format!("output {} has shape {shape:?}, expected {wanted:?}", output.name));
-            }
-            finite(array, &format!("output {}", output.name))?;
-        }
-        finite(&response.logits, "logits")?;
-        for site in &spec.sites {
-            let value = response.values.get(&site.name).ok_or(format!("site {} is not handed back", site.name))?;
-            let shape = value.shape();
-            let expected = if site.is_map() {
-                Some([vec![2, site.channels], site.grid.clone()].concat())
-            } else if site.is_tokens() {
-                Some(vec![2, site.prefix.len() + site.places(), site.channels])
-            } else if site.axes == [Axis::Batch, Axis::Channel] || site.axes == [Axis::Batch, Axis::Class] {
-                Some(vec![2, site.channels])
-            } else {
-                None
-            };
-            if expected.as_ref().is_some_and(|e| *e != shape) {
-                return Err(format!(
-                    "site {} has shape {shape:?}, expected {:?}",
-                    site.name,
-                    expected.unwrap_or_default()
-                ));
-            }
-            finite(value, &format!("site {}", site.name))?;
-        }
-        pass()
-    });
-    test(&subject, "is deterministic", &mut || match difference(&forward(&batch)?.logits, &forward(&batch)?.logits)? {
-        0.0 => pass(),
-        d => Err(format!("two runs differ by {d:.1e}")),
-    });
-    test(&subject, "gives an image the same logits in any batch", &mut || {
-        let whole = forward(&batch)?.logits;
-        for i in 0..2 {
-            let alone = forward(&rows(&batch, i, 1).map_err(|e| e.to_string())?)?.logits;
-            let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
-            if d > 1e-4 {
-                return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
-            }
-        }
-        pass()
-    });
-    test(&subject, "gradients equal finite differences", &mut || {
-        let mut zero = Vec::new();
-        let tried = tried_sites(&spec);
-        for site in &tried {
-            match gradient_error(&model, &batch, site)? {
-                None => zero.push(site.as_str()),
-                Some(error) if error > 0.05 => {
-                    return Err(format!("at {site} they differ by {:.1} %", error * 100.0));
-                }
-                Some(_) => {}
-            }
-        }
-        let tried = tried.len();
-        match zero.len() {
-            0 => Ok((Status::Pass, format!("{tried} sites"))),
-            n => {
-                let status = if n == tried { Status::Warn } else { Status::Pass };
-                Ok((status, format!("{tried} sites; too small to compare at {n} of them, first {}", zero[0])))
-            }
-        }
-    });
-    test(&subject, "a gradient is the same whatever else is asked for", &mut || {
-        let all: Vec<String> = spec.sites.iter().map(|s| s.name.clone()).collect();
-        for site in spec.cam_site.iter().chain(&spec.attention_site) {
-            let (alone, _) = gradient(&model, &batch, site, std::slice::from_ref(site))?;
-            let (among, _) = gradient(&model, &batch, site, &all)?;
-            let largest = among.abs().max().double_value(&[]).max(1e-30);
-            let d = (alone - among).abs().max().double_value(&[]) / largest;
-            if d > 1e-3 {
-                return Err(format!("at {site} alone and among all sites they differ by {:.1} %", d * 100.0));
-            }
-        }
-        pass()
-    });
-    test(&subject, "a patch that changes nothing changes nothing, one that blots out does", &mut || {
-        let one = Array::from_vec(&[1], vec![1f32]).map_err(|e| e.to_string())?;
-        let plain = forward(&batch)?.logits;
-        for site in &spec.sites {
-            let patch = Patch { site: site.name.clone(), scale: Some(one.clone()), shift: None };
-            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
-            let d = difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &plain)?;
-            // A site that nobody asks for may run by a fused kernel, which rounds in another order.
-            if d > 1e-5 {
-                return Err(format!("scaling {} by 1 moves the logits by {d:.1e}", site.name));
-            }
-        }
-        let zero = Array::from_vec(&[1], vec![0f32]).map_err(|e| e.to_string())?;
-        for site in spec.cam_site.iter().chain(&spec.attention_site) {
-            let patch = Patch { site: site.clone(), scale: Some(zero.clone()), shift: None };
-            let request = Request { patches: vec![patch], ..Request::forward(batch.clone()) };
-            if difference(&model.run(&request).map_err(|e| e.to_string())?.logits, &plain)? == 0.0 {
-                return Err(format!("scaling {site} by 0 leaves the logits as they were"));
-            }
-        }
-        pass()
-    });
-    test(&subject, "a run that begins at a site is the rest of the whole run", &mut || {
-        let starts: Vec<&String> = spec.sites.iter().filter(|s| s.start).map(|s| &s.name).collect();
-        // All of them, or a dozen spread over more.
-        for site in starts.iter().step_by(starts.len().div_ceil(12).max(1)) {
-            let values = vec![site.to_string()];
-            let whole = model.run(&Request { values, ..Request::forward(batch.clone()) }).map_err(|e| e.to_string())?;
-            let value = whole.values.get(*site).ok_or(format!("no value at {site}"))?.clone();
-            let from = Request::from_site(site, value.clone()).map_err(|e| e.to_string())?;
-            let rest = model.run(&from).map_err(|e| e.to_string())?;
-            let d = difference(&rest.logits, &whole.logits)?;
-            if d > 1e-5 {
-                return Err(format!("begun at {site} the logits differ by {d:.1e}"));
-            }
-            // Another batch size, and a patch there.
-            let tenth = Array::from_vec(&[1], vec![0.1f32]).map_err(|e| e.to_string())?;
-            let patches = vec![Patch { site: site.to_string(), scale: Some(tenth), shift: None }];
-            let patched = model.run(&Request { patches: patches.clone(), ..Request::forward(batch.clone()) });
-            let patched = patched.map_err(|e| e.to_string())?;
-            let twice = tensor(&value)?
-                .repeat([2].iter().copied().chain((1..value.shape().len()).map(|_| 1)).collect::<Vec<i64>>());
-            let twice = Array::from_tensor(&twice.to_kind(Kind::Float)).map_err(|e| e.to_string())?;
-            let from = Request::from_site(site, twice).map_err(|e| e.to_string())?;
-            let rest = model.run(&Request { patches, ..from }).map_err(|e| e.to_string())?;
-            for half in [0, 2] {
-                let d = difference(&rows(&rest.logits, half, 2).map_err(|e| e.to_string())?, &patched.logits)?;
-                if d > 1e-4 {
-                    return Err(format!("begun at {site} with a patch there the logits differ by {d:.1e}"));
-                }
-            }
-        }
-        Ok((Status::Pass, if starts.is_empty() { "it has none".into() } else { format!("{} sites", starts.len()) }))
-    });
-    test(&subject, "rules change gradients and no value", &mut || {
-        let plain = forward(&batch)?.logits;
-        let input = spec.site_of(Role::Input).map(|s| s.name.clone());
-        let Some(input) = input.filter(|_| !spec.rules.is_empty()) else {
-            return Ok((Status::Pass, "it has none".into()));
-        };
-        for rule in &spec.rules {
-            let targets = Array::from_vec(&[2], vec![0i64; 2]).map_err(|e| e.to_string())?;
-            let pairs = PAIR_RULES.contains(&rule.as_str());
-            let request = Request::explain(batch.clone(), Objective::Class(targets), &[], std::slice::from_ref(&input));
-            let request = Request { pairs, ..request };
-            let rules = vec![rule.clone()];
-            let ruled = model.run(&Request { rules, ..request.clone() }).map_err(|e| e.to_string())?;
-            let d = difference(&ruled.logits, &plain)?;
-            if d > 1e-5 {
-                return Err(format!("rule {rule} moves the logits by {d:.1e}"));
-            }
-            let usual = model.run(&request).map_err(|e| e.to_string())?;
-            let at = |r: &lightbox_sdk::Response| r.grads.first().and_then(|g| g.get(&input)).cloned();
-            let (a, b) = (at(&ruled).ok_or("no gradient")?, at(&usual).ok_or("no gradient")?);
-            finite(&a, "the gradient")?;
-            if difference(&a, &b)? == 0.0 {
-                return Err(format!("rule {rule} leaves the gradient as it was"));
-            }
-        }
-        Ok((Status::Pass, spec.rules.join(", ")))
-    });
-    test(&subject, "a fork with other parameters leaves the original as it was", &mut || {
-        let before = forward(&batch)?.logits;
-        let parameters = model.parameters().map_err(|e| e.to_string())?;
-        let (name, array) = parameters.first().ok_or("it has no parameters")?;
-        let zeros = tensor(array)?.zeros_like().to_kind(Kind::Float);
-        let edit = vec![(name.clone(), Array::from_tensor(&zeros).map_err(|e| e.to_string())?)];
-        let fork = model.fork_with(&edit).map_err(|e| e.to_string())?;
-        let forked = fork.run(&Request::forward(batch.clone())).map_err(|e| e.to_string())?.logits;
-        if difference(&forward(&batch)?.logits, &before)? != 0.0 {
-            return Err("the original's logits have changed".into());
-        }
-        if difference(&forked, &before)? == 0.0 {
-            return Err(format!("the fork with {name} set to zero is the original"));
-        }
-        pass()
-    });
-    test(&subject, "does not write to its input", &mut || {
-        let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
-        forward(&batch)?;
-        if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
-    });
-    test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
-        keeps_globals(&mut || forward(&batch).map(drop))
-    });
-    test(&subject, "refuses wrong input with an error", &mut || {
-        let i = &spec.input;
-        let array =
-            |shape: &[usize]| Array::from_vec(shape, vec![0f32; shape.iter().product()]).map_err(|e| e.to_string());
-        let mut other = i.shape(2);
-        other[2] += 1;
-        refuses(model.run(&Request::forward(array(&other)?)), "an image of another size")?;
-        refuses(model.run(&Request::forward(array(&[4])?)), "a vector for images")?;
-        let unknown = Request { values: vec!["no such site".into()], ..Request::forward(batch.clone()) };
-        refuses(model.run(&unknown), "an unknown site")?;
-        let input = || spec.site_of(Role::Input).map(|s| s.name.clone());
-        let site = spec.cam_site.clone().or_else(input).unwrap_or_default();
-        let target = Array::from_vec(&[2], vec![spec.classes() as i64; 2]).map_err(|e| e.to_string())?;
-        let request = Request {
-            grads: vec![site],
-            objectives: vec![vec![Objective::Class(target)]],
-            ..Request::forward(batch.clone())
-        };
-        refuses(model.run(&request), "a class that it does not have")?;
-        pass()
-    });
+    let tried = Tried { batch: &images(&spec, 2), model: &model, spec: &spec };
+    let all: [(&str, Trial); 12] = [
+        ("logits and sites have the shapes it says, and are finite", Tried::shapes),
+        ("is deterministic", Tried::deterministic),
+        ("gives an image the same logits in any batch", Tried::any_batch),
+        ("gradients equal finite differences", Tried::gradients),
+        ("a gradient is the same whatever else is asked for", Tried::gradients_among_others),
+        ("a patch that changes nothing changes nothing, one that blots out does", Tried::patches),
+        ("a run that begins at a site is the rest of the whole run", Tried::starts),
+        ("rules change gradients and no value", Tried::rules),
+        ("a fork with other parameters leaves the original as it was", Tried::forks),
+        ("does not write to its input", Tried::input_is_kept),
+        ("leaves grad mode, threads and random generator as they were", Tried::globals_are_kept),
+        ("refuses wrong input with an error", Tried::wrong_input),
+    ];
+    for (name, run) in all {
+        test(&subject, name, &mut || run(&tried));
+    }
 }
