@@ -10,7 +10,7 @@ use crate::run::spec::file_name;
 use crate::watch::terminal;
 use clap::Args;
 use lightbox_core::data::image::Intensity;
-use lightbox_core::data::preparation::{Depth, Preparation};
+use lightbox_core::data::preparation::Preparation;
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::picture::Picture;
 use lightbox_core::{checkpoint, files, tensors};
@@ -124,9 +124,7 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         eprintln!("note: no --weights: {} has random initial values", args.model);
     }
     let preparation = match model.spec()?.input.flat() {
-        Ok(size) => {
-            Some(Preparation { size, colour: args.colour, intensity: args.intensity()?, depth: Depth::OfImage })
-        }
+        Ok(size) => Some(Preparation { size, colour: args.colour, intensity: args.intensity()? }),
         Err(_) => None,
     };
     let settings =

@@ -1,7 +1,7 @@
 //! Image files as a model takes them.
 
 use crate::error::Result;
-use lightbox_core::data::preparation::Preparation;
+use lightbox_core::data::preparation::{Levels, Preparation};
 use lightbox_sdk::spec::InputSpec;
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -14,28 +14,27 @@ pub struct Input {
     pub pictures: Vec<(PathBuf, Vec<u8>)>,
 }
 
-/// Reads images as a run stores them.
+/// Reads images as a run stores them; what a model takes of them has the same bits.
 pub fn read_images(paths: &[PathBuf], input: &InputSpec, preparation: &Preparation) -> Result<Input> {
     let [h, w] = preparation.size;
-    let read = |path: &PathBuf| -> Result<Vec<f32>> {
+    let read = |path: &PathBuf| -> Result<Levels> {
         let image = preparation.read(path)?;
-        let mut pixels = preparation.prepared(&image).map_err(|e| e.with_path(path))?;
-        // A grey image, in a colour set too, has three equal channels.
-        while pixels.len() < input.channels * h * w {
-            pixels.extend_from_within(..h * w);
-        }
-        Ok(pixels)
+        Ok(preparation.levels(&image).map_err(|e| e.with_path(path))?)
     };
-    let pixels: Vec<Vec<f32>> = paths.par_iter().map(read).collect::<Result<_>>()?;
-    let mut values = Vec::with_capacity(pixels.len() * input.channels * h * w);
-    for image in &pixels {
-        for (channel, (mean, std)) in image.chunks(h * w).zip(input.mean.iter().zip(&input.std)) {
-            values.extend(channel.iter().map(|&v| ((f64::from(v) - mean) / std) as f32));
+    let images: Vec<Levels> = paths.par_iter().map(read).collect::<Result<_>>()?;
+    let mut values = Vec::with_capacity(images.len() * input.channels * h * w);
+    let mut pictures = Vec::new();
+    for (path, image) in paths.iter().zip(&images) {
+        // A grey image, in a colour set too, has equal channels.
+        let own = image.values.len() / (h * w);
+        let channel = |c: usize| &image.values[c % own * h * w..][..h * w];
+        for (c, (scale, shift)) in image.depth.normalisation(&input.mean, &input.std).into_iter().enumerate() {
+            values.extend(channel(c).iter().map(|&v| f32::from(v) * scale + shift));
         }
+        let mean = |i: usize| (0..own).map(|c| f32::from(channel(c)[i])).sum::<f32>() / own as f32;
+        let bytes = (0..h * w).map(|i| (mean(i) / image.depth.levels() * 255.0 + 0.5) as u8).collect();
+        pictures.push((path.clone(), bytes));
     }
-    let shape = [pixels.len() as i64, input.channels as i64, h as i64, w as i64];
-    let batch = Tensor::f_from_slice(&values)?.f_reshape(shape)?;
-    let mean = |p: &[f32], i: usize| p.iter().skip(i).step_by(h * w).sum::<f32>() / input.channels as f32;
-    let bytes = |p: Vec<f32>| (0..h * w).map(|i| (mean(&p, i) * 255.0 + 0.5) as u8).collect();
-    Ok(Input { batch, pictures: paths.iter().cloned().zip(pixels.into_iter().map(bytes)).collect() })
+    let shape = [images.len() as i64, input.channels as i64, h as i64, w as i64];
+    Ok(Input { batch: Tensor::f_from_slice(&values)?.f_reshape(shape)?, pictures })
 }

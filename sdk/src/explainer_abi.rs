@@ -8,12 +8,14 @@ use crate::host::{Caller, Serving, Silent};
 use crate::message::{Packer, Unpacker, check_requires, pack_named, unpack_named};
 use crate::model_abi::drop_guarded;
 use crate::spec::{ExplainerSpec, ImageRecord, ModelSpec, ParamValues, Plan, TargetKind, axes_text};
-use crate::wire::{self, BindMessage, ExplainMessage, FitMessage, MapsMessage, TargetMessage};
+use crate::wire::{self, ExplainMessage, FitMessage, MapsMessage, TargetMessage};
 use crate::{Array, Context, Error, Explainer, ModelHandle, ModelRef, Named, Result, Target};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 // ------------------------------------------------------------------------------------------ the host's side
 
@@ -99,9 +101,8 @@ impl ExplainerHandle {
         targets: &[TargetKind],
         params: &BTreeMap<String, serde_json::Value>,
     ) -> Result<BoundHandle> {
-        let requires = wire::bind_requires(model, targets);
-        let (model, targets, params) = (model.clone(), targets.to_vec(), params.clone());
-        let bound = abi::receive(self.0.bind(abi::print(&BindMessage { requires, model, targets, params })?))?;
+        let message = BindWritten { requires: wire::bind_requires(model, targets), model, targets, params };
+        let bound = abi::receive(self.0.bind(abi::print(&message)?))?;
         let plan = abi::parse(&abi::receive(bound.plan())?)?;
         Ok(BoundHandle { bound, plan })
     }
@@ -192,19 +193,56 @@ impl ExplainerAbi for Adapter {
         abi::reply(
             || format!("explainer {name}"),
             || {
-                let message: BindMessage = abi::parse(&message)?;
+                let message: BindRead<'_> = serde_json::from_str(&message)?;
                 check_requires("the run", &message.requires, &wire::KNOWN_BINDS)?;
                 let params = ParamValues::resolve(&self.spec.parameters, &message.params)?;
-                let bound = self.explainer.bind(&message.model, &message.targets, &params)?;
-                let adapter = BoundAdapter {
-                    name: name.clone(),
-                    model: Arc::new(message.model),
-                    bound: ManuallyDrop::new(bound),
-                };
+                let model = described(message.model.get())?;
+                let bound = self.explainer.bind(&model, &message.targets, &params)?;
+                let adapter = BoundAdapter { name: name.clone(), model, bound: ManuallyDrop::new(bound) };
                 Ok(BoundAbi_TO::from_value(adapter, TD_Opaque))
             },
         )
     }
+}
+
+/// A [`wire::BindMessage`] as the host writes it.
+#[derive(Serialize)]
+struct BindWritten<'a> {
+    requires: Vec<String>,
+    model: &'a ModelSpec,
+    targets: &'a [TargetKind],
+    params: &'a BTreeMap<String, serde_json::Value>,
+}
+
+/// A [`wire::BindMessage`] whose model is not read yet.
+#[derive(Deserialize)]
+struct BindRead<'a> {
+    #[serde(default)]
+    requires: Vec<String>,
+    #[serde(borrow)]
+    model: &'a RawValue,
+    #[serde(default)]
+    targets: Vec<TargetKind>,
+    #[serde(default)]
+    params: BTreeMap<String, serde_json::Value>,
+}
+
+/// How many descriptions a plugin keeps.
+const DESCRIPTIONS: usize = 64;
+
+/// A model's description. Many explainers are bound to the same few models, so that what was read is kept, by its text.
+fn described(text: &str) -> Result<Arc<ModelSpec>> {
+    static KEPT: Mutex<Vec<(String, Arc<ModelSpec>)>> = Mutex::new(Vec::new());
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, model)) = kept.iter().find(|(known, _)| known == text) {
+        return Ok(model.clone());
+    }
+    let model: Arc<ModelSpec> = Arc::new(serde_json::from_str(text)?);
+    if kept.len() == DESCRIPTIONS {
+        kept.remove(0);
+    }
+    kept.push((text.to_string(), model.clone()));
+    Ok(model)
 }
 
 struct BoundAdapter {

@@ -54,7 +54,7 @@ fn errors() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let spec = std::fs::read_to_string(small_spec(folder.path(), "[[explainers]]\nname = \"edges\"\n")).unwrap();
-    let mut bad = |name: &str, from: &str, to: &str| {
+    let bad = |name: &str, from: &str, to: &str| {
         assert!(spec.contains(from), "{from}: {spec}");
         std::fs::write(at(&format!("{name}.toml")), spec.replace(from, to)).unwrap();
         check(&format!("error-{name}"), &["run", &at(&format!("{name}.toml"))]);

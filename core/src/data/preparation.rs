@@ -6,26 +6,36 @@ use super::reader;
 use crate::Result;
 use std::path::Path;
 
-/// How finely values in [0, 1] are kept.
+/// How finely an image's values in [0, 1] are kept. It is the image's own, whatever other images a set has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// 256 levels.
+    /// 256 levels, of an image with 8 bits.
     Eight,
-    /// 65536 levels.
+    /// 65536 levels, of a deeper one.
     Sixteen,
-    /// Each image's own: 256 levels of one with 8 bits, 65536 of a deeper one.
-    OfImage,
 }
 
 impl Depth {
+    /// That of an image.
+    pub fn of(image: &Image) -> Self {
+        if image.is_8_bit() { Depth::Eight } else { Depth::Sixteen }
+    }
+
     /// The greatest level.
-    fn levels(self) -> f32 {
+    pub fn levels(self) -> f32 {
         if self == Depth::Eight { 255.0 } else { 65535.0 }
     }
 
     /// The level of a value, from 0; what lies outside [0, 1] goes to the nearer end.
-    pub fn level(self, value: f32) -> u32 {
-        (value.clamp(0.0, 1.0) * self.levels() + 0.5) as u32
+    pub fn level(self, value: f32) -> u16 {
+        (value.clamp(0.0, 1.0) * self.levels() + 0.5) as u16
+    }
+
+    /// What makes levels a model's input, a channel: `level * scale + shift` is `(level / levels - mean) / std`. Both are
+    /// rounded to float32 here, once, so that whoever computes it with one rounding a step has the same bits.
+    pub fn normalisation(self, mean: &[f64], std: &[f64]) -> Vec<(f32, f32)> {
+        let levels = f64::from(self.levels());
+        mean.iter().zip(std).map(|(m, s)| ((1.0 / levels / s) as f32, (-m / s) as f32)).collect()
     }
 }
 
@@ -38,8 +48,15 @@ pub struct Preparation {
     pub colour: bool,
     /// How values become [0, 1].
     pub intensity: Intensity,
-    /// How finely they are kept.
+}
+
+/// A prepared image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Levels {
+    /// How fine they are.
     pub depth: Depth,
+    /// Channels first, row by row.
+    pub values: Vec<u16>,
 }
 
 impl Preparation {
@@ -48,22 +65,12 @@ impl Preparation {
         reader::read_by(path, self.colour, self.intensity)
     }
 
-    /// An image at the size, channels first, values in [0, 1], not yet brought to a depth.
-    pub fn values(&self, image: &Image) -> Result<Vec<f32>> {
+    /// An image at the size, each value at a level of the image's depth.
+    pub fn levels(&self, image: &Image) -> Result<Levels> {
         let [height, width] = self.size;
-        image.resized((width, height), self.intensity)
-    }
-
-    /// The same with each value at one of the depth's levels: the levels that a run's store keeps. (The store normalises in one
-    /// step, so the normalised values may differ in the last bit.)
-    pub fn prepared(&self, image: &Image) -> Result<Vec<f32>> {
-        let depth = match self.depth {
-            Depth::OfImage if image.is_8_bit() => Depth::Eight,
-            Depth::OfImage => Depth::Sixteen,
-            depth => depth,
-        };
-        let values = self.values(image)?;
-        Ok(values.into_iter().map(|v| depth.level(v) as f32 / depth.levels()).collect())
+        let depth = Depth::of(image);
+        let values = image.resized((width, height), self.intensity)?;
+        Ok(Levels { depth, values: values.into_iter().map(|v| depth.level(v)).collect() })
     }
 }
 
@@ -73,19 +80,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_depth_is_the_sets_or_the_images_own() {
-        let image = Image::new(2, 1, 1, Pixels::U8(vec![0, 101])).unwrap();
-        let by = |depth| {
-            Preparation { size: [1, 5], colour: false, intensity: Intensity::Auto, depth }.prepared(&image).unwrap()
+    fn a_depth_is_the_images_own() {
+        let preparation = Preparation { size: [1, 5], colour: false, intensity: Intensity::Auto };
+        let check = |pixels: Pixels, levels: f32| {
+            let image = Image::new(2, 1, 1, pixels).unwrap();
+            let found = preparation.levels(&image).unwrap();
+            let wanted = image.resized((5, 1), Intensity::Auto).unwrap();
+            let wanted: Vec<u16> = wanted.into_iter().map(|v| (v * levels + 0.5).floor() as u16).collect();
+            assert_eq!((found.depth.levels(), found.values), (levels, wanted));
         };
-        let exact = |levels: f32| by_value(&image, levels);
-        assert_eq!(by(Depth::OfImage), exact(255.0));
-        assert_eq!(by(Depth::Sixteen), exact(65535.0));
-        assert_ne!(by(Depth::Eight), by(Depth::Sixteen));
-    }
-
-    fn by_value(image: &Image, levels: f32) -> Vec<f32> {
-        let values = image.resized((5, 1), Intensity::Auto).unwrap();
-        values.into_iter().map(|v| (v * levels + 0.5).floor() / levels).collect()
+        check(Pixels::U8(vec![0, 101]), 255.0);
+        check(Pixels::U16(vec![0, 40001]), 65535.0);
     }
 }

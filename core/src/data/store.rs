@@ -1,14 +1,15 @@
 //! The images of a run: decoded and resized once, then given out as normalised batches on the device.
 //!
-//! Preparing writes one file with `images` [N, C, H, W] (C 1 or 3; U8, or I16 with 32768 subtracted where any image is
-//! deeper), `masks` [N, P, H, W] U8 (bit k % 8 of plane k / 8: the k-th class of the image, see
+//! Preparing writes one file with `images` [N, C, H, W] (C 1 or 3; levels of each image's own depth: U8, or I16 where any image
+//! is deeper, in which an image of 8 bits has 0 to 255 and a deeper one has 32768 subtracted), `depths` `[N]` U8 (8 or 16 bits),
+//! `masks` [N, P, H, W] U8 (bit k % 8 of plane k / 8: the k-th class of the image, see
 //! [`Sample::mask_bit`](super::Sample::mask_bit); the last bit of the last plane: a planted shortcut) and `known` `[N]` U8 (whether the mask is known). The file is mapped, not read: when the
 //! set fits the memory budget its images are put on the device whole and batches are gathered there; otherwise a thread
 //! gathers batches from the map ahead of their use, and the operating system decides which pages stay in memory.
 
 use super::image::Image;
 use super::mask::draw_ellipse;
-use super::preparation::{Depth, Preparation};
+use super::preparation::{Depth, Levels, Preparation};
 use super::resize::resize;
 use super::{Source, Truth, reader};
 use crate::{Error, Result};
@@ -39,7 +40,7 @@ struct Mapped {
     /// Planes of masks.
     planes: usize,
     /// Bytes a value of an image: 1 or 2.
-    depth: usize,
+    bytes: usize,
 }
 
 impl Mapped {
@@ -51,32 +52,33 @@ impl Mapped {
         let broken = |e: &dyn std::fmt::Display| {
             Error::at(file, format!("the prepared images are broken: {e}")).hint("delete the file; it is made anew")
         };
-        let (start, n, channels, planes, size, depth) = {
+        let (start, n, channels, planes, size, bytes) = {
             let (length, header) = safetensors::SafeTensors::read_metadata(&map).map_err(|e| broken(&e))?;
             let info = header.info("images").ok_or_else(|| broken(&"no images"))?;
-            let depth = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
+            let bytes = if info.dtype == safetensors::Dtype::U8 { 1 } else { 2 };
             let [n, channels, height, width] =
                 info.shape.as_slice().try_into().map_err(|_| broken(&"not [N, C, H, W]"))?;
             let masks = header.info("masks").ok_or_else(|| broken(&"no masks"))?;
             let [_, planes, ..] = masks.shape[..] else { return Err(broken(&"masks are not [N, P, H, W]")) };
-            let end = 8 + length + n * height * width * (channels * depth + planes) + n;
+            header.info("depths").ok_or_else(|| broken(&"no depths"))?;
+            let end = 8 + length + n * height * width * (channels * bytes + planes) + 2 * n;
             if map.len() < end {
                 return Err(broken(&"truncated"));
             }
-            (8 + length, n, channels, planes, [height, width], depth)
+            (8 + length, n, channels, planes, [height, width], bytes)
         };
         let pixels = size[0] * size[1];
-        Ok((Mapped { map: Arc::new(map), start, n, pixels, channels, planes, depth }, size))
+        Ok((Mapped { map: Arc::new(map), start, n, pixels, channels, planes, bytes }, size))
     }
 
     fn image(&self, i: usize) -> &[u8] {
-        let size = self.pixels * self.channels * self.depth;
+        let size = self.pixels * self.channels * self.bytes;
         &self.map[self.start + i * size..][..size]
     }
 
     /// Where the masks begin.
     fn masks(&self) -> usize {
-        self.start + self.n * self.pixels * self.channels * self.depth
+        self.start + self.n * self.pixels * self.channels * self.bytes
     }
 
     /// The plane of the masks of image `i` that holds a bit.
@@ -94,14 +96,20 @@ impl Mapped {
         self.map[self.masks() + self.n * self.planes * self.pixels + i] != 0
     }
 
+    /// How fine the values of image `i` are.
+    fn depth(&self, i: usize) -> Depth {
+        let at = self.masks() + self.n * self.planes * self.pixels + self.n + i;
+        if self.map[at] == 8 { Depth::Eight } else { Depth::Sixteen }
+    }
+
     /// Raw values of some images, CPU.
     fn gather(&self, indices: &[usize]) -> Result<Tensor> {
         let values = self.pixels * self.channels;
-        let mut bytes = Vec::with_capacity(indices.len() * values * self.depth);
+        let mut bytes = Vec::with_capacity(indices.len() * values * self.bytes);
         for &i in indices {
             bytes.extend_from_slice(self.image(i));
         }
-        let kind = if self.depth == 1 { Kind::Uint8 } else { Kind::Int16 };
+        let kind = if self.bytes == 1 { Kind::Uint8 } else { Kind::Int16 };
         Ok(Tensor::f_from_data_size(&bytes, &[indices.len() as i64, values as i64], kind)?)
     }
 }
@@ -113,7 +121,7 @@ pub struct Store {
     size: [usize; 2],
     device: Device,
     resident: Option<Tensor>,
-    /// Per channel: batch = raw * scale + shift.
+    /// Of images of 8 bits and of 16, a channel: batch = raw * scale + shift. [2, C, 1, 1].
     scale: Tensor,
     shift: Tensor,
 }
@@ -125,7 +133,7 @@ pub struct Holding {
     pub images: usize,
     /// Their height and width.
     pub size: [usize; 2],
-    /// Of a value: 8 or 16.
+    /// Of the deepest image's values: 8 or 16.
     pub bits: usize,
     /// Of all images and masks.
     pub bytes: usize,
@@ -135,13 +143,11 @@ pub struct Holding {
 
 /// One image as it is stored.
 struct Prepared {
-    /// Resized, channels first, in [0, 1].
-    pixels: Vec<f32>,
+    /// Resized, channels first.
+    levels: Levels,
     /// Planes of masks; zeros where they are not known.
     marks: Vec<u8>,
     known: bool,
-    /// 8 bits hold all that it says.
-    eight: bool,
 }
 
 /// Reads and resizes one image and its masks.
@@ -153,7 +159,7 @@ fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes:
         None => Error { what: format!("image {}: {}", sample.id, e.what), ..e },
     };
     let image: Image = source.image(i).map_err(name)?;
-    let pixels = preparation.values(&image).map_err(name)?;
+    let levels = preparation.levels(&image).map_err(name)?;
     let mut marks = vec![0u8; planes * height * width];
     let known = !matches!(sample.truth, Truth::Unknown);
     // The plane of a bit, and the bit in it.
@@ -204,13 +210,14 @@ fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes:
             }
         }
     }
-    Ok(Prepared { pixels, marks, known, eight: image.is_8_bit() })
+    Ok(Prepared { levels, marks, known })
 }
 
 /// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread.
 /// A broken image or a box outside its image is an error that names it; nothing is left half written.
 ///
-/// The depth is the deepest image's: the set is read anew, once, if an image is deeper than all before it.
+/// Each image keeps its own depth. A set of 8-bit images takes a byte a value; it is read anew, once, if an image is deeper than
+/// all before it.
 pub fn prepare(
     source: &dyn Source,
     size: [usize; 2],
@@ -227,27 +234,27 @@ pub fn prepare(
     write(source, size, file, 2, progress).map(drop)
 }
 
-/// Writes the file with this depth; true, and nothing is written, if an image is deeper.
+/// Writes the file with so many bytes a value; true, and nothing is written, if an image is deeper.
 fn write(
     source: &dyn Source,
     size: [usize; 2],
     file: &Path,
-    depth: usize,
+    bytes: usize,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<bool> {
     let n = source.samples().len();
     let [height, width] = size;
     let (pixels, planes) = (height * width, planes(source));
-    let depth_of = if depth == 1 { Depth::Eight } else { Depth::Sixteen };
-    let preparation = Preparation { size, colour: source.is_colour(), intensity: source.intensity(), depth: depth_of };
+    let preparation = Preparation { size, colour: source.is_colour(), intensity: source.intensity() };
     let channels = if source.is_colour() { 3 } else { 1 };
-    let dtype = if depth == 1 { "U8" } else { "I16" };
+    let dtype = if bytes == 1 { "U8" } else { "I16" };
     let values = pixels * channels;
-    let (a, b) = (n * values * depth, n * planes * pixels);
+    let (a, b) = (n * values * bytes, n * planes * pixels);
     let mut header = serde_json::json!({
         "images": {"dtype": dtype, "shape": [n, channels, height, width], "data_offsets": [0, a]},
         "masks": {"dtype": "U8", "shape": [n, planes, height, width], "data_offsets": [a, a + b]},
         "known": {"dtype": "U8", "shape": [n], "data_offsets": [a + b, a + b + n]},
+        "depths": {"dtype": "U8", "shape": [n], "data_offsets": [a + b + n, a + b + 2 * n]},
     })
     .to_string();
     while !(header.len()).is_multiple_of(8) {
@@ -268,11 +275,12 @@ fn write(
             .into_par_iter()
             .map(|i| prepare_one(source, i, &preparation, planes))
             .collect::<Result<_>>()?;
-        if depth == 1 && done.iter().any(|p| !p.eight) {
+        if bytes == 1 && done.iter().any(|p| p.levels.depth != Depth::Eight) {
             return Ok(true);
         }
-        let (mut images, mut masks, mut known) = (vec![], vec![], vec![]);
-        for (i, Prepared { pixels: image, marks, known: is_known, .. }) in range.clone().zip(done) {
+        let (mut images, mut masks, mut known, mut depths) = (vec![], vec![], vec![], vec![]);
+        for (i, Prepared { levels: Levels { depth, values: image }, marks, known: is_known }) in range.clone().zip(done)
+        {
             if image.len() != values {
                 let id = &source.samples()[i].id;
                 return Err(Error::new(format!(
@@ -280,18 +288,20 @@ fn write(
                     image.len() / pixels
                 )));
             }
-            if depth == 1 {
-                images.extend(image.iter().map(|v| depth_of.level(*v) as u8));
-            } else {
-                let deep = image.iter().map(|v| (depth_of.level(*v) as i32 - 32768) as i16);
-                images.extend(deep.flat_map(i16::to_le_bytes));
+            match (bytes, depth) {
+                (1, _) => images.extend(image.iter().map(|v| *v as u8)),
+                (_, Depth::Eight) => images.extend(image.iter().flat_map(|v| v.to_le_bytes())),
+                // The sign bit turned over is 32768 subtracted.
+                (_, Depth::Sixteen) => images.extend(image.iter().flat_map(|v| (v ^ 0x8000).to_le_bytes())),
             }
             known.push(u8::from(is_known));
+            depths.push(if depth == Depth::Eight { 8 } else { 16 });
             masks.extend(marks);
         }
-        out.write_all_at(&images, (start + first * values * depth) as u64).map_err(at)?;
+        out.write_all_at(&images, (start + first * values * bytes) as u64).map_err(at)?;
         out.write_all_at(&masks, (start + a + first * planes * pixels) as u64).map_err(at)?;
         out.write_all_at(&known, (start + a + b + first) as u64).map_err(at)?;
+        out.write_all_at(&depths, (start + a + b + n + first) as u64).map_err(at)?;
         progress(range.end, n);
     }
     crate::files::persist(temporary, file)?;
@@ -307,16 +317,14 @@ impl Store {
     /// Opens a prepared file. `mean` and `std` are the model's, a channel; `budget` is in bytes of device memory.
     pub fn open(file: &Path, mean: &[f64], std: &[f64], device: Device, budget: usize) -> Result<Self> {
         let (mapped, size) = Mapped::open(file)?;
-        let (n, channels, depth) = (mapped.n, mapped.channels, mapped.depth);
-        // raw * unit_scale + unit_shift is in [0, 1].
-        let (unit_scale, unit_shift) = if depth == 1 { (1.0 / 255.0, 0.0) } else { (1.0 / 65535.0, 32768.0 / 65535.0) };
-        let channel = |f: &dyn Fn(f64, f64) -> f64| -> Result<Tensor> {
-            let values: Vec<f32> = mean.iter().zip(std).map(|(&m, &s)| f(m, s) as f32).collect();
-            Ok(Tensor::f_from_slice(&values)?.f_reshape([1, values.len() as i64, 1, 1])?.f_to_device(device)?)
+        let (n, channels) = (mapped.n, mapped.channels);
+        let both = [Depth::Eight, Depth::Sixteen].map(|depth| depth.normalisation(mean, std)).concat();
+        let tensor = |values: Vec<f32>| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(&values)?.f_reshape([2, mean.len() as i64, 1, 1])?.f_to_device(device)?)
         };
-        let scale = channel(&|_, s| unit_scale / s)?;
-        let shift = channel(&|m, s| (unit_shift - m) / s)?;
-        let bytes = n * mapped.pixels * channels * depth;
+        let scale = tensor(both.iter().map(|(scale, _)| *scale).collect())?;
+        let shift = tensor(both.iter().map(|(_, shift)| *shift).collect())?;
+        let bytes = n * mapped.pixels * channels * mapped.bytes;
         let resident = (bytes <= budget)
             .then(|| -> Result<Tensor> {
                 let all: Vec<usize> = (0..n).collect();
@@ -331,17 +339,34 @@ impl Store {
         Holding {
             images: self.mapped.n,
             size: self.size,
-            bits: self.mapped.depth * 8,
-            bytes: self.mapped.n * self.mapped.pixels * self.mapped.channels * self.mapped.depth,
+            bits: self.mapped.bytes * 8,
+            bytes: self.mapped.n * self.mapped.pixels * self.mapped.channels * self.mapped.bytes,
             resident: self.resident.is_some(),
         }
     }
 
-    fn normalise(&self, raw: &Tensor) -> Result<Tensor> {
+    /// Raw values of these images as a model's input.
+    fn normalise(&self, indices: &[usize], raw: &Tensor) -> Result<Tensor> {
         let (n, [height, width]) = (raw.size()[0], self.size.map(|v| v as i64));
-        // One channel is spread over all of the model's.
         let raw = raw.f_reshape([n, self.mapped.channels as i64, height, width])?.f_to_kind(Kind::Float)?;
-        Ok(raw.f_mul(&self.scale)?.f_add(&self.shift)?)
+        let deep: Vec<i64> = indices.iter().map(|&i| i64::from(self.mapped.depth(i) == Depth::Sixteen)).collect();
+        // One channel is spread over all of the model's.
+        let (scale, shift) = match deep.iter().sum::<i64>() {
+            0 => (self.scale.f_narrow(0, 0, 1)?, self.shift.f_narrow(0, 0, 1)?),
+            _ => {
+                let rows = Tensor::f_from_slice(&deep)?.f_to_device(self.device)?;
+                (self.scale.f_index_select(0, &rows)?, self.shift.f_index_select(0, &rows)?)
+            }
+        };
+        // In 16 bits the sign bit of a deep image is turned over: 32768 comes back, exactly.
+        let raw = match self.mapped.bytes {
+            1 => raw,
+            _ => {
+                let offset: Vec<f32> = deep.iter().map(|d| *d as f32 * 32768.0).collect();
+                raw.f_add(&Tensor::f_from_slice(&offset)?.f_reshape([n, 1, 1, 1])?.f_to_device(self.device)?)?
+            }
+        };
+        Ok(raw.f_mul(&scale)?.f_add(&shift)?)
     }
 
     /// A normalised batch [B, C, H, W] float32 on the device.
@@ -356,7 +381,7 @@ impl Store {
             }
             None => self.mapped.gather(indices)?.f_to_device(self.device)?,
         };
-        self.normalise(&raw)
+        self.normalise(indices, &raw)
     }
 
     /// Batches in order; those of a streaming store are gathered by a thread two ahead.
@@ -398,10 +423,11 @@ impl Store {
     /// The image's grey values as stored (the mean of its channels), scaled to 8 bits.
     pub fn grey(&self, i: usize) -> Vec<u8> {
         let raw = self.mapped.image(i);
-        let bytes: Vec<u8> = match self.mapped.depth {
-            1 => raw.to_vec(),
+        let bytes: Vec<u8> = match (self.mapped.bytes, self.mapped.depth(i)) {
+            (1, _) => raw.to_vec(),
+            (_, Depth::Eight) => raw.chunks_exact(2).map(|b| b[0]).collect(),
             // The upper byte of value - 32768, back to unsigned.
-            _ => raw.chunks_exact(2).map(|b| b[1].wrapping_add(128)).collect(),
+            (_, Depth::Sixteen) => raw.chunks_exact(2).map(|b| b[1].wrapping_add(128)).collect(),
         };
         let (n, channels) = (self.mapped.pixels, self.mapped.channels);
         let mean = |p: usize| (0..channels).map(|c| u32::from(bytes[c * n + p])).sum::<u32>() / channels as u32;
@@ -437,7 +463,7 @@ impl Iterator for Batches<'_> {
         let images = match &self.ahead {
             None => self.store.batch(&indices),
             Some(receive) => match receive.recv() {
-                Ok(raw) => raw.and_then(|raw| self.store.normalise(&raw.f_to_device(self.store.device)?)),
+                Ok(raw) => raw.and_then(|raw| self.store.normalise(&indices, &raw.f_to_device(self.store.device)?)),
                 Err(_) => Err(Error::new("the thread that reads images ahead has stopped")),
             },
         };
@@ -551,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn the_depth_is_that_of_the_deepest_image() {
+    fn an_image_is_prepared_as_it_is_whatever_its_neighbours() {
         struct Mixed(Vec<crate::data::Sample>);
         impl Source for Mixed {
             fn samples(&self) -> &[crate::data::Sample] {
@@ -559,20 +585,39 @@ mod tests {
             }
             fn image(&self, i: usize) -> Result<Image> {
                 match i {
-                    0 => Image::grey(2, 2, Pixels::U8(vec![0, 51, 102, 255])),
-                    _ => Image::grey(2, 2, Pixels::U16(vec![0, 1001, 2002, 4095])),
+                    0 => Image::grey(3, 2, Pixels::U8(vec![0, 51, 102, 255, 7, 93])),
+                    _ => Image::grey(3, 2, Pixels::U16(vec![0, 1001, 2002, 4095, 17, 2333])),
                 }
             }
         }
         let sample = |id: &str| crate::data::Sample::binary(id, id, 1, Truth::Unknown);
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("images.safetensors");
-        prepare(&Mixed(vec![sample("a"), sample("b")]), [2, 2], &file, &mut |_, _| {}).unwrap();
-        let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
-        assert_eq!(store.holding().bits, 16);
-        let values = Vec::<f32>::try_from(store.batch(&[0, 1]).unwrap().flatten(0, -1)).unwrap();
-        for (value, wanted) in values.iter().zip([0.0, 0.2, 0.4, 1.0, 0.0, 1001.0 / 4095.0, 2002.0 / 4095.0, 1.0]) {
-            assert!((value - wanted).abs() < 1e-5, "{values:?}");
+        let open = |name: &str, samples: Vec<crate::data::Sample>| {
+            let file = folder.path().join(name);
+            prepare(&Mixed(samples), [4, 5], &file, &mut |_, _| {}).unwrap();
+            Store::open(&file, &[0.48, 0.45, 0.4], &[0.23, 0.22, 0.2], Device::Cpu, 0).unwrap()
+        };
+        let (alone, both) = (open("a", vec![sample("a")]), open("b", vec![sample("a"), sample("b")]));
+        assert_eq!((alone.holding().bits, both.holding().bits), (8, 16));
+        let values = |store: &Store, rows: &[usize], row: i64| {
+            Vec::<f32>::try_from(store.batch(rows).unwrap().get(row).flatten(0, -1)).unwrap()
+        };
+        assert_eq!(values(&alone, &[0], 0), values(&both, &[0], 0));
+        assert_eq!(values(&alone, &[0], 0), values(&both, &[0, 1], 0));
+        assert_eq!(values(&both, &[1], 0), values(&both, &[0, 1], 1));
+        assert_eq!(alone.grey(0), both.grey(0));
+        // And as its levels say, bit by bit.
+        let preparation = Preparation { size: [4, 5], colour: false, intensity: Default::default() };
+        for i in 0..2 {
+            let levels = preparation.levels(&both_image(i)).unwrap();
+            let [(scale, shift), ..] = levels.depth.normalisation(&[0.48, 0.45, 0.4], &[0.23, 0.22, 0.2])[..] else {
+                panic!()
+            };
+            let wanted: Vec<f32> = levels.values.iter().map(|v| f32::from(*v) * scale + shift).collect();
+            assert_eq!(values(&both, &[i], 0)[..20], wanted);
+        }
+        fn both_image(i: usize) -> Image {
+            Mixed(vec![]).image(i).unwrap()
         }
     }
 }

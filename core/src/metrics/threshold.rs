@@ -344,6 +344,7 @@ impl Evaluation for Tuned {
     }
 }
 
+/// What tests of metrics at a threshold share.
 #[cfg(test)]
 pub mod tests {
     use super::super::batch_cache::BatchCache;

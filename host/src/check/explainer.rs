@@ -10,7 +10,7 @@ use crate::host_calls::Calls;
 use crate::registry::source::OpenPlugin;
 use crate::watch::Watch;
 use lightbox_core::data::image::Intensity;
-use lightbox_core::data::preparation::{Depth, Preparation};
+use lightbox_core::data::preparation::Preparation;
 use lightbox_sdk::host::Serving;
 use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, ParamValues, Plan};
 use lightbox_sdk::{
@@ -237,7 +237,7 @@ pub(super) fn check(
 /// How images that a plugin reads are prepared in a check.
 fn preparation(spec: &ModelSpec) -> Option<Preparation> {
     let size = spec.input.flat().ok()?;
-    Some(Preparation { size, colour: false, intensity: Intensity::Auto, depth: Depth::OfImage })
+    Some(Preparation { size, colour: false, intensity: Intensity::Auto })
 }
 
 /// What is said of a made image.

@@ -16,7 +16,7 @@ use crate::engine::{self, Engine, Settings};
 use crate::error::{Error, Exit, Result};
 use crate::watch::Watch;
 use lightbox_core::checkpoint;
-use lightbox_core::data::preparation::{Depth, Preparation};
+use lightbox_core::data::preparation::Preparation;
 use lightbox_core::data::store::Store;
 use lightbox_core::data::{self, Source};
 use lightbox_core::seed::derive;
@@ -290,9 +290,8 @@ impl Worker {
         }
         let (store, source, plan) = (self.store_of(label)?, self.source()?, self.plan.clone());
         let holding = store.holding();
-        let depth = if holding.bits == 8 { Depth::Eight } else { Depth::Sixteen };
         let (colour, intensity) = (source.is_colour(), source.intensity());
-        let preparation = Some(Preparation { size: holding.size, colour, intensity, depth });
+        let preparation = Some(Preparation { size: holding.size, colour, intensity });
         let settings = Settings { preparation, ..self.engine_settings() };
         let mut engine = Engine::new(model, settings, self.sink.clone())?;
         let samples = source.samples();
