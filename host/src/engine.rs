@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-pub use weights::load_model;
+pub use weights::{Missing, load_model};
 
 /// An explainer that is bound to the engine's model.
 pub struct Planned {

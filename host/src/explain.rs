@@ -2,7 +2,7 @@
 
 use crate::choice::ExplainerChoice;
 use crate::device;
-use crate::engine::{self, Engine, Settings, load_model};
+use crate::engine::{self, Engine, Missing, Settings, load_model};
 use crate::error::{Error, Exit, Result};
 use crate::images::{Input, read_images};
 use crate::registry::Registry;
@@ -27,9 +27,12 @@ pub struct ExplainArgs {
     images: Vec<PathBuf>,
     #[arg(long)]
     model: String,
-    /// A checkpoint (.safetensors or PyTorch's .pth); without it the model has random weights
+    /// A checkpoint (.safetensors or PyTorch's .pth)
     #[arg(long)]
     weights: Option<PathBuf>,
+    /// Random values in place of weights, or of a head that the checkpoint does not give: maps of an untrained model
+    #[arg(long)]
+    random_weights: bool,
     /// Number of classes [default: the checkpoint's head, else the model's own]
     #[arg(long)]
     classes: Option<usize>,
@@ -118,10 +121,17 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     };
     let options = ModelOptions { device: device::name(device), classes, seed: args.seed, params };
     let (found, _) = registry.model(&args.model)?;
-    let (model, notes) = load_model(&found.file, &args.model, &options, args.weights.as_deref())?;
+    if args.weights.is_none() && !args.random_weights {
+        return Err(Error::input(format!("{} has no weights: a map of random values says nothing", args.model))
+            .hint("--weights FILE, or --random-weights where that is what you want"));
+    }
+    let missing = if args.random_weights { Missing::Random } else { Missing::Refused };
+    let (model, notes) = load_model(&found.file, &args.model, &options, args.weights.as_deref(), missing)?;
     notes.iter().for_each(|n| eprintln!("note: {n}"));
-    if args.weights.is_none() {
-        eprintln!("note: no --weights: {} has random initial values", args.model);
+    let random =
+        args.random_weights && (args.weights.is_none() || notes.iter().any(|n| n.starts_with("the head is new")));
+    if random {
+        eprintln!("note: {} has random values, as --random-weights asks: its maps say nothing", args.model);
     }
     let preparation = match model.spec()?.input.flat() {
         Ok(size) => Some(Preparation { size, colour: args.colour, intensity: args.intensity()? }),
@@ -222,7 +232,7 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     let logits = Tensor::f_cat(&logits, 0)?;
     match &args.raw {
         Some(path) => write_raw(path, &engine, &logits, &targets, &maps)?,
-        None => write_overlays(args, &engine, &input, &logits, &targets, &maps)?,
+        None => write_overlays(args, &engine, &input, &logits, &targets, &maps, random)?,
     }
     Ok(if failures.is_empty() { Exit::Ok } else { Exit::FailedCells })
 }
@@ -255,6 +265,7 @@ fn write_overlays(
     logits: &Tensor,
     targets: &[i64],
     maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
+    random: bool,
 ) -> Result<()> {
     let [h, w] = engine.spec.input.flat()?;
     let mut names = std::collections::HashMap::new();
@@ -276,6 +287,11 @@ fn write_overlays(
                 let map = maps::min_max(&maps::upsample(&native, (h, w))?)?;
                 let mut picture = Picture::grey(grey, w);
                 picture.overlay(&Vec::<f32>::try_from(map.f_flatten(0, -1)?)?);
+                if random {
+                    let mut banner = Picture::new(w.min(116), 12, [255, 220, 0]);
+                    banner.text("RANDOM WEIGHTS", 2, 2);
+                    picture.paste(&banner, 0, 0);
+                }
                 let key = if name.is_empty() { label.clone() } else { format!("{label}.{name}") };
                 let file = args.out.join(format!("{stem}.{}.png", file_name(&key)));
                 picture.write(&file)?;
@@ -285,6 +301,7 @@ fn write_overlays(
         }
         let side = serde_json::json!({
             "image": path, "model": engine.spec.name, "class": class, "logit": logit, "probability": probability,
+            "random_weights": random,
             "overlays": written,
         });
         let text = serde_json::to_string_pretty(&side).map_err(|e| Error::input(e.to_string()))? + "\n";

@@ -194,7 +194,7 @@ pub fn small_spec(folder: &Path, extra: &str) -> PathBuf {
     let text = format!(
         "name = \"t\"\noutput = \"{out}\"\nchunk = 4\nbatch_size = 3\npictures = 2\nlimit_seconds = 10\n\
          [data]\nsource = \"phantom\"\ncount = 40\npixels = 64\n[split]\ntest = 12\n\
-         [[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n{extra}",
+         [[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 }}\n{extra}",
         out = folder.join("out").display()
     );
     let path = folder.join("spec.toml");

@@ -23,6 +23,7 @@ fn overlays_and_their_sidecar() {
         &text(&same),
         "--model",
         "densenet-small",
+        "--random-weights",
         "--explainer",
         "gradcam",
         "--explainer",
@@ -40,6 +41,10 @@ fn overlays_and_their_sidecar() {
     let side: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("chest.json")).unwrap()).unwrap();
     assert_eq!((side["class"].as_i64(), side["model"].as_str()), (Some(1), Some("densenet-small")));
     assert!(side["probability"].as_f64().unwrap() > 0.0);
+    // Who sees the picture sees that the weights are random.
+    assert_eq!(side["random_weights"], true);
+    let picture = image::open(out.join("chest.gradcam.png")).unwrap().to_rgb8();
+    assert_eq!(picture.get_pixel(0, 0).0, [255, 220, 0]);
 }
 
 #[test]
@@ -51,7 +56,7 @@ fn mistakes_are_clear_errors() {
     std::fs::write(at("cut.png"), &bytes[..bytes.len() - 30]).unwrap();
     std::fs::write(at("a.npy"), "no").unwrap();
     let check = |arguments: &[&str], code: i32, message: &str| {
-        fail(&[&["explain"], arguments, &["--out", &at("o")]].concat(), code, message);
+        fail(&[&["explain"], arguments, &["--random-weights", "--out", &at("o")]].concat(), code, message);
     };
     let (a, model) = (at("a.png"), "densenet-small");
     check(&[&at("none.png"), "--model", model, "--explainer", "gradcam"], 3, "none.png: no such file or folder");
@@ -92,9 +97,11 @@ fn mistakes_are_clear_errors() {
     );
     check(&[&a, "--model", model, "--explainer", "gradcam", "--device", "cuda:77"], 3, "device cuda:77 was asked for");
     check(&["--model", model, "--explainer", "gradcam"], 2, "required");
+    let bare = ["explain", &a, "--model", model, "--explainer", "gradcam", "--out", &at("o")];
+    fail(&bare, 3, "densenet-small has no weights: a map of random values says nothing (hint: --weights FILE, or");
     // Without a training set there is no mean mask; that is an answer, not a failure. Where nothing else is asked for there
     // is nothing to draw.
-    let none = ["explain", &a, "--model", model, "--explainer", "mean-mask", "--out", &at("o")];
+    let none = ["explain", &a, "--model", model, "--random-weights", "--explainer", "mean-mask", "--out", &at("o")];
     fail(&none, 3, "nothing to draw: none of the explainers applies to densenet-small (mean-mask: it needs the mean");
     let both = [&none[..], &["--explainer", "noise"]].concat();
     let (_, err, code) = run(&both);
@@ -120,7 +127,7 @@ fn made_phantoms_are_a_data_source_in_both_forms() {
         let spec = here.join("s.toml");
         std::fs::write(
             &spec,
-            format!("name = \"x\"\noutput = {:?}\n[data]\n{section}\n[[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n\
+            format!("name = \"x\"\noutput = {:?}\n[data]\n{section}\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 }}\n\
                      [[explainers]]\nname = \"brightness\"\n", here.join("run")),
         )
         .unwrap();
@@ -147,7 +154,7 @@ fn real_radiographs_run_through_both_sources() {
         std::fs::write(
             &spec,
             format!(
-                "name = \"{name}\"\noutput = {output:?}\n[data]\n{data}\n[split]\ntest = 24\n[[models]]\nname = \"densenet-small\"\n\
+                "name = \"{name}\"\noutput = {output:?}\n[data]\n{data}\n[split]\ntest = 24\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n\
                  {explainers}"
             ),
         )
@@ -222,7 +229,7 @@ fn the_real_node21_annotation_runs_on_made_images() {
         &spec,
         format!(
             "name = \"x\"\noutput = {:?}\n[data]\nsource = \"node21\"\nroot = \"node21\"\n[split]\nfiles = \"splits\"\n\
-             [[models]]\nname = \"densenet-small\"\n[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"mean-mask\"\n",
+             [[models]]\nname = \"densenet-small\"\nweights = \"random\"\n[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"mean-mask\"\n",
             folder.path().join("run")
         ),
     )
@@ -248,7 +255,16 @@ fn colour_is_kept_where_it_is_asked_for() {
     let bytes: Vec<u8> = (0..side * side).flat_map(|p| (0..3).map(move |c| level(p, c))).collect();
     write_png_rgb(at("a.png").as_ref(), side, side, &bytes).unwrap();
     let logits = |arguments: &[&str]| -> Vec<f32> {
-        let fixed = ["--model", "densenet-small", "--model-param", "size=64", "--explainer", "centre", "--raw"];
+        let fixed = [
+            "--model",
+            "densenet-small",
+            "--model-param",
+            "size=64",
+            "--random-weights",
+            "--explainer",
+            "centre",
+            "--raw",
+        ];
         let raw = at("raw.safetensors");
         succeed(&[&["explain"], arguments, &fixed, &[&raw]].concat());
         let state = checkpoint::read(raw.as_ref()).unwrap();

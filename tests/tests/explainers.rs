@@ -231,7 +231,9 @@ fn tokens_left_out_as_keys_are_tokens_left_out() {
     checkpoint::write(&w, &weights(&oracle("explainers-deit.keys.json"))).unwrap();
     let options = ModelOptions { classes: 5, ..ModelOptions::default() };
     let plugin = built("plugins/liblightbox_deit.so");
-    let (model, _) = lightbox::engine::load_model(&plugin, "deit-mini", &options, Some(&w)).unwrap();
+    let (model, _) =
+        lightbox::engine::load_model(&plugin, "deit-mini", &options, Some(&w), lightbox::engine::Missing::Random)
+            .unwrap();
     let gone: Vec<f32> = (0..65).map(|i| if i > 0 && i % 3 == 0 { -1e9 } else { 0.0 }).collect();
     let gone = Array::from_vec(&[1, 1, 1, 65], gone).unwrap();
     let patch = |i: usize| Patch { site: format!("blocks.{i}.attn.logits"), scale: None, shift: Some(gone.clone()) };

@@ -161,7 +161,9 @@ fn check_attention(model: &str, golden: &str) {
         // The other token's row, by a run of the model itself.
         let plugin = lightbox_tests::built("plugins/liblightbox_deit.so");
         let options = lightbox_sdk::spec::ModelOptions::default();
-        let (model, _) = lightbox::engine::load_model(&plugin, model, &options, Some(w.as_ref())).unwrap();
+        let (model, _) =
+            lightbox::engine::load_model(&plugin, model, &options, Some(w.as_ref()), lightbox::engine::Missing::Random)
+                .unwrap();
         let images = lightbox_sdk::Array::from_tensor(&input()).unwrap();
         let request =
             lightbox_sdk::Request { values: vec!["blocks.11.attn".into()], ..lightbox_sdk::Request::forward(images) };

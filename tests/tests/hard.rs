@@ -15,7 +15,7 @@ fn map(plugin: &str, model: &str, size: i64, choice: &str) -> (Tensor, u64) {
     let mut options = ModelOptions { classes: 2, seed: 7, ..ModelOptions::default() };
     options.params.insert("size".into(), size.into());
     let file = built(&format!("plugins/liblightbox_{plugin}.so"));
-    let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
+    let (model, _) = engine::load_model(&file, model, &options, None, engine::Missing::Random).unwrap();
     let mut engine = Engine::new(model, Settings::new(tch::Device::Cpu, 0), terminal()).unwrap();
     let hard = built("test-plugins/hard/liblightbox_hard.so");
     engine.add(&hard, &ExplainerChoice::parse(choice).unwrap()).unwrap();
@@ -56,7 +56,7 @@ fn ablation_from_a_site_is_ablation_of_the_whole_model() {
 #[test]
 fn a_run_with_all_four() {
     let folder = tempfile::tempdir().unwrap();
-    let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n\
+    let extra = "[[models]]\nname = \"deit-mini\"\nweights = \"random\"\nparams = { size = 64 }\n\
         [[explainers]]\nname = \"hard-concept\"\n[[explainers]]\nname = \"hard-guided\"\n\
         [[explainers]]\nname = \"hard-ablation\"\n[[explainers]]\nname = \"hard-heads\"\nlabel = \"heads\"\n\
         [[explainers]]\nname = \"hard-heads\"\nlabel = \"one\"\nmaps = [\"head 2\"]\n\
@@ -155,7 +155,7 @@ fn an_explainer_sees_records_files_and_other_classes() {
     std::fs::create_dir(at("specs")).unwrap();
     std::fs::write(at("specs/number.txt"), "3").unwrap();
     let spec = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"../data/table.csv\"\n[split]\n\
-                test = 6\n[[models]]\nname = \"densenet-small\"\nparams = { size = 64 }\n[[explainers]]\n\
+                test = 6\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = { size = 64 }\n[[explainers]]\n\
                 name = \"hard-record\"\nparams = { file = \"number.txt\" }\n";
     std::fs::write(at("specs/spec.toml"), spec).unwrap();
     let (spec, plugins) = (at("specs/spec.toml"), at("plugins"));
@@ -266,7 +266,7 @@ fn an_image_that_is_read_is_prepared_as_the_runs_are() {
         let out = at(intensity);
         let spec = format!(
             "name = \"r\"\noutput = {out:?}\n[data]\nsource = \"table\"\ncsv = \"t.csv\"\nintensity = \"{intensity}\"\n[task]\n\
-             select = \"all\"\n[split]\ntest = 8\n[[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 \
+             select = \"all\"\n[split]\ntest = 8\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 \
              }}\n[[explainers]]\nname = \"hard-reader\"\nparams = {{ folder = \".\" }}\n[[explainers]]\nname = \
              \"brightness\"\n[[metrics]]\nname = \"gini\"\n"
         );

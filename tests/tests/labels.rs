@@ -38,7 +38,7 @@ fn each_of_fourteen_labels_is_explained_for_itself() {
     std::fs::write(at("t.csv"), csv).unwrap();
     let spec = format!(
         "name = \"l\"\noutput = {:?}\nbatch_size = 8\n[data]\nsource = \"table\"\ncsv = \"t.csv\"\n[task]\nkind = \
-         \"multi-label\"\n[split]\ntest = 14\nbalanced = false\nvalidation = 0.25\n[[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 \
+         \"multi-label\"\n[split]\ntest = 14\nbalanced = false\nvalidation = 0.25\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 \
          }}\n[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"rise\"\nparams = {{ masks = 3, keep = 1 \
          }}\n[[explainers]]\nname = \"lime\"\nparams = {{ samples = 30, grid = 4 }}\n[[explainers]]\nname = \
          \"occlusion\"\nparams = {{ window = 32, stride = 16 }}\n[[metrics]]\nname = \"auroc\"\n[[metrics]]\nname = \

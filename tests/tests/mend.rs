@@ -126,7 +126,7 @@ fn an_explainer_a_metric_and_a_model_extend_a_run() {
     let from = events(folder.path()).len();
     let models = more.replace(
         "[[explainers]]\nname = \"gradcam\"",
-        "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n[[explainers]]\nname = \"gradcam\"",
+        "[[models]]\nname = \"deit-mini\"\nweights = \"random\"\nparams = { size = 64 }\n[[explainers]]\nname = \"gradcam\"",
     );
     let table = succeed(&["run", &write(&spec, models)]);
     assert!(table.contains("deit-mini"), "{table}");
@@ -194,7 +194,11 @@ fn ctrl_c_reaches_a_long_explainer() {
     write_png(&image, 64, 64, &[9; 4096]).unwrap();
     let image = text(&image);
     let out = text(&folder.path().join("o"));
-    let explain = ["explain", &image, "--model", "densenet-small", "--explainer", "hostile-patient", "--out", &out];
+    let explain = [
+        &["explain", &image, "--model", "densenet-small", "--random-weights"][..],
+        &["--explainer", "hostile-patient", "--out", &out],
+    ];
+    let explain = explain.concat();
     let mut child =
         lightbox(&explain).args(["--plugins", &plugins]).stderr(std::process::Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(3));
@@ -220,7 +224,7 @@ fn changed_pixels_and_other_threads_are_noticed() {
     let at = |name: &str| folder.path().join(name);
     succeed(&["data", "make", &text(&at("data")), "--count", "20", "--pixels", "64"]);
     let spec = "name = \"x\"\noutput = \"out\"\nthreads = 1\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\n\
-                name = \"densenet-small\"\nparams = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
+                name = \"densenet-small\"\nweights = \"random\"\nparams = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
     std::fs::write(at("x.toml"), spec).unwrap();
     let here = |more: &[&str]| {
         texts(lightbox(&[&["run", "x.toml"], more].concat()).current_dir(folder.path()).output().unwrap())
@@ -279,7 +283,7 @@ fn folds_seeds_and_shared_weights() {
     let all = values(&other.path().join("out"));
     let scores: Vec<Option<f64>> = all.iter().filter(|(k, _)| k.4 == "score").map(|(_, v)| *v).collect();
     assert_ne!(scores[..12], scores[12..], "the folds' initial values differ");
-    let shared = base.replace("params = { size = 64 }", &format!("params = {{ size = 64 }}\nweights = {weights:?}"));
+    let shared = base.replace("weights = \"random\"", &format!("weights = {weights:?}"));
     let table = succeed(&["run", &write(&plain, shared), "--restart"]);
     assert!(table.lines().any(|l| l.starts_with("densenet-small")) && !table.contains('±'), "{table}");
 }
@@ -288,7 +292,7 @@ fn folds_seeds_and_shared_weights() {
 fn two_workers_killed_again_and_again_give_the_table_of_one() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let extra = format!(
-        "[models.train]\nepochs = 2\nbatch_size = 4\n[[models]]\nname = \"deit-mini\"\nparams = {{ size = 64 }}\n{TWO}[[explainers]]\nname = \"mean-mask\"\n"
+        "[models.train]\nepochs = 2\nbatch_size = 4\n[[models]]\nname = \"deit-mini\"\nweights = \"random\"\nparams = {{ size = 64 }}\n{TWO}[[explainers]]\nname = \"mean-mask\"\n"
     );
     let with = |folder: &Path| {
         let spec = small_spec(folder, &extra);
@@ -348,7 +352,7 @@ fn colour_images_of_several_classes() {
         format!(
             "name = \"c\"\noutput = {:?}\nbatch_size = 8\n[data]\nsource = \"table\"\ncsv = \"t.csv\"\ncolour = true\n\
              [task]\nkind = \"{kind}\"\nexplain = \"{explain}\"\n[split]\ntest = 12\nvalidation = 0.25\n[[models]]\n\
-             name = \"densenet-small\"\nparams = {{ size = 64 }}\n[models.train]\nepochs = 12\nbatch_size = 8\n\
+             name = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 }}\n[models.train]\nepochs = 12\nbatch_size = 8\n\
              learning_rate = 3e-3\n[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"edges\"\n",
             at(kind)
         )
@@ -426,8 +430,10 @@ fn a_worker_that_is_killed_in_training_costs_nothing() {
 fn a_model_at_which_workers_are_lost_is_tried_three_times_and_again_by_the_next_command() {
     let folder = tempfile::tempdir().unwrap();
     let plugins = text(&built("test-plugins/hostile"));
-    let spec =
-        text(&small_spec(folder.path(), "[[models]]\nname = \"hostile-dies\"\n[[explainers]]\nname = \"edges\"\n"));
+    let spec = text(&small_spec(
+        folder.path(),
+        "[[models]]\nname = \"hostile-dies\"\nweights = \"random\"\n[[explainers]]\nname = \"edges\"\n",
+    ));
     let arguments = ["run", &spec, "--plugins", &plugins];
     let (out, _, code) = texts(lightbox(&arguments).env("HOSTILE_DIES", "1").output().unwrap());
     assert_eq!(code, 5, "{out}");
@@ -473,7 +479,7 @@ fn a_default_that_is_written_down_changes_nothing() {
 #[test]
 fn an_explainer_for_some_models() {
     let folder = tempfile::tempdir().unwrap();
-    let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n[[explainers]]\nname = \"gradcam\"\nlabel = \"norm5\"\n\
+    let extra = "[[models]]\nname = \"deit-mini\"\nweights = \"random\"\nparams = { size = 64 }\n[[explainers]]\nname = \"gradcam\"\nlabel = \"norm5\"\n\
                  params = { layer = \"features.norm5\" }\n[[explainers]]\nname = \"gradcam\"\nlabel = \"mine\"\nmodels = [\"deit-mini\"]\n";
     let table = succeed(&["run", &text(&small_spec(folder.path(), extra))]);
     for part in [
@@ -492,7 +498,7 @@ fn a_method_that_a_fold_has_no_value_for_is_not_applicable_and_no_failure() {
     let spec = |split: &str, out: &str| {
         format!(
             "name = \"t\"\noutput = {:?}\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[split]\n{split}\n\
-             [[models]]\nname = \"densenet-small\"\nparams = {{ size = 64 }}\n[[explainers]]\nname = \"mean-mask\"\n\
+             [[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 }}\n[[explainers]]\nname = \"mean-mask\"\n\
              [[explainers]]\nname = \"noise\"\n",
             at(out)
         )

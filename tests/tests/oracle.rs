@@ -225,7 +225,9 @@ fn patchconvnets_files_load_and_take_other_classes() {
     let trunk = |classes: usize| {
         let options = ModelOptions { classes, ..ModelOptions::default() };
         let plugin = built("plugins/liblightbox_patchconvnet.so");
-        let (model, notes) = engine::load_model(&plugin, "patchconvnet-mini-multi", &options, Some(&file)).unwrap();
+        let (model, notes) =
+            engine::load_model(&plugin, "patchconvnet-mini-multi", &options, Some(&file), engine::Missing::Random)
+                .unwrap();
         let images = Array::from_tensor(&Tensor::ones([1, 3, 128, 128], (Kind::Float, tch::Device::Cpu))).unwrap();
         let request = Request { values: vec!["blocks.5".into()], ..Request::forward(images) };
         let response = model.run(&request).unwrap();

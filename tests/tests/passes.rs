@@ -69,7 +69,7 @@ fn engine(plugin: &str, model: &str, explainer: &(PathBuf, ExplainerSpec), param
     let file = built(&format!("plugins/liblightbox_{plugin}.so"));
     let mut options = ModelOptions { classes: 3, ..ModelOptions::default() };
     options.params.insert("size".into(), 64.into());
-    let (model, _) = engine::load_model(&file, model, &options, None).unwrap();
+    let (model, _) = engine::load_model(&file, model, &options, None, engine::Missing::Random).unwrap();
     let mut engine = Engine::new(model, Settings { at_once, ..Settings::new(Device::Cpu, 5) }, terminal()).unwrap();
     engine.set_mean_mask((0..64 * 64).map(|i| (i % 64) as f32 / 64.0).collect()).unwrap();
     let choice = ExplainerChoice::parse(&format!("{}:{params}", explainer.1.name)).unwrap();

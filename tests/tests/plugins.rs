@@ -410,6 +410,7 @@ fn a_crate_outside_the_workspace_becomes_a_plugin() {
         &image,
         "--model",
         "densenet-small",
+        "--random-weights",
         "--explainer",
         "my-occlusion:grid=2",
         "--out",

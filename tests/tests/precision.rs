@@ -19,7 +19,7 @@ fn model(plugin: &str, name: &str, precision: &str) -> ModelHandle {
     let file = built(&format!("plugins/liblightbox_{plugin}.so"));
     let mut options = ModelOptions { classes: 3, ..ModelOptions::default() };
     options.params.extend([("size".to_string(), 128.into()), ("precision".to_string(), precision.into())]);
-    engine::load_model(&file, name, &options, None).unwrap().0
+    engine::load_model(&file, name, &options, None, engine::Missing::Random).unwrap().0
 }
 
 fn tensor(array: &Array) -> Tensor {

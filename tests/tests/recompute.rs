@@ -19,7 +19,7 @@ fn a_run_is_what_numpy_and_scikit_learn_make_of_it() {
     succeed(&make);
     let spec = format!(
         "name = \"r\"\noutput = {:?}\nblock = 5\nbatch_size = 4\nseed = 11\n[data]\nsource = \"table\"\n\
-         csv = \"data/table.csv\"\n[split]\ntest = 17\nbalanced = false\nfolds = 3\n[[models]]\nname = \"densenet-small\"\n\
+         csv = \"data/table.csv\"\n[split]\ntest = 17\nbalanced = false\nfolds = 3\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n\
          params = {{ size = 64 }}\n[models.train]\nepochs = 4\nbatch_size = 8\nlearning_rate = 4e-3\n\
          [[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"mean-mask\"\n[[explainers]]\nname = \"brightness\"\n\
          [[explainers]]\nname = \"noise\"\n",

@@ -20,7 +20,7 @@ fn example() -> &'static Path {
             "name = \"report\"\ntitle = \"A report </script> & <b>all</b>\"\nseed = 1\nbatch_size = 8\noutput = \"OUT\"\n\
              [data]\nsource = \"phantom\"\ncount = 96\npixels = 96\nscale = 3.0\nshortcut = 0.9\n\
              [split]\ntest = 32\nfolds = 2\n\
-             [[models]]\nname = \"densenet-small\"\n[[models]]\nname = \"deit-mini\"\n",
+             [[models]]\nname = \"densenet-small\"\nweights = \"random\"\n[[models]]\nname = \"deit-mini\"\nweights = \"random\"\n",
         );
         let out = folder.path().join("out");
         spec = spec.replace("OUT", &text(&out));
@@ -286,7 +286,7 @@ fn four_hundred_images_and_sixty_explainers_fit_one_file() {
     let out = folder.path().join("large");
     let mut spec = format!(
         "name = \"large\"\nbatch_size = 32\noutput = {:?}\npictures = 1\n[data]\nsource = \"phantom\"\ncount = 1000\npixels = 96\n\
-         [split]\ntest = 800\nfolds = 1\n[[models]]\nname = \"densenet-small\"\n",
+         [split]\ntest = 800\nfolds = 1\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n",
         text(&out)
     );
     // Maps of every roughness: noise takes the most room.

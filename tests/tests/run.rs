@@ -82,7 +82,7 @@ fn a_run_leaves_a_whole_folder() {
 #[test]
 fn attention_is_not_applicable_to_a_densenet_and_is_to_the_others() {
     let folder = tempfile::tempdir().unwrap();
-    let extra = "[[models]]\nname = \"deit-mini\"\nparams = { size = 64 }\n[[models]]\nname = \"patchconvnet-mini-multi\"\n\
+    let extra = "[[models]]\nname = \"deit-mini\"\nweights = \"random\"\nparams = { size = 64 }\n[[models]]\nname = \"patchconvnet-mini-multi\"\nweights = \"random\"\n\
                  params = { size = 64 }\n[[explainers]]\nname = \"attention\"\n[[explainers]]\nname = \"gradcam\"\n";
     let table = succeed(&["run", &text(&small_spec(folder.path(), extra))]);
     assert!(table.contains("densenet-small x attention: not applicable: densenet-small has no attention."), "{table}");
@@ -183,7 +183,7 @@ fn kill_minus_nine_and_ctrl_c_lose_nothing() {
 #[test]
 fn a_model_that_cannot_describe_itself_for_the_run_is_an_error_and_no_crash() {
     let folder = tempfile::tempdir().unwrap();
-    let spec = small_spec(folder.path(), "[[models]]\nname = \"hostile-spec\"\n");
+    let spec = small_spec(folder.path(), "[[models]]\nname = \"hostile-spec\"\nweights = \"random\"\n");
     let plugins = text(&built("test-plugins/hostile"));
     fail(
         &["run", &text(&spec), "--plugins", &plugins],
@@ -313,7 +313,7 @@ fn a_spec_beside_us_is_run_and_changed_data_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     succeed(&["data", "make", &text(&at("data")), "--count", "20", "--pixels", "64"]);
-    let spec = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\nname = \"densenet-small\"\n\
+    let spec = "name = \"x\"\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n\
                 params = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
     std::fs::write(at("x.toml"), spec).unwrap();
     let here = |more: &[&str]| {
@@ -490,7 +490,7 @@ fn prepared_images_are_found_by_the_next_run_of_the_same_data() {
     let at = |name: &str| folder.path().join(name);
     succeed(&["data", "make", &text(&at("data")), "--count", "20", "--pixels", "64"]);
     let spec = "name = \"x\"\nthreads = 1\n[data]\nsource = \"table\"\ncsv = \"data/table.csv\"\n[[models]]\n\
-                name = \"densenet-small\"\nparams = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
+                name = \"densenet-small\"\nweights = \"random\"\nparams = { size = 64 }\n[[explainers]]\nname = \"noise\"\n";
     std::fs::write(at("x.toml"), spec).unwrap();
     let start = |output: &str, cache: &str| {
         let mut command = lightbox(&["run", "x.toml", "--output", output]);

@@ -63,7 +63,8 @@ fn errors() {
     bad("key", "chunk = 4", "chunks = 4");
     bad("value", "batch_size = 3", "batch_size = \"many\"");
     bad("parameter", "name = \"edges\"", "name = \"gradcam\"\nparams = { layers = \"x\" }");
-    bad("weights", "params = { size = 64 }", "weights = \"none.pth\"");
+    bad("weights", "weights = \"random\"", "weights = \"none.pth\"");
+    bad("no-weights", "weights = \"random\"\n", "");
     check("error-model", &["info", "densenet"]);
     check("error-command", &["explian"]);
     check("error-spec", &["run", "nothing.toml"]);

@@ -18,7 +18,7 @@ fn hard() -> std::path::PathBuf {
 }
 
 fn model(name: &str) -> ModelHandle {
-    engine::load_model(&hard(), name, &ModelOptions::default(), None).unwrap().0
+    engine::load_model(&hard(), name, &ModelOptions::default(), None, engine::Missing::Random).unwrap().0
 }
 
 /// Two images of noise that depends on the place.

@@ -24,7 +24,8 @@ fn check(key: &str, plugin: &str, model: &str, weights: &str, size: i64, class_w
     let mut options = ModelOptions { classes: class_weights.len(), ..ModelOptions::default() };
     options.params.insert("size".into(), size.into());
     for optimizer in ["adamw", "sgd"] {
-        let (model, _) = engine::load_model(&plugin, model, &options, Some(&oracle(weights))).unwrap();
+        let (model, _) =
+            engine::load_model(&plugin, model, &options, Some(&oracle(weights)), engine::Missing::Random).unwrap();
         let mut trainer = model
             .trainer(&TrainerOptions {
                 optimizer: optimizer.into(),
@@ -64,7 +65,8 @@ fn a_deit_trains_as_timms_does_in_pytorch() {
 #[test]
 fn mixed_precision_without_cuda_and_unknown_words_are_errors() {
     let plugin = built("plugins/liblightbox_deit.so");
-    let (model, _) = engine::load_model(&plugin, "deit-mini", &ModelOptions::default(), None).unwrap();
+    let (model, _) =
+        engine::load_model(&plugin, "deit-mini", &ModelOptions::default(), None, engine::Missing::Random).unwrap();
     let error = |options: TrainerOptions| match model.trainer(&options) {
         Ok(_) => panic!("a trainer was made"),
         Err(e) => e.to_string(),

@@ -217,6 +217,11 @@ fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
                 )));
             }
         }
+        if model.train.is_none() && model.weights.is_none() {
+            return Err(Error::input(format!("model {label}: it has neither weights nor training")).hint(
+                "weights = \"FILE\", a table [models.train], or weights = \"random\" for random values as a control",
+            ));
+        }
         // Where files of a split say how many folds there are, those of fold 0 for now.
         let folds = if spec.split.files.is_some() { 1 } else { spec.split.folds };
         check_weights(model, folds)?;

@@ -1,6 +1,7 @@
 //! The spec of a run: TOML, resolved to every default before anything starts.
 
 use crate::choice::ExplainerChoice;
+use crate::engine::Missing;
 use crate::error::{Error, Result};
 use lightbox_core::data::{DataSpec, split::SplitSpec};
 use lightbox_core::metrics;
@@ -130,9 +131,13 @@ pub struct ModelChoice {
     pub name: String,
     #[serde(default)]
     pub label: String,
-    /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it.
+    /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it. `random`: seeded random
+    /// values, as a control.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
+    /// Whether a head that the checkpoint does not give keeps random values; otherwise, without `train`, that is an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_head: bool,
     /// Outputs of its head; 0 for the task's classes. More than those may be, as a checkpoint's head has them.
     #[serde(default)]
     pub classes: usize,
@@ -143,15 +148,33 @@ pub struct ModelChoice {
     pub train: Option<TrainSpec>,
 }
 
+/// What stands for a checkpoint where the values are to be random.
+pub const RANDOM: &str = "random";
+
 impl ModelChoice {
     /// True where every fold and training has the same weights.
     pub fn is_shared(&self) -> bool {
-        self.train.is_none() && self.weights.as_ref().is_some_and(|w| !w.contains("{fold}"))
+        let shared = |w: &String| w != RANDOM && !w.contains("{fold}");
+        self.train.is_none() && !self.random_head && self.weights.as_ref().is_some_and(shared)
+    }
+
+    /// What becomes of parameters that a checkpoint does not give.
+    pub fn missing(&self) -> Missing {
+        if self.train.is_some() || self.random_head { Missing::Random } else { Missing::Refused }
+    }
+
+    /// What of the model is random and is not trained, in words; none where nothing is.
+    pub fn random_part(&self) -> Option<&'static str> {
+        match (&self.train, self.weights.as_deref()) {
+            (Some(_), _) => None,
+            (None, None | Some(RANDOM)) => Some("random weights"),
+            (None, Some(_)) => self.random_head.then_some("random head"),
+        }
     }
 
     /// The checkpoint of a fold.
     pub fn weights_file(&self, fold: usize) -> Option<PathBuf> {
-        self.weights.as_ref().map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
+        self.weights.as_ref().filter(|w| *w != RANDOM).map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
     }
 
     /// The checkpoints of all folds, each once.
@@ -247,6 +270,7 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
         toml::Value::Table(table) => {
             for (key, value) in table {
                 match value {
+                    toml::Value::String(path) if key == "weights" && path == RANDOM => {}
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
@@ -288,7 +312,12 @@ fn set(spec: &mut toml::Value, assignment: &str) -> Result<()> {
         // A path may look like a number or a date.
         other if is_path => {
             let file = other.as_ref().and_then(toml::Value::as_str).unwrap_or(text);
-            let file = if file.is_empty() { String::new() } else { here.join(file).to_string_lossy().into_owned() };
+            let random = path.last() == Some(&"weights") && file == RANDOM;
+            let file = if file.is_empty() || random {
+                file.to_string()
+            } else {
+                here.join(file).to_string_lossy().into_owned()
+            };
             toml::Value::String(file)
         }
         other => other.unwrap_or_else(|| toml::Value::String(text.into())),

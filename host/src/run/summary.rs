@@ -4,7 +4,7 @@ use super::chunk::prepared::explained_rows;
 use super::folder::{AgreementRecord, CurveRecord, RunFolder, read_json, read_lines, write_json, write_lines};
 use super::index::Index;
 use super::manifest::RunManifest;
-use super::spec::{ModelChoice, RunSpec, file_name};
+use super::spec::{ModelChoice, RANDOM, RunSpec, file_name};
 use super::state::{RunState, Verdict, chance_metrics, map_metrics};
 use super::unit::Failure;
 use super::unit_train::Epoch;
@@ -283,7 +283,8 @@ fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<V
     });
     for model in &spec.models {
         let label = model.label();
-        let weights = model.weights.as_ref().map(|w| w.rsplit('/').next().unwrap_or(w));
+        let weights = model.weights.as_ref().filter(|w| *w != RANDOM);
+        let weights = weights.map(|w| w.rsplit('/').next().unwrap_or(w));
         notes.push(match (weights, &model.train) {
             (from, Some(t)) => {
                 let mixed = if t.precision == "mixed" { " in mixed precision" } else { "" };
@@ -291,8 +292,11 @@ fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<V
                 let once = if spec.seeds == 1 { "one draw a fold" } else { "several a fold" };
                 format!("{label}: trained for {} epochs{mixed} from {from}; {once}.", t.epochs)
             }
+            (Some(file), None) if model.random_head => {
+                format!("{label}: weights of {file}, but a RANDOM head: what it says of classes is chance.")
+            }
             (Some(file), None) => format!("{label}: weights of {file}."),
-            (None, None) => format!("{label}: seeded random values, not trained."),
+            (None, None) => format!("{label}: RANDOM weights, not trained: a control."),
         });
     }
     if !state.resolved.environment.patients_known {
@@ -494,7 +498,8 @@ fn pictures(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, contr
             }
             let control = controls.iter().any(|c| c == explainer.label());
             let title = if control || wide || spec.models.len() == 1 { "" } else { model };
-            columns.push(format!("{title}\n{}", explainer.label()).trim_start().to_string());
+            let random = choice.random_part().filter(|_| !control).map(|part| format!("({part}) ")).unwrap_or_default();
+            columns.push(format!("{random}{title}\n{}", explainer.label()).trim_start().to_string());
             let at = columns.len();
             for &chunk in &chunks {
                 let id = ids.maps(model, 0, 0, chunk, explainer.label())?;

@@ -5,7 +5,7 @@ use super::unit::Unit;
 use super::unit::{Failure, FailureKind};
 use super::worker::Worker;
 use crate::engine::{self, Engine};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use lightbox_core::data;
 use lightbox_core::task::Explained;
 use lightbox_sdk::spec::Plan;
@@ -17,7 +17,10 @@ impl Worker {
         let choice = self.choice(label)?;
         let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, 0, 0);
-        let (model, _) = engine::load_model(&file, &choice.name, &options, None)?;
+        // Whether a checkpoint fits is said before anything is computed.
+        let weights = choice.weights_file(0).filter(|_| choice.train.is_none());
+        let loaded = engine::load_model(&file, &choice.name, &options, weights.as_deref(), choice.missing());
+        let (model, _) = loaded.map_err(|e| Error { message: format!("model {label}: {}", e.message), ..e })?;
         let mut engine = Engine::new(model, self.engine_settings(), self.sink.clone())?;
         // Whether there are masks to take a mean of: the answer is the images', not yet prepared.
         let task = self.plan.spec.task.clone();

@@ -243,7 +243,7 @@ impl Worker {
         let weights = choice.weights_file(fold);
         let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, fold, training);
-        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
+        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref(), choice.missing())?;
         let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
         notes.into_iter().for_each(note);
         if weights.is_none() {

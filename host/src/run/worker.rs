@@ -118,7 +118,9 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
             }
             Err(e) => {
                 let diverged = e.exit == Exit::Diverged;
-                let prepare = matches!(order.unit, Unit::Prepare { .. } | Unit::Reduce { .. });
+                // Without images nothing can go on; a checkpoint that does not fit is a mistake in the spec.
+                let prepare = matches!(order.unit, Unit::Prepare { .. } | Unit::Reduce { .. })
+                    || matches!(order.unit, Unit::Survey { .. }) && e.exit == Exit::Input;
                 // A plugin may say "cancelled" when nobody has cancelled: that is its own failure.
                 let fatal = match crate::signals::interrupted() {
                     true => Some(Exit::Interrupted),
@@ -279,14 +281,13 @@ impl Worker {
         };
         let file = self.plan.environment.plugin("model", &choice.name)?.file.clone();
         let options = self.options(&choice, fold, training);
-        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref())?;
+        let (model, notes) = engine::load_model(&file, &choice.name, &options, weights.as_deref(), choice.missing())?;
         if choice.train.is_none() {
             let note = |text: String| self.sink.say(Event::Note { text: format!("{label}, fold {fold}: {text}") });
             notes.into_iter().for_each(note);
         }
-        if weights.is_none() {
-            let text = format!("{label}: no weights and no training: the model has its random initial values");
-            self.sink.say(Event::Note { text });
+        if let Some(part) = choice.random_part() {
+            self.sink.say(Event::Note { text: format!("{label}: {part}, as the spec asks") });
         }
         let (store, source, plan) = (self.store_of(label)?, self.source()?, self.plan.clone());
         let holding = store.holding();
