@@ -1,7 +1,7 @@
 //! Files that are either whole or not there.
 
 use crate::{Error, Result};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 /// What the names of files begin with that are being written.
@@ -42,13 +42,32 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 
 /// The whole file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io(path, &e))
+    let mut file = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|e| Error::io(path, &e))?;
+    Ok(bytes)
+}
+
+/// Opens a file for reading. A pipe or a device, which may give bytes for ever or none, is an error.
+///
+/// # Errors
+/// There is no such file, it cannot be read, or it is no regular file.
+pub fn open_regular(path: &Path) -> Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // A pipe that nobody writes to does not hold us up.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = file.map_err(|e| Error::io(path, &e))?;
+    match file.metadata().map_err(|e| Error::io(path, &e))? {
+        meta if meta.is_file() => Ok(file),
+        meta if meta.is_dir() => Err(Error::at(path, "it is a folder, not a file")),
+        _ => Err(Error::at(path, "it is a pipe or a device, not a file")),
+    }
 }
 
 /// The SHA-256 of a file, in hexadecimal.
 pub fn sha256(path: &Path) -> Result<String> {
     use sha2::{Digest, Sha256};
-    let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    let mut file = open_regular(path)?;
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash).map_err(|e| Error::io(path, &e))?;
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())

@@ -12,6 +12,7 @@ pub mod files;
 pub mod maps;
 pub mod maps_file;
 pub mod metrics;
+pub mod pickle;
 pub mod picture;
 pub mod predictions;
 pub mod results;

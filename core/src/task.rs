@@ -26,7 +26,7 @@ pub struct Task {
     pub kind: Kind,
     /// The classes' names in the order of the model's outputs. Empty: `negative` and `positive`, or those of the source.
     pub classes: Vec<String>,
-    /// `label` (the image's own class; of a multi-label task each of its classes, on its own), `predicted` (the class that the
+    /// `label` (the image's own class; of a multi-label task each of its classes, on its own, also called `each-positive`), `predicted` (the class that the
     /// model ranks first), or a class by name or number. Empty: class 1 of a binary task, otherwise `label`.
     pub explain: String,
     /// Explain `masked` images (those with a mask of the explained class), or `all` of the test set.
@@ -80,7 +80,7 @@ impl Task {
         match (self.explain.as_str(), self.kind) {
             ("", Kind::Binary) => Ok(Explained::Class(1)),
             ("" | "label", Kind::MultiClass) | ("label", Kind::Binary) => Ok(Explained::Label),
-            ("" | "label", Kind::MultiLabel) => Ok(Explained::EachLabel),
+            ("" | "label" | "each-positive", Kind::MultiLabel) => Ok(Explained::EachLabel),
             ("predicted", _) => Ok(Explained::Predicted),
             (name, _) => {
                 let number = name.parse::<usize>().ok().filter(|n| *n < self.classes.len());

@@ -5,9 +5,10 @@ use crate::run::preflight::notes;
 use crate::run::spec::RunSpec;
 use clap::{Args, Subcommand};
 use lightbox_core::data::phantom::Phantom;
+use lightbox_core::data::split::Split;
 use lightbox_core::data::{self, DataSpec, Truth, image, mha};
 use lightbox_core::files;
-use lightbox_core::task::Task;
+use lightbox_core::task::{Kind, Task};
 use rayon::prelude::*;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -139,8 +140,50 @@ fn quantiles(mut values: Vec<f64>) -> Option<[f64; 3]> {
     Some([values[0], values[last / 2], values[last]])
 }
 
+/// A class as `inspect` shows it: images, and those with a box or mask of it.
+#[derive(serde::Serialize)]
+struct ClassCount {
+    output: usize,
+    name: String,
+    images: usize,
+    marked: usize,
+    boxes: usize,
+    train: usize,
+    test: usize,
+    test_marked: usize,
+}
+
+fn class_counts(task: &Task, samples: &[data::Sample], split: &Split) -> Vec<ClassCount> {
+    let boxes = |s: &data::Sample, class: usize| match &s.truth {
+        Truth::Boxes(boxes) => boxes.iter().filter(|b| b.class == class).count(),
+        _ => 0,
+    };
+    let marked =
+        |s: &data::Sample, class: usize| s.has(class) && (matches!(s.truth, Truth::MaskFile(_)) || boxes(s, class) > 0);
+    let one = |(class, name): (usize, &String)| {
+        let count =
+            |part: &[usize], f: &dyn Fn(&data::Sample) -> bool| part.iter().filter(|&&i| f(&samples[i])).count();
+        let all: Vec<usize> = (0..samples.len()).collect();
+        // Every image that is not tested trains or validates in fold 0.
+        let rest: Vec<usize> =
+            split.folds.iter().take(1).flat_map(|f| [&f.train[..], &f.validation].concat()).collect();
+        ClassCount {
+            output: class,
+            name: name.clone(),
+            images: count(&all, &|s| s.has(class)),
+            marked: count(&all, &|s| marked(s, class)),
+            boxes: samples.iter().map(|s| boxes(s, class)).sum(),
+            train: count(&rest, &|s| s.has(class)),
+            test: count(&split.test, &|s| s.has(class)),
+            test_marked: count(&split.test, &|s| marked(s, class)),
+        }
+    };
+    task.classes.iter().enumerate().map(one).collect()
+}
+
 fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let source = data::open(&spec.data, &spec.task)?;
+    let task = spec.task.resolve(source.classes())?;
     let samples = source.samples();
     let count = |f: &dyn Fn(&data::Sample) -> bool| samples.iter().filter(|s| f(s)).count();
     let positive = count(&|s| s.has(1));
@@ -156,13 +199,14 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let read = some.par_iter().map(|&i| source.image(i)).collect::<Result<Vec<_>, _>>()?;
     let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
     let split = spec.split.split(samples)?;
+    let classes = class_counts(&task, samples, &split);
     let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| samples[i].has(1)).count());
     if json {
         let folds: Vec<_> = split.folds.iter().map(|f| [share(&f.train), share(&f.validation)]).collect();
         let value = serde_json::json!({
             "images": samples.len(), "positive": positive, "patients": patients.len(), "unknown_masks": unknown,
             "boxes": boxes.len(), "box_side": quantiles(boxes), "sizes": sizes, "test": share(&split.test),
-            "folds": folds, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
+            "folds": folds, "classes": classes, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
         });
         return Ok(serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
     }
@@ -190,6 +234,19 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let _ = writeln!(text, "test      {}", part(&split.test));
     for (k, fold) in split.folds.iter().enumerate() {
         let _ = writeln!(text, "fold {k}    train {}, validation {}", part(&fold.train), part(&fold.validation));
+    }
+    let width = classes.iter().map(|c| c.name.len()).max().unwrap_or(0).max(5);
+    let _ = writeln!(text, "\noutput  {:width$}  images  marked  boxes  train  test  marked", "class");
+    for c in &classes {
+        let _ = writeln!(
+            text,
+            "{:>6}  {:width$}  {:>6}  {:>6}  {:>5}  {:>5}  {:>4}  {:>6}",
+            c.output, c.name, c.images, c.marked, c.boxes, c.train, c.test, c.test_marked
+        );
+    }
+    let _ = writeln!(text, "\nMarked: with a box or mask. Output: the model's, in which the class is looked for.");
+    for c in classes.iter().skip(usize::from(task.kind == Kind::Binary)).filter(|c| c.test_marked == 0) {
+        let _ = writeln!(text, "warning   no test image has a box or mask of {}: its maps cannot be scored", c.name);
     }
     for note in notes(source.as_ref()) {
         let _ = writeln!(text, "note      {note}");

@@ -7,6 +7,7 @@
 //! Everything that an explainer is given has a checksum that is compared after the call (`input_guard.rs`): one that writes
 //! to what it received is named, and what its neighbours saw is computed anew.
 
+pub(crate) mod checkpoint_names;
 mod input_guard;
 mod outputs;
 mod shared_run;

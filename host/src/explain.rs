@@ -81,9 +81,12 @@ fn is_batch(path: &Path) -> bool {
 /// The number of classes that a checkpoint's head has: the rows of its weight, or the number of heads with a class each.
 fn head_classes(path: &Path) -> Result<Option<usize>> {
     let state = checkpoint::read(path)?;
-    let heads = ["classifier.weight", "head.weight", "fc.weight"];
-    let found = state.iter().find(|(name, t)| heads.contains(&name.as_str()) && t.dim() == 2);
-    let single = |name: &str| name.strip_prefix("head.").and_then(|n| n.strip_suffix(".weight")?.parse::<usize>().ok());
+    // Behind whatever prefix, and with a number where the head is a sequence.
+    let tail = |name: &str, wanted: &str| name == wanted || name.ends_with(&format!(".{wanted}"));
+    let heads = ["classifier.weight", "classifier.0.weight", "head.weight", "fc.weight"];
+    let found = state.iter().find(|(name, t)| heads.iter().any(|head| tail(name, head)) && t.dim() == 2);
+    let single =
+        |name: &str| name.rsplit_once("head.").and_then(|(_, n)| n.strip_suffix(".weight")?.parse::<usize>().ok());
     let heads = state.iter().filter(|(name, t)| single(name).is_some() && t.dim() == 2 && t.size()[0] == 1).count();
     Ok(found.map(|(_, t)| t.size()[0] as usize).or((heads > 0).then_some(heads)))
 }

@@ -140,6 +140,18 @@ def checkpoints():
     torch.save(other.state_dict(), OUT / "five-classes.pth")
 
 
+def forms():
+    """A small state under every form of torch.save that is met: of today and before 1.6, an average alone, a whole module, none."""
+    torch.manual_seed(2)
+    tied = torch.rand(4)
+    state = {"a.weight": torch.rand(2, 3), "a.bias": tied[1:3], "b": tied, "n": torch.tensor(7), "t": torch.rand(3, 2).t()}
+    torch.save(state, OUT / "forms.pth")
+    torch.save({"epoch": 1, "state_dict": state}, OUT / "forms-legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model_ema": state}, OUT / "forms-ema.pth")
+    torch.save(torch.nn.Linear(2, 2), OUT / "forms-module.pth")
+    torch.save({"epoch": 1, "best": 0.5}, OUT / "forms-none.pth")
+
+
 def small_deit(size, classes):
     """timm's own code at the shape of Lightbox's `deit-mini`."""
     return timm.models.vision_transformer.VisionTransformer(
@@ -286,7 +298,7 @@ def medical():
 
 def main():
     OUT.mkdir(exist_ok=True)
-    for make in (average_precision, resize, checkpoints, transformers, training, patchconvnet, medical):
+    for make in (average_precision, resize, checkpoints, forms, transformers, training, patchconvnet, medical):
         make()
         print(make.__name__, flush=True)
 

@@ -148,18 +148,22 @@ fn made_phantoms_are_a_data_source_in_both_forms() {
 fn real_radiographs_run_through_both_sources() {
     let Some(nih) = shared("data/nih-cxr") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let check = |name: &str, data: String, explainers: &str, expected: &[&str]| {
+    let write = |name: &str, data: String, test: &str, explainers: &str| {
         let spec = folder.path().join(format!("{name}.toml"));
         let output = folder.path().join(name);
         std::fs::write(
             &spec,
             format!(
-                "name = \"{name}\"\noutput = {output:?}\n[data]\n{data}\n[split]\ntest = 24\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n\
+                "name = \"{name}\"\noutput = {output:?}\n[data]\n{data}\n[split]\ntest = {test}\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\n\
                  {explainers}"
             ),
         )
         .unwrap();
-        let table = succeed(&["run", &text(&spec)]);
+        text(&spec)
+    };
+    let check = |name: &str, data: String, test: &str, explainers: &str, expected: &[&str]| {
+        let output = folder.path().join(name);
+        let table = succeed(&["run", &write(name, data, test, explainers)]);
         expected.iter().for_each(|e| assert!(table.contains(e), "{name}: {e}\n{table}"));
         assert!(output.join("sheet.png").is_file());
     };
@@ -171,20 +175,26 @@ fn real_radiographs_run_through_both_sources() {
         at("images")
     );
     let inserted = format!("source = \"phantom\"\ncount = 80\n[data.backgrounds]\n{nih_keys}");
-    check("inserted", inserted, both, &["24 test images, 12 with the finding, 12 of them with a mask", "edges"]);
+    check("inserted", inserted, "24", both, &["24 test images, 12 with the finding, 12 of them with a mask", "edges"]);
     let boxes = format!("{nih_keys}boxes = {:?}\n", at("boxes.csv"));
     check(
         "labels",
-        boxes,
+        boxes.clone(),
+        "\"all\"",
         both,
-        &["24 test images, 12 with the finding, ", "images of the explained class have no mask"],
+        &["with the finding, ", "images of the explained class have no mask"],
     );
+    // Of a small part drawn without regard to boxes none can be scored: said before anything is computed.
+    let none = "none of the 24 test images has a box or mask of what is explained: no map could be scored";
+    fail(&["run", &write("few", boxes, "24", both)], 3, none);
     let table = format!(
         "source = \"table\"\ncsv = {:?}\nimages = {:?}\nlabel = \"nodule\"\npatient = \"patient_id\"\n",
         at("labels.csv"),
         at("images")
     );
-    check("table", table, both, &["N/A", "have no mask and are only classified"]);
+    fail(&["run", &write("table", table.clone(), "24", both)], 3, none);
+    // Without explainers there is nothing to score but the classification.
+    check("table", table, "24", "", &["24 test images, 12 with the finding"]);
 }
 
 /// A folder of NODE21's shape with the real annotation: made .mha images under the real names, real boxes, real splits.

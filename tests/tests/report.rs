@@ -213,7 +213,7 @@ fn two_runs_are_compared_cell_by_cell() {
         "--set",
         "explainers.inputxgradient.params={ channels = \"sum-abs\" }",
         "--set",
-        "models=[{ name = \"densenet-small\" }]",
+        "models=[{ name = \"densenet-small\", weights = \"random\" }]",
     ]);
     let same = succeed(&["compare", &text(out), &text(out)]);
     assert!(same.contains("0 better, 0 worse, 0 without a difference found"), "{same}");

@@ -20,7 +20,17 @@ pub(super) struct Row<'a> {
 }
 
 impl Rows {
+    /// Reads a table of at least one row.
     pub(super) fn read(path: &Path) -> Result<Self> {
+        let rows = Self::read_any(path)?;
+        if rows.rows.is_empty() {
+            return Err(Error::at(path, "the table has no rows"));
+        }
+        Ok(rows)
+    }
+
+    /// Reads a table, which may have columns alone.
+    pub(super) fn read_any(path: &Path) -> Result<Self> {
         let bytes = crate::files::read(path)?;
         let mut reader = ::csv::ReaderBuilder::new().trim(::csv::Trim::All).from_reader(bytes.as_slice());
         let broken = |e: ::csv::Error| Error::at(path, format!("not a table: {e}"));
@@ -30,9 +40,6 @@ impl Rows {
         for record in reader.records() {
             let record = record.map_err(broken)?;
             rows.push((record.position().map_or(0, |p| p.line()), record));
-        }
-        if rows.is_empty() {
-            return Err(Error::at(path, "the table has no rows"));
         }
         Ok(Rows { path: path.to_path_buf(), columns, rows })
     }

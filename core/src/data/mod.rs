@@ -170,16 +170,16 @@ pub enum DataSpec {
     Table(table::Table),
 }
 
-/// Opens a source: reads its tables, checks that its files are there, reads no image. Only `table` knows other tasks than
-/// a binary one.
+/// Opens a source: reads its tables, checks that its files are there, reads no image. Only `table` and `nih` know other
+/// tasks than a binary one.
 pub fn open(spec: &DataSpec, task: &Task) -> Result<Box<dyn Source>> {
-    if task.kind != Kind::Binary && !matches!(spec, DataSpec::Table(_)) {
+    if task.kind != Kind::Binary && !matches!(spec, DataSpec::Table(_) | DataSpec::Nih(_)) {
         return Err(
             Error::new("this data source has two classes").hint("task.kind = \"binary\", or source = \"table\"")
         );
     }
     let source = match spec {
-        DataSpec::Nih(s) => s.open()?,
+        DataSpec::Nih(s) => s.open(task)?,
         DataSpec::Node21(s) => s.open()?,
         DataSpec::Phantom(s) => s.open()?,
         DataSpec::Table(s) => s.open(task)?,

@@ -64,6 +64,19 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
     limits.max_image_height = Some(1 << 20);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| broken(&e))?;
+    // What a header claims is compared before anything is allocated for it. The best of either format packs a pixel of one
+    // bit, of which eight bytes are made, a thousand times.
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS {
+        return Err(Error::new(format!("{width} x {height} pixels are more than {MAX_PIXELS}")));
+    }
+    if decoder.total_bytes() > (bytes.len() as u64).saturating_mul(8 * 1200) + (1 << 20) {
+        return Err(Error::new(format!(
+            "the image is broken: {} bytes cannot hold {width} x {height} pixels",
+            bytes.len()
+        )));
+    }
     let orientation = decoder.orientation().map_err(|e| broken(&e))?;
     let mut decoded = image::DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?;
     decoded.apply_orientation(orientation);
@@ -77,4 +90,34 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
         (false, true) => (1, Pixels::U16(decoded.into_luma16().into_raw())),
     };
     Image::new(width, height, channels, pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A PNG's header of 8-bit grey pixels, and nothing behind it.
+    fn claim(width: u32, height: u32) -> Vec<u8> {
+        let mut chunk = b"IHDR".to_vec();
+        chunk.extend(width.to_be_bytes());
+        chunk.extend(height.to_be_bytes());
+        chunk.extend([8, 0, 0, 0, 0]);
+        let mut crc = flate2::Crc::new();
+        crc.update(&chunk);
+        let mut file = b"\x89PNG\r\n\x1a\n\0\0\0\x0d".to_vec();
+        file.extend(&chunk);
+        file.extend(crc.sum().to_be_bytes());
+        file.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e");
+        file
+    }
+
+    #[test]
+    fn what_a_header_claims_is_compared_before_it_is_allocated() {
+        let check = |width, height, message: &str| {
+            let error = decode(&claim(width, height), false).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check(1 << 20, 1 << 20, "pixels are more than");
+        check(16000, 16000, "bytes cannot hold 16000 x 16000 pixels");
+    }
 }

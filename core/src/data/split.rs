@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SplitSpec {
-    /// Images held out for the test: a number, or a share under 1.
+    /// Images held out for the test: a number, or a share under 1; infinite (`"all"` in a spec) for all of them, where nothing is
+    /// trained.
+    #[serde(with = "test_size")]
     pub test: f64,
     /// As many test images of each class (half of them with the finding); otherwise the set's own shares.
     pub balanced: bool,
@@ -30,6 +32,34 @@ pub struct SplitSpec {
 impl Default for SplitSpec {
     fn default() -> Self {
         SplitSpec { test: 0.2, balanced: true, folds: 1, validation: 0.2, seed: 0, files: None }
+    }
+}
+
+/// `"all"`, or a number.
+mod test_size {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(f64),
+        Text(String),
+    }
+
+    pub fn serialize<S: Serializer>(size: &f64, s: S) -> Result<S::Ok, S::Error> {
+        if size.is_infinite() { s.serialize_str("all") } else { s.serialize_f64(*size) }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+        match Size::deserialize(d)
+            .map_err(|_| D::Error::custom("test: a number, a share under 1, or \"all\" expected"))?
+        {
+            Size::Number(n) => Ok(n),
+            Size::Text(text) if text == "all" => Ok(f64::INFINITY),
+            Size::Text(text) => {
+                Err(D::Error::custom(format!("test = \"{text}\": a number, a share under 1, or \"all\" expected")))
+            }
+        }
     }
 }
 
@@ -77,7 +107,8 @@ impl SplitSpec {
             Ok(())
         };
         check("the test set", &split.test)?;
-        for (k, fold) in split.folds.iter().enumerate() {
+        // Where all images are tested, nothing is trained.
+        for (k, fold) in split.folds.iter().enumerate().filter(|_| self.test.is_finite()) {
             check(&format!("the training set of fold {k}"), &fold.train)?;
             check(&format!("the validation set of fold {k}"), &fold.validation)?;
         }
@@ -86,6 +117,15 @@ impl SplitSpec {
 
     fn draw(&self, samples: &[Sample]) -> Result<Split> {
         let n = samples.len();
+        if self.test == f64::INFINITY {
+            if self.folds != 1 {
+                return Err(
+                    Error::new(format!("test = \"all\" leaves nothing for folds = {}", self.folds)).hint("folds = 1")
+                );
+            }
+            let nobody = Fold { train: vec![], validation: vec![] };
+            return Ok(Split { test: (0..n).collect(), folds: vec![nobody] });
+        }
         if !(self.test > 0.0 && self.test < n as f64) {
             return Err(Error::new(format!("test = {}: a share under 1 or a number under {n} expected", self.test)));
         }
@@ -171,7 +211,8 @@ fn read(folder: &Path, samples: &[Sample]) -> Result<Split> {
         if !path.is_file() {
             return Ok(None);
         }
-        let rows = Rows::read(&path)?;
+        // Nobody trains where all are tested.
+        let rows = if file == "test.csv" { Rows::read(&path)? } else { Rows::read_any(&path)? };
         rows.need(&["img_name"])?;
         let mut found = HashSet::new();
         for row in rows.iter() {
@@ -282,6 +323,21 @@ mod tests {
         }
         assert_eq!(spec.split(&samples).unwrap(), split, "same seed, same split");
         assert_ne!(SplitSpec { seed: 1, ..spec }.split(&samples).unwrap(), split);
+    }
+
+    #[test]
+    fn all_images_are_tested_where_nothing_is_trained() {
+        let samples = samples(40);
+        let spec: SplitSpec = serde_json::from_str("{\"test\": \"all\"}").unwrap();
+        let split = spec.split(&samples).unwrap();
+        assert_eq!((split.test.len(), split.folds.len(), split.folds[0].train.len()), (40, 1, 0));
+        assert!(serde_json::to_string(&spec).unwrap().contains("\"test\":\"all\""));
+        let folder = tempfile::tempdir().unwrap();
+        split.write(folder.path(), &samples).unwrap();
+        let again = SplitSpec { files: Some(folder.path().into()), ..spec.clone() };
+        assert_eq!(again.split(&samples).unwrap(), split);
+        assert!(SplitSpec { folds: 2, ..spec }.split(&samples).unwrap_err().to_string().contains("leaves nothing"));
+        assert!(serde_json::from_str::<SplitSpec>("{\"test\": \"some\"}").is_err());
     }
 
     #[test]

@@ -8,8 +8,9 @@ use crate::binding::{default_paths, parameter_files};
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::split::{Split, SplitSpec};
-use lightbox_core::data::{self, Source};
+use lightbox_core::data::{self, DataSpec, Sample, Source, Truth};
 use lightbox_core::files;
+use lightbox_core::task::{Explained, Kind};
 use lightbox_sdk::spec::{InputSpec, ModelOptions, ParamSpec, ParamValues};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -127,6 +128,7 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
     resolve_parameters(&mut spec, registry)?;
     check_models(&spec, machine)?;
     let source = data::open(&spec.data, &spec.task)?;
+    check_class_names(&spec, source.as_ref())?;
     spec.task = spec.task.resolve(source.classes())?;
     if spec.split.files.is_some() {
         // The files say how many folds there are.
@@ -143,12 +145,64 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
         None => spec.split.clone(),
     };
     let split = split.split(source.samples())?;
+    if split.folds.iter().any(|fold| fold.train.is_empty())
+        && let Some(model) = spec.models.iter().find(|m| m.train.is_some())
+    {
+        return Err(Error::input(format!(
+            "model {}: it is to be trained, and the split leaves no image for it",
+            model.label()
+        ))
+        .hint("split.test = a number or a share, or no [models.train]"));
+    }
+    check_something_is_scored(&spec, source.samples(), &split)?;
     let sizes = spec.models.iter().map(|m| Ok(inputs[m.label()].flat()?)).collect::<Result<Vec<_>>>()?;
     let identities = Identities::new(&spec, &environment, &sizes, source.samples(), &split)?;
     let (schema, notes) = (SCHEMA.to_string(), notes(source.as_ref()));
     let signed = signed.into_iter().flatten().collect();
     let resolved = Resolved { schema, spec, environment, inputs, signed, split, identities, notes };
     Ok(Preflight { resolved, source })
+}
+
+/// Given weights have their outputs in an order that only their maker knows: names in the order of the alphabet would explain
+/// another class.
+fn check_class_names(spec: &RunSpec, source: &dyn Source) -> Result<()> {
+    let fixed = spec.models.iter().find(|m| m.train.is_none() && m.weights_file(0).is_some());
+    let told =
+        !spec.task.classes.is_empty() || spec.task.kind == Kind::Binary || !matches!(spec.data, DataSpec::Table(_));
+    match fixed.filter(|_| !told) {
+        None => Ok(()),
+        Some(model) => Err(Error::input(format!(
+            "model {}: which class each of its outputs is, its weights do not say",
+            model.label()
+        ))
+        .hint(format!("task.classes = [...], in the outputs' order; the data have: {}", source.classes().join(", ")))),
+    }
+}
+
+/// Explanations of which none has anything to be compared with are not computed.
+fn check_something_is_scored(spec: &RunSpec, samples: &[Sample], split: &Split) -> Result<()> {
+    if spec.explainers.is_empty() || spec.task.select == "all" {
+        return Ok(());
+    }
+    let explained = spec.task.explained()?;
+    let marked = |i: &usize| {
+        let sample = &samples[*i];
+        let of = |class: usize| sample.has(class) && !matches!(explained, Explained::Class(c) if c != class);
+        match &sample.truth {
+            Truth::Unknown => false,
+            Truth::MaskFile(_) => sample.classes.iter().any(|c| of(*c)),
+            Truth::Boxes(boxes) => boxes.iter().any(|b| of(b.class)),
+        }
+    };
+    match split.test.iter().any(marked) {
+        true => Ok(()),
+        false => Err(Error::input(format!(
+            "none of the {} test images has a box or mask of what is explained: no map could be scored",
+            split.test.len()
+        ))
+        .hint("`lightbox data inspect` counts them; a split with such images (split.files, split.test = \"all\"), or task.select \
+               = \"all\" for metrics that need no mask")),
+    }
 }
 
 /// What is to be known of the data.

@@ -441,6 +441,13 @@ impl RunSpec {
                 return Err(Error::input(format!("{key} = 0: at least 1 expected")));
             }
         }
+        if self.seeds > 1 && self.models.iter().all(|m| m.train.is_none()) {
+            return Err(Error::input(format!(
+                "seeds = {}: no model of the spec is trained, so nothing is drawn again",
+                self.seeds
+            ))
+            .hint("seeds = 1, or give the models [models.train]"));
+        }
         let mut seen = HashSet::new();
         for label in self.models.iter().map(ModelChoice::label) {
             if !seen.insert(file_name(label)) {
@@ -537,6 +544,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         };
         check(&format!("colour = 1\n{MINIMAL}"), "unknown field `colour`");
+        check(&format!("seeds = 2\n{MINIMAL}"), "seeds = 2: no model of the spec is trained");
         check("name = \"x\"", "missing field `data`");
         check(&MINIMAL.replace("\"x\"", "\"a/b\""), "name = \"a/b\": letters, digits");
         check(&format!("{MINIMAL}[[models]]\nname = \"m\"\n"), "two models are called m");

@@ -51,8 +51,10 @@ impl Worker {
                 Ok(()) => {
                     let last = engine.explainers.last();
                     let fit = last.is_some_and(|e| e.fit().is_some());
+                    let nobody = plan.split.folds.iter().any(|fold| fold.train.is_empty());
                     let not_applicable = match last.map(|e| &e.plan) {
                         Some(Plan::NotApplicable { reason }) => Some(reason.clone()),
+                        _ if fit && nobody => Some("it learns from training images, and the split has none".into()),
                         _ => None,
                     };
                     self.sink.say(Event::Surveyed { model, explainer: cell, fit, not_applicable });

@@ -5,6 +5,8 @@
 //! Another input size resizes the position embeddings as facebookresearch/deit does: the grid's part, bicubic,
 //! `align_corners = false`, without antialiasing (timm antialiases; the two differ even upwards).
 
+mod hugging_face;
+
 use lightbox_sdk::nn::{self, Base, Init, NetModel, Network, Parameters, Preset};
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::rules::{self, At};
@@ -357,7 +359,8 @@ impl Network for Deit {
         dimensions >= 2 && !["cls_token", "dist_token", "pos_embed"].contains(&name)
     }
 
-    fn load(&mut self, mut parameters: Named) -> Result<LoadReport> {
+    fn load(&mut self, parameters: Named) -> Result<LoadReport> {
+        let mut parameters = hugging_face::renamed(parameters)?;
         let own = self.base.params.get("pos_embed")?.size();
         let mut resized = None;
         if let Some((_, given)) = parameters.iter_mut().find(|(name, _)| name == "pos_embed") {
