@@ -186,7 +186,8 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let task = spec.task.resolve(source.classes())?;
     let samples = source.samples();
     let count = |f: &dyn Fn(&data::Sample) -> bool| samples.iter().filter(|s| f(s)).count();
-    let positive = count(&|s| s.has(1));
+    let found = |s: &data::Sample| if task.kind == Kind::Binary { s.has(1) } else { !s.classes.is_empty() };
+    let positive = count(&found);
     let unknown = count(&|s| s.truth == Truth::Unknown);
     let patients: std::collections::HashSet<&str> = samples.iter().map(|s| s.patient.as_str()).collect();
     let boxes: Vec<_> = samples
@@ -200,7 +201,7 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
     let split = spec.split.split(samples)?;
     let classes = class_counts(&task, samples, &split);
-    let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| samples[i].has(1)).count());
+    let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| found(&samples[i])).count());
     if json {
         let folds: Vec<_> = split.folds.iter().map(|f| [share(&f.train), share(&f.validation)]).collect();
         let value = serde_json::json!({
@@ -214,8 +215,9 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
         true => format!("of {} patients", patients.len()),
         false => "of unknown patients".into(),
     };
+    let what = if task.kind == Kind::Binary { "the finding" } else { "a class" };
     let mut text = format!(
-        "images    {} ({positive} with the finding) {of}\nsizes     {} (of {} read)\n",
+        "images    {} ({positive} with {what}) {of}\nsizes     {} (of {} read)\n",
         samples.len(),
         sizes.into_iter().collect::<Vec<_>>().join(", "),
         read.len()
@@ -228,9 +230,9 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
         None => text.push_str("boxes     none\n"),
     }
     if unknown > 0 {
-        let _ = writeln!(text, "masks     {unknown} images with the finding have none");
+        let _ = writeln!(text, "masks     {unknown} images with {what} have none");
     }
-    let part = |p: &[usize]| format!("{} ({} with the finding)", p.len(), share(p).1);
+    let part = |p: &[usize]| format!("{} ({} with {what})", p.len(), share(p).1);
     let _ = writeln!(text, "test      {}", part(&split.test));
     for (k, fold) in split.folds.iter().enumerate() {
         let _ = writeln!(text, "fold {k}    train {}, validation {}", part(&fold.train), part(&fold.validation));

@@ -59,7 +59,15 @@ fn whatever_a_network_was_wrapped_in_is_taken_off() {
     small(&|n| format!("model._orig_mod.{n}"), "names are read without model.");
     small(&|n| format!("net.backbone.{n}"), "names are read without net.backbone.");
     // CheXNet: DataParallel, the attribute, and a head in a sequence.
-    let chexnet = |n: &str| format!("module.densenet121.{}", n.replace("classifier.", "classifier.0."));
+    let chexnet = |n: &str| {
+        let mut name = n.replace("classifier.", "classifier.0.");
+        for (new, old) in [("norm1.", "norm.1."), ("norm2.", "norm.2."), ("conv1.", "conv.1."), ("conv2.", "conv.2.")] {
+            if name.contains("denselayer") {
+                name = name.replace(new, old);
+            }
+        }
+        format!("module.densenet121.{name}")
+    };
     small(&chexnet, "classifier.0.weight is read as classifier.weight");
 }
 
