@@ -22,6 +22,7 @@ pub mod summary;
 pub mod table;
 pub mod task;
 pub mod tensors;
+pub mod text;
 
 pub use error::{Error, Result};
 

@@ -178,11 +178,12 @@ pub fn faults(maps: &Tensor) -> Result<Vec<Fault>> {
 /// What is wrong with one map.
 fn fault_of(map: &[f32]) -> Fault {
     let first = map.first().copied().unwrap_or_default();
-    // Any NaN or infinity makes the sum of `0 x` NaN.
+    // Any NaN or infinity makes the sum of `0 x` NaN; so does a value whose double is none any more, since the range of a map
+    // that has its negative too is not finite.
     let (mut sums, mut others) = ([0f32; LANES], [0u32; LANES]);
     for part in map.chunks(LANES) {
         for ((sum, others), v) in sums.iter_mut().zip(&mut others).zip(part) {
-            *sum += v * 0.0;
+            *sum += (v + v) * 0.0;
             *others |= u32::from(*v != first);
         }
     }
@@ -196,7 +197,7 @@ fn fault_of(map: &[f32]) -> Fault {
 /// [`faults`] in libtorch's operations, on any device.
 fn faults_by_libtorch(maps: &Tensor, n: usize) -> Result<Vec<Fault>> {
     let flat = maps.f_reshape([n as i64, -1])?;
-    let finite = flat.f_isfinite()?.f_all_dim(1, false)?;
+    let finite = flat.f_add(&flat)?.f_isfinite()?.f_all_dim(1, false)?;
     let constant = flat.f_eq_tensor(&flat.f_narrow(1, 0, 1)?)?.f_all_dim(1, false)?;
     let list = |t: Tensor| -> Result<Vec<i64>> {
         Ok(Vec::<i64>::try_from(t.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?)?)
@@ -266,6 +267,11 @@ mod tests {
             assert_eq!([with(0.25), with(0.5)], [Fault::None, Fault::Constant], "{at}");
         }
         assert_eq!(fault_of(&[0.0, -0.0]), Fault::Constant);
+        let extreme = Tensor::from_slice(&[f32::MAX, -f32::MAX]).reshape([1, 1, 2]);
+        assert_eq!(
+            (faults(&extreme).unwrap(), faults_by_libtorch(&extreme, 1).unwrap()),
+            (vec![Fault::NotFinite], vec![Fault::NotFinite])
+        );
     }
 
     #[test]

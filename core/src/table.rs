@@ -6,6 +6,7 @@
 
 use crate::metrics::Level;
 use crate::summary::{CHANCE, Column, MARKED, Seconds, ShownMetric, State, Summary};
+use crate::text::plain;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -417,10 +418,16 @@ impl Table {
         text
     }
 
-    /// One table; titles' `|` are escaped.
+    /// One table. What others have named is escaped where Markdown or HTML would read it as its own.
     pub fn markdown(&self) -> String {
-        let escape = |s: &str| s.replace('\n', " ").replace('|', "\\|");
-        let mut text = format!("{}\n\n| {} |", self.title, self.corner());
+        let escape = |s: &str| {
+            let mut shown = plain(s).replace('\n', " ").replace('<', "&lt;");
+            for special in ["|", "[", "`"] {
+                shown = shown.replace(special, &format!("\\{special}"));
+            }
+            shown
+        };
+        let mut text = format!("{}\n\n| {} |", escape(&self.title), self.corner());
         for (group, column) in self.columns() {
             let _ = write!(text, " {}: {} |", escape(group), escape(column));
         }
@@ -434,7 +441,7 @@ impl Table {
         }
         text.push_str("\n\n");
         for note in &self.notes {
-            let _ = writeln!(text, "{note}  ");
+            let _ = writeln!(text, "{}  ", escape(note));
         }
         text
     }
@@ -537,7 +544,15 @@ pub fn csv(tables: &[Table]) -> String {
             lines.push(line);
         }
     }
-    for line in lines {
+    // A spreadsheet takes a text that begins so for a formula.
+    let formula = |s: &String| s.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    for mut line in lines {
+        for at in [0, 1, 2, 3, 15] {
+            line[at] = plain(&line[at]).into_owned();
+            if formula(&line[at]) {
+                line[at].insert(0, '\'');
+            }
+        }
         // Writing to memory cannot fail.
         let _ = out.write_record(&line);
     }

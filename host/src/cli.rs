@@ -6,6 +6,7 @@ use crate::run::spec::RunSpec;
 use crate::run::supervisor::{self, Options};
 use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
+use lightbox_core::text::plain;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -196,7 +197,7 @@ pub fn main() -> u8 {
     match dispatch(cli) {
         Ok(exit) => exit as u8,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", plain(&error.to_string()));
             error.exit as u8
         }
     }
@@ -206,7 +207,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::List { what, json } => {
             let registry = Registry::scan(&cli.plugins)?;
-            print!("{}", list::list(&registry, what, json)?);
+            print!("{}", plain(&list::list(&registry, what, json)?));
             // The list is whole; a name that nobody can use is said all the same.
             let all: Vec<String> = registry.duplicates.iter().map(|(_, text)| text.clone()).collect();
             if all.is_empty() { Ok(Exit::Ok) } else { Err(Error::plugin(all.join("\n"))) }
@@ -218,12 +219,12 @@ fn dispatch(cli: Cli) -> Result<Exit> {
                     crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?
                 }
             };
-            print!("{text}");
+            print!("{}", plain(&text));
             Ok(Exit::Ok)
         }
         Command::Info { name, json } => {
             let registry = Registry::scan(&cli.plugins)?;
-            print!("{}", list::info(&registry, &name, json)?);
+            print!("{}", plain(&list::info(&registry, &name, json)?));
             Ok(Exit::Ok)
         }
         Command::Check(args) => check::check(&args, &cli.plugins),
@@ -240,7 +241,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Command::Compare(args) => {
-            print!("{}", compare::compare(&args)?);
+            print!("{}", plain(&compare::compare(&args)?));
             Ok(Exit::Ok)
         }
         Command::Report { run, output } => {

@@ -16,6 +16,7 @@ mod weights;
 use crate::binding::{self, default_paths};
 use crate::choice::ExplainerChoice;
 use crate::error::{Error, Result};
+use crate::float_mode::FloatMode;
 use crate::host_calls::{Batches, Calls};
 use crate::proxy::{self, Counter, Shared};
 use crate::registry;
@@ -433,9 +434,16 @@ impl Engine {
                 runner: call.needs.model.then(|| explainer.runner.as_ref()),
                 host: &serving,
             };
-            let called = Instant::now();
+            let (called, mode) = (Instant::now(), FloatMode::here());
             let maps = explainer.bound.explain(input);
             seconds = called.elapsed().as_secs_f64();
+            let maps = match mode.restore() {
+                false => maps,
+                true => Err(lightbox_sdk::Error::output(format!(
+                    "explainer {} changed how the processor rounds; it was set back, and the map is not used",
+                    explainer.spec.name
+                ))),
+            };
             let axes = self.spec.input.size.len();
             let outputs = maps.and_then(|maps| check_maps(maps, call.ids.len(), axes, &explainer.spec.name));
             // Whatever it answered: is all as it was?

@@ -299,11 +299,11 @@ fn write_overlays(
                 let file = args.out.join(format!("{stem}.{}.png", file_name(&key)));
                 picture.write(&file)?;
                 println!("{}", file.display());
-                written.insert(key, file);
+                written.insert(key, file.to_string_lossy().into_owned());
             }
         }
         let side = serde_json::json!({
-            "image": path, "model": engine.spec.name, "class": class, "logit": logit, "probability": probability,
+            "image": path.to_string_lossy(), "model": engine.spec.name, "class": class, "logit": logit, "probability": probability,
             "random_weights": random,
             "overlays": written,
         });

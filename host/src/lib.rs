@@ -14,6 +14,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod explain;
+mod float_mode;
 mod host_calls;
 mod images;
 pub mod list;

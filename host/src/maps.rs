@@ -56,7 +56,7 @@ pub fn maps(args: &MapsArgs) -> Result<String> {
     let names: BTreeMap<i64, &str> = run.images().iter().map(|i| (i64::from(i.index), i.image.as_str())).collect();
     let mut all: Vec<(String, Tensor)> = Vec::new();
     for s in mine {
-        let path = args.run.join(&s.file);
+        let path = run.folder.inside(&s.file)?;
         let file = MapsFile::open(&path).map_err(|e| damaged(&path).hint(e.to_string()))?;
         let maps = file.rows(0, file.images.len())?;
         for (row, image) in file.images.iter().enumerate() {

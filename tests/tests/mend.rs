@@ -523,3 +523,32 @@ fn a_method_that_a_fold_has_no_value_for_is_not_applicable_and_no_failure() {
     let reason = "densenet-small x mean-mask: not applicable: it needs the mean of the training set's masks";
     assert!(table.contains(reason) && !table.contains("failed"), "{table}");
 }
+
+/// A folder that somebody else has made must not make us write or show what is elsewhere.
+#[test]
+fn links_in_a_runs_folder_are_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = text(&small_spec(folder.path(), "[[explainers]]\nname = \"edges\"\n"));
+    succeed(&["run", &spec]);
+    let (out, precious) = (folder.path().join("out"), folder.path().join("precious"));
+    let link = |name: &str| {
+        std::fs::write(&precious, "kept").unwrap();
+        let _ = std::fs::remove_file(out.join(name));
+        std::os::unix::fs::symlink(&precious, out.join(name)).unwrap();
+    };
+    for name in [".lock", "events.jsonl"] {
+        link(name);
+        let (_, err, code) = texts(lightbox(&["run", &spec]).output().unwrap());
+        assert!(code != 0 && err.contains(name), "{err}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "kept");
+        std::fs::remove_file(out.join(name)).unwrap();
+    }
+    succeed(&["run", &spec]);
+    let maps = std::fs::read_to_string(out.join("maps.json")).unwrap();
+    let at = maps.find("units/").unwrap();
+    std::fs::write(out.join("maps.json"), format!("{}../{}", &maps[..at], &maps[at..])).unwrap();
+    let target = text(&folder.path().join("m.safetensors"));
+    let maps = ["maps", &text(&out), "--model", "densenet-small", "--explainer", "edges", "--output", &target];
+    let (_, err, code) = texts(lightbox(&maps).output().unwrap());
+    assert!(code == 3 && err.contains("leads out of the run's folder"), "{err}");
+}

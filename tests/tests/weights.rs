@@ -220,4 +220,18 @@ fn small_files_that_claim_much_are_refused() {
     };
     check("memo.pth", "memo.pth: ");
     check("stride0_16g.pth", "does not fit its");
+    let check = |name: &str, message: &str| {
+        let error = lightbox_core::data::reader::read(&cases.join(name), false).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains(name), "{error}");
+    };
+    check("tib.png", "pixels are more than");
+    check("bigl.jpg", "pixels are more than");
+    check("jpgbig.dcm", "it says 20 x 24 pixels, its code stream 65500 x 65500");
+    check("length.dcm", "the DICOM file is truncated");
+    check("offset-table.dcm", "the DICOM file is truncated");
+    for name in ["gzip.mha", "ascii.mha", "local_lower.mha", "colon.mha"] {
+        let image = lightbox_core::data::reader::read(&cases.join(name), false).unwrap();
+        let wanted = lightbox_core::data::image::Pixels::U16((1..7).collect());
+        assert_eq!((image.width, image.height, image.pixels), (3, 2, wanted), "{name}");
+    }
 }

@@ -9,6 +9,7 @@
 //! Read are raw little and big endian, deflated, RLE, JPEG baseline and lossless, JPEG 2000. JPEG-LS is not. Files without
 //! preamble or without file meta are read too. Oracle: pydicom.
 
+use super::dicom_walk;
 use super::image::{Image, Intensity, MAX_PIXELS, Pixels, range, stretch};
 use crate::{Error, Result};
 use dicom_object::{DefaultDicomObject, FileDicomObject, FileMetaTableBuilder, InMemDicomObject, Tag};
@@ -59,6 +60,12 @@ fn open(bytes: &[u8]) -> Result<DefaultDicomObject> {
         () => None,
     };
     if let Some(meta) = meta {
+        let (syntax, end) = dicom_walk::meta(meta)?;
+        match syntax.as_str() {
+            // Deflated, and big endian, which nobody has written for twenty years.
+            "1.2.840.10008.1.2.1.99" | "1.2.840.10008.1.2.2" => {}
+            syntax => dicom_walk::check(&meta[end..], syntax != "1.2.840.10008.1.2")?,
+        }
         let mut head = b"DICM".to_vec();
         if meta.get(2..4) != Some(&[0, 0]) {
             head.extend(group_length(meta));
@@ -67,6 +74,7 @@ fn open(bytes: &[u8]) -> Result<DefaultDicomObject> {
     }
     // A bare data set: explicit value representations are two capital letters after the first tag.
     let explicit = bytes.get(4..6).is_some_and(|vr| vr.iter().all(u8::is_ascii_uppercase));
+    dicom_walk::check(bytes, explicit)?;
     let syntax = if explicit { "1.2.840.10008.1.2.1" } else { "1.2.840.10008.1.2" };
     let meta = FileMetaTableBuilder::new()
         .transfer_syntax(syntax)
@@ -191,7 +199,8 @@ fn run_lengths(fragment: &[u8], pixels: usize, bytes: usize) -> Option<Vec<u8>> 
 }
 
 /// The raw words of the first frame.
-fn words(object: &DefaultDicomObject, pixels: usize, bits: u32) -> Result<Vec<u32>> {
+fn words(object: &DefaultDicomObject, [height, width]: [u32; 2], bits: u32) -> Result<Vec<u32>> {
+    let pixels = width as usize * height as usize;
     let syntax = object.meta().transfer_syntax().trim_end_matches('\0').to_string();
     let bytes = bits as usize / 8;
     if syntax == RLE {
@@ -199,6 +208,13 @@ fn words(object: &DefaultDicomObject, pixels: usize, bits: u32) -> Result<Vec<u3
         let frame = data.and_then(|f| f.first()).and_then(|f| run_lengths(f, pixels, bytes));
         let frame = frame.ok_or_else(|| Error::new("the DICOM file is broken: its run-length coded pixels"))?;
         return Ok(frame.chunks_exact(bytes).map(|c| c.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b))).collect());
+    }
+    let fragments = object.get(Tag(0x7fe0, 0x0010)).and_then(|e| e.fragments());
+    let claimed = fragments.and_then(|f| f.first()).and_then(|f| dicom_walk::frame_size(f));
+    if let Some([h, w]) = claimed.filter(|size| *size != [height, width]) {
+        return Err(Error::new(format!(
+            "the DICOM file is broken: it says {width} x {height} pixels, its code stream {w} x {h}"
+        )));
     }
     // The decoder of JPEG panics on some broken streams; what it left is dropped.
     let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| object.decode_pixel_data_frame(0)));
@@ -229,7 +245,6 @@ pub fn decode(bytes: &[u8], intensity: Intensity) -> Result<Image> {
     if width == 0 || height == 0 || u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(Error::new(format!("the image has {width} x {height} pixels")));
     }
-    let pixels = width as usize * height as usize;
     let photometric = code(&object, Tag(0x0028, 0x0004)).unwrap_or_default();
     if !["MONOCHROME1", "MONOCHROME2"].contains(&photometric.as_str()) {
         return Err(Error::new(format!("a grey DICOM image was expected, this one is {photometric}")));
@@ -247,7 +262,7 @@ pub fn decode(bytes: &[u8], intensity: Intensity) -> Result<Image> {
         return Err(Error::new(format!("BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} are not read")));
     }
     let signed = object.get(Tag(0x0028, 0x0103)).and_then(|e| e.to_int::<u32>().ok()) == Some(1);
-    let words = words(&object, pixels, allocated)?;
+    let words = words(&object, [height, width], allocated)?;
     let value = |word: u32| -> i64 {
         let moved = word << (31 - high);
         if signed { i64::from(moved as i32 >> (32 - stored)) } else { i64::from(moved >> (32 - stored)) }

@@ -2,6 +2,7 @@
 
 mod csv;
 mod dicom;
+mod dicom_walk;
 mod files;
 pub mod image;
 pub mod mask;

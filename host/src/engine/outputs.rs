@@ -20,6 +20,9 @@ impl Outputs {
     }
 }
 
+/// How many maps an explainer may give of an image: each is a column of the table, and all are scored.
+const MOST_MAPS: usize = 1024;
+
 /// Maps must be [n, size...], or [n, K, size...] with K names, float32, with as many sizes as the image has spatial axes.
 /// Whether values are finite is each image's own matter.
 pub(super) fn check_maps(maps: Maps, n: usize, axes: usize, name: &str) -> lightbox_sdk::Result<Outputs> {
@@ -32,6 +35,9 @@ pub(super) fn check_maps(maps: Maps, n: usize, axes: usize, name: &str) -> light
         let sizes = ["w", "h, w", "d, h, w"].get(axes.saturating_sub(1)).copied().unwrap_or("size...");
         let wanted = if k == 0 { format!("[{n}, {sizes}]") } else { format!("[{n}, {k}, {sizes}]") };
         return Err(bad(format!("gave a map of shape {shape:?}, expected {wanted}")));
+    }
+    if k > MOST_MAPS {
+        return Err(bad(format!("gave {k} maps an image; at most {MOST_MAPS} are taken")));
     }
     let mut sorted = maps.names.clone();
     sorted.sort();

@@ -3,6 +3,7 @@
 use super::source::{OpenPlugin, PluginSource};
 use super::{Found, Rejected};
 use crate::error::{Error, Result};
+use crate::float_mode::FloatMode;
 use crate::loader::{self, Plugin};
 use lightbox_core::files;
 use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
@@ -45,7 +46,12 @@ impl PluginSource for Dylibs {
     }
 
     fn open(&self, file: &Path) -> Result<Box<dyn OpenPlugin>> {
+        let mode = FloatMode::here();
         let plugin = loader::load(file, lightbox_sdk::BUILT_WITH_TORCH);
+        // A library that was linked with -ffast-math does so for the whole process.
+        if mode.restore() {
+            eprintln!("note: {} changed how the processor rounds when it was opened; it was set back", file.display());
+        }
         Ok(Box::new(plugin.map_err(|e| Error::plugin(format!("plugin {}: {e}", file.display())))?))
     }
 }

@@ -102,7 +102,7 @@ impl Run {
             if columns.is_empty() {
                 continue;
             }
-            let path = self.folder.0.join(&s.file);
+            let path = self.folder.inside(&s.file)?;
             let damaged = |e| Error::input(format!("{}: {e}", path.display())).hint("run the spec again");
             let file = MapsFile::open(&path).map_err(damaged)?;
             for (row, image) in file.images.iter().enumerate() {
@@ -225,5 +225,5 @@ impl Run {
 
 /// Reads a file of the run, for the pages that are served.
 pub(super) fn file(run: &Run, name: &str) -> Result<Vec<u8>> {
-    Ok(files::read(&run.folder.0.join(name))?)
+    Ok(files::read(&run.folder.inside(name)?)?)
 }

@@ -8,6 +8,8 @@ use super::gallery::{file, png, tile};
 use crate::error::{Error, Exit, Result};
 use crate::signals;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::Tensor;
 
 /// Files of a run that are served as they are.
@@ -20,6 +22,21 @@ const FILES: [(&str, &str); 8] = [
     ("scores.parquet", "application/vnd.apache.parquet"),
     ("predictions.parquet", "application/vnd.apache.parquet"),
     ("images.parquet", "application/vnd.apache.parquet"),
+];
+
+/// How many answers are sent at a time.
+const READERS: usize = 64;
+
+/// What every answer says: a page runs its own scripts and shows its own pictures, and nothing of another site's, nor in one.
+const HEADERS: [(&str, &str); 4] = [
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; \
+         connect-src 'self'; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
 ];
 
 /// A page or file; none where there is nothing of this name.
@@ -118,6 +135,7 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
     let server = tiny_http::Server::http(("127.0.0.1", port));
     let server = server.map_err(|e| Error::input(format!("port {port}: {e}")).hint("--port 0 takes a free one"))?;
     ready(&format!("http://{}/", server.server_addr()));
+    let busy = Arc::new(AtomicUsize::new(0));
     while !signals::interrupted() {
         let wait = std::time::Duration::from_millis(200);
         let received = server.recv_timeout(wait).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
@@ -128,8 +146,10 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
             let name = h.rsplit_once(':').map_or(h.as_str(), |(name, _)| name);
             ["127.0.0.1", "localhost", "[::1]"].contains(&name)
         });
-        let found = if local { site.answer(request.url()) } else { Ok(None) };
+        let known = matches!(request.method(), tiny_http::Method::Get | tiny_http::Method::Head);
+        let found = if local && known { site.answer(request.url()) } else { Ok(None) };
         let (status, kind, body) = match found {
+            _ if !known => (405, "text/plain; charset=utf-8".into(), b"GET or HEAD expected".to_vec()),
             Ok(Some((kind, body))) if kind == "redirect" => (301, kind, body),
             Ok(Some((kind, body))) => (200, kind, body),
             Ok(None) => (404, "text/plain; charset=utf-8".into(), b"there is nothing of this name".to_vec()),
@@ -140,11 +160,22 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
             _ => tiny_http::Header::from_bytes("Content-Type", kind),
         };
         let mut response = tiny_http::Response::from_data(body).with_status_code(status);
-        if let Ok(header) = header {
-            response.add_header(header);
+        let fixed = HEADERS.iter().map(|(name, value)| tiny_http::Header::from_bytes(*name, *value));
+        fixed.chain([header]).flatten().for_each(|header| response.add_header(header));
+        // A reader that takes its time does not stop the others; one that has gone away is no failure. Of too many at once the
+        // last are not answered.
+        if busy.load(Ordering::SeqCst) >= READERS {
+            continue;
         }
-        // A reader that takes its time does not stop the others; one that has gone away is no failure.
-        std::thread::spawn(move || drop(request.respond(response)));
+        busy.fetch_add(1, Ordering::SeqCst);
+        let count = busy.clone();
+        let answering = std::thread::Builder::new().spawn(move || {
+            drop(request.respond(response));
+            count.fetch_sub(1, Ordering::SeqCst);
+        });
+        if answering.is_err() {
+            busy.fetch_sub(1, Ordering::SeqCst);
+        }
     }
     Ok(Exit::Ok)
 }

@@ -301,6 +301,23 @@ impl RunFolder {
         OWN.iter().map(|name| self.0.join(name)).collect()
     }
 
+    /// A file in the folder that another file names, such as `maps.json`.
+    ///
+    /// # Errors
+    /// The name leads out of the folder, or the file is a link: a folder that somebody else has made could show any file so.
+    pub fn inside(&self, name: impl AsRef<Path>) -> Result<PathBuf> {
+        let name = name.as_ref();
+        let plain = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        let path = self.0.join(name);
+        let link = std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_symlink());
+        match plain && !link {
+            true => Ok(path),
+            false => {
+                Err(Error::input(format!("{}: {} leads out of the run's folder", self.0.display(), name.display())))
+            }
+        }
+    }
+
     /// The images of this height and width.
     pub fn prepared(&self, size: [usize; 2]) -> PathBuf {
         self.0.join("prepared").join(format!("images-{}.safetensors", size_text(size)))

@@ -2,6 +2,7 @@
 
 use super::events::{Event, Stamped};
 use indicatif::{ProgressBar, ProgressStyle};
+use lightbox_core::text::plain;
 use std::io::{IsTerminal, Write};
 
 /// One way of drawing. All talk goes to stderr; JSON lines go to stdout.
@@ -25,7 +26,9 @@ impl Reporter {
         Reporter::Bar(bar)
     }
 
+    /// A line of ours; further lines of what others say stand under it.
     fn line(&self, text: &str) {
+        let text = plain(text).replace('\n', "\n    ");
         match self {
             Reporter::Json => {}
             Reporter::Lines => eprintln!("{text}"),

@@ -441,6 +441,13 @@ impl RunSpec {
                 return Err(Error::input(format!("{key} = 0: at least 1 expected")));
             }
         }
+        let most =
+            [("seeds", self.seeds, 1000), ("threads", self.threads, 4096), ("split.folds", self.split.folds, 1000)];
+        for (key, value, most) in most {
+            if value > most {
+                return Err(Error::input(format!("{key} = {value}: at most {most} expected")));
+            }
+        }
         if self.seeds > 1 && self.models.iter().all(|m| m.train.is_none()) {
             return Err(Error::input(format!(
                 "seeds = {}: no model of the spec is trained, so nothing is drawn again",
@@ -544,6 +551,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         };
         check(&format!("colour = 1\n{MINIMAL}"), "unknown field `colour`");
+        check(&format!("seeds = 4000000000\n{MINIMAL}"), "seeds = 4000000000: at most 1000 expected");
         check(&format!("seeds = 2\n{MINIMAL}"), "seeds = 2: no model of the spec is trained");
         check("name = \"x\"", "missing field `data`");
         check(&MINIMAL.replace("\"x\"", "\"a/b\""), "name = \"a/b\": letters, digits");

@@ -22,6 +22,7 @@ use lightbox_core::results::{self, ImageRow, ScoreWriter};
 use lightbox_core::summary::{self, Absent, CHANCE, ImageFacts, MetricColumn, Summary};
 use lightbox_core::table::{Table, csv, tables};
 use lightbox_core::task::{Explained, Kind};
+use lightbox_core::text::plain;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -349,10 +350,10 @@ pub fn write(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, abou
     let join = |f: &dyn Fn(&Table) -> String| tables.iter().map(f).collect::<Vec<_>>().join("\n");
     files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;
-    files::write_text(&folder.0.join("summary.tex"), &join(&Table::latex))?;
+    files::write_text(&folder.0.join("summary.tex"), &plain(&join(&Table::latex)))?;
     write_json(&folder.0.join("maps.json"), &stored(state, folder)?)?;
     pictures(state, folder, source, &about.controls())?;
-    Ok(join(&Table::terminal))
+    Ok(plain(&join(&Table::terminal)).into_owned())
 }
 
 /// Where the maps of test images are: files of units, with what they hold.

@@ -19,9 +19,11 @@ use crate::registry::Registry;
 use crate::{device, signals};
 use lightbox_core::data::Sample;
 use lightbox_core::files;
+use lightbox_core::text::short;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 /// How a run is to go.
@@ -75,7 +77,9 @@ struct Taken {
 /// One process a folder.
 fn lock(folder: &RunFolder) -> Result<File> {
     let path = folder.lock();
-    let file = File::create(&path).map_err(|e| lightbox_core::Error::io(&path, &e))?;
+    // What is behind a link is somebody else's: it is not opened, and nothing is emptied.
+    let file = File::options().create(true).write(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open(&path);
+    let file = file.map_err(|e| lightbox_core::Error::io(&path, &e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -170,7 +174,7 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
         cells.failures.clear();
         folder.write_cells(&cells)?;
     }
-    let log = File::options().create(true).append(true).open(folder.events());
+    let log = File::options().create(true).append(true).custom_flags(libc::O_NOFOLLOW).open(folder.events());
     let log = log.map_err(|e| lightbox_core::Error::io(&folder.events(), &e))?;
     let workers = if options.workers > 0 { options.workers } else { devices.len() };
     // The last machine is this one.
@@ -217,6 +221,9 @@ pub fn run(spec: &RunSpec, registry: &Registry, options: &Options) -> Result<Out
     };
     Ok(Outcome { folder, exit, text })
 }
+
+/// How many characters of a plugin's reason are kept.
+const MOST_REASON: usize = 2000;
 
 /// How many workers may be lost at a unit outside of explainers.
 const TRIES: usize = 3;
@@ -337,7 +344,8 @@ impl Supervisor<'_> {
     /// Notes a failed cell, and takes its explainer (or the whole model) out of what is to be done.
     fn fail(&mut self, worker: usize, failure: Failure) -> Result<()> {
         let id = self.resolved.identities.pair(&failure.model, failure.explainer.as_deref())?;
-        let failure = Failure { id, ..failure };
+        let reason = short(&failure.reason, MOST_REASON).into_owned();
+        let failure = Failure { id, reason, ..failure };
         let model = failure.model.clone();
         match failure.explainer.clone() {
             None => self.scheduler.give_up(|u| u.model() == Some(&model)),

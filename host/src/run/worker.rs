@@ -21,11 +21,13 @@ use lightbox_core::data::store::Store;
 use lightbox_core::data::{self, Source};
 use lightbox_core::seed::derive;
 use lightbox_core::task::Explained;
+use lightbox_core::text::short;
 use lightbox_sdk::Array;
 use lightbox_sdk::spec::{ImageRecord, InputSpec, ModelOptions};
 use std::io::BufRead;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -34,7 +36,13 @@ use tch::Device;
 pub struct EventSink {
     writer: EventWriter,
     told: Mutex<Instant>,
+    /// Lines that plugins have logged in this unit.
+    logged: AtomicUsize,
 }
+
+/// How many lines plugins may log in a unit, and how long one may be.
+const MOST_LINES: usize = 1000;
+const MOST_CHARACTERS: usize = 2000;
 
 impl EventSink {
     pub fn say(&self, event: Event) {
@@ -57,7 +65,14 @@ impl Watch for EventSink {
     }
 
     fn log(&self, line: &str) {
-        self.say(Event::Note { text: line.into() });
+        match self.logged.fetch_add(1, Ordering::Relaxed) {
+            n if n < MOST_LINES => self.say(Event::Note { text: short(line, MOST_CHARACTERS).into_owned() }),
+            MOST_LINES => {
+                let text = format!("a plugin has logged {MOST_LINES} lines in this unit; the rest is left out");
+                self.say(Event::Note { text });
+            }
+            _ => {}
+        }
     }
 
     fn progress(&self, done: u64, of: u64) {
@@ -96,7 +111,11 @@ pub struct Worker {
 
 /// Runs until stdin ends, on so many threads; metrics on so many cores more.
 pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: usize) -> Result<()> {
-    let sink = Arc::new(EventSink { writer: EventWriter::open(), told: Mutex::new(Instant::now()) });
+    let sink = Arc::new(EventSink {
+        writer: EventWriter::open(),
+        told: Mutex::new(Instant::now()),
+        logged: AtomicUsize::new(0),
+    });
     tch::set_num_threads(threads as i32);
     // Ours, too: a worker has so many cores.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -108,6 +127,7 @@ pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: u
         let order: Order =
             serde_json::from_str(&line).map_err(|e| Error::new(Exit::Other, format!("malformed order: {e}")))?;
         let unit = order.unit.key();
+        sink.logged.store(0, Ordering::Relaxed);
         sink.say(Event::UnitStarted { unit: unit.clone() });
         let started = Instant::now();
         worker.identities = order.identities;

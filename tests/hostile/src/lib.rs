@@ -159,6 +159,19 @@ register_explainer!(Hostile("hostile-drop", |c| {
     map(c, 0.5)
 }));
 
+// Lets the processor flush subnormals to zero, as a library that was linked with -ffast-math does.
+register_explainer!(Hostile("hostile-rounding", |c| {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the register is read and written back with two more of its bits.
+    unsafe {
+        let mut mode = 0u32;
+        std::arch::asm!("stmxcsr [{}]", in(reg) &mut mode, options(nostack));
+        mode |= 0x8040;
+        std::arch::asm!("ldmxcsr [{}]", in(reg) &mode, options(nostack));
+    }
+    map(c, 0.5)
+}));
+
 /// A model that misbehaves where gradients are: a sum of tanh over the image, whose gradient it hands back wrongly.
 struct HostileModel(&'static str);
 
