@@ -7,6 +7,7 @@ use crate::run::supervisor::{self, Options};
 use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use lightbox_core::text::plain;
+use std::io::Write;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -203,11 +204,17 @@ pub fn main() -> u8 {
     }
 }
 
+/// Writes a result to stdout. A disk that is full behind it is an error like another.
+fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
+}
+
 fn dispatch(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::List { what, json } => {
             let registry = Registry::scan(&cli.plugins)?;
-            print!("{}", plain(&list::list(&registry, what, json)?));
+            say(&plain(&list::list(&registry, what, json)?))?;
             // The list is whole; a name that nobody can use is said all the same.
             let all: Vec<String> = registry.duplicates.iter().map(|(_, text)| text.clone()).collect();
             if all.is_empty() { Ok(Exit::Ok) } else { Err(Error::plugin(all.join("\n"))) }
@@ -219,12 +226,12 @@ fn dispatch(cli: Cli) -> Result<Exit> {
                     crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?
                 }
             };
-            print!("{}", plain(&text));
+            say(&plain(&text))?;
             Ok(Exit::Ok)
         }
         Command::Info { name, json } => {
             let registry = Registry::scan(&cli.plugins)?;
-            print!("{}", plain(&list::info(&registry, &name, json)?));
+            say(&plain(&list::info(&registry, &name, json)?))?;
             Ok(Exit::Ok)
         }
         Command::Check(args) => check::check(&args, &cli.plugins),
@@ -237,15 +244,15 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
         Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
         Command::Maps(args) => {
-            print!("{}", maps::maps(&args)?);
+            say(&maps::maps(&args)?)?;
             Ok(Exit::Ok)
         }
         Command::Compare(args) => {
-            print!("{}", plain(&compare::compare(&args)?));
+            say(&plain(&compare::compare(&args)?))?;
             Ok(Exit::Ok)
         }
         Command::Report { run, output } => {
-            println!("{}", crate::report::write(&run, output.as_deref())?.display());
+            say(&format!("{}\n", crate::report::write(&run, output.as_deref())?.display()))?;
             Ok(Exit::Ok)
         }
         Command::Serve { runs, port } => {
@@ -256,11 +263,11 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             })
         }
         Command::New(args) => {
-            print!("{}", new::new(&args)?);
+            say(&new::new(&args)?)?;
             Ok(Exit::Ok)
         }
         Command::Data(command) => {
-            print!("{}", data::data(&command)?);
+            say(&data::data(&command)?)?;
             Ok(Exit::Ok)
         }
         Command::Worker { run, device, threads, spare, number } => {
@@ -305,7 +312,6 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
         outcome.text += &format!("Report: {report}\n");
     }
     if !args.json {
-        use std::io::Write;
         // The tables are in the folder too; a reader that has gone away is no failure.
         let _ = std::io::stdout().write_all(outcome.text.as_bytes());
     }

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::run::preflight::notes;
 use crate::run::spec::RunSpec;
 use clap::{Args, Subcommand};
+use lightbox_core::data::duplicates::Duplicates;
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::split::Split;
 use lightbox_core::data::{self, DataSpec, Truth, image, mha};
@@ -201,13 +202,14 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
     let split = spec.split.split(samples)?;
     let classes = class_counts(&task, samples, &split);
+    let duplicates = Duplicates::find(source.as_ref(), &split, &files::sha256)?;
     let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| found(&samples[i])).count());
     if json {
         let folds: Vec<_> = split.folds.iter().map(|f| [share(&f.train), share(&f.validation)]).collect();
         let value = serde_json::json!({
             "images": samples.len(), "positive": positive, "patients": patients.len(), "unknown_masks": unknown,
             "boxes": boxes.len(), "box_side": quantiles(boxes), "sizes": sizes, "test": share(&split.test),
-            "folds": folds, "classes": classes, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
+            "folds": folds, "classes": classes, "duplicates": duplicates, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
         });
         return Ok(serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
     }
@@ -250,7 +252,7 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     for c in classes.iter().skip(usize::from(task.kind == Kind::Binary)).filter(|c| c.test_marked == 0) {
         let _ = writeln!(text, "warning   no test image has a box or mask of {}: its maps cannot be scored", c.name);
     }
-    for note in notes(source.as_ref()) {
+    for note in notes(source.as_ref()).into_iter().chain(duplicates.note()) {
         let _ = writeln!(text, "note      {note}");
     }
     Ok(text)

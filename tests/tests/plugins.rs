@@ -94,6 +94,16 @@ fn folders_are_searched_in_order_and_never_the_current_one() {
         !list(lightbox(&arguments).current_dir(folder.path()).env("LIGHTBOX_PLUGIN_PATH", ".")).contains("hostile")
     );
     assert!(list(lightbox(&arguments).env("LIGHTBOX_PLUGIN_PATH", folder.path())).contains("hostile-nan"));
+    // What anybody may write is opened where the user has named it, and not where it only lies on the path.
+    let mode = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    for path in [folder.path().to_path_buf(), folder.path().join("h.so")] {
+        mode(&path, 0o777);
+        assert!(!list(lightbox(&arguments).env("LIGHTBOX_PLUGIN_PATH", folder.path())).contains("hostile-nan"));
+        assert!(list(lightbox(&arguments).arg("--plugins").arg(folder.path())).contains("hostile-nan"));
+        mode(&path, 0o755);
+    }
     assert!(list(lightbox(&arguments).arg("--plugins").arg(folder.path())).contains("hostile-nan"));
     fail(&["list", "--plugins", "/no/such/folder"], 4, "/no/such/folder: no such plugin folder (given by --plugins)");
 }
@@ -424,4 +434,13 @@ fn a_crate_outside_the_workspace_becomes_a_plugin() {
     let spec = lightbox_tests::small_spec(folder.path(), extra).to_string_lossy().into_owned();
     let table = succeed(&["run", &spec, "--plugins", &drop_folder]);
     assert!(table.contains("my-occlusion") && table.contains("noise"), "{table}");
+}
+
+#[test]
+fn a_full_disk_behind_stdout_is_an_error_and_no_panic() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = lightbox(&["list"]).stdout(full).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{err}");
+    assert!(err.contains("error: No space left on device") && !err.contains("panicked"), "{err}");
 }

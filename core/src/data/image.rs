@@ -155,9 +155,16 @@ fn write_encoded(
     use image::ImageEncoder;
     files::write_atomic(path, |w| {
         let encoder = image::codecs::png::PngEncoder::new(w);
-        encoder.write_image(pixels, width as u32, height as u32, color).map_err(|e| match e {
-            image::ImageError::IoError(e) => e,
-            other => std::io::Error::other(other),
+        encoder.write_image(pixels, width as u32, height as u32, color).map_err(|e| {
+            // What the disk said lies at the bottom, whatever the encoder wrapped it in.
+            let mut at: Option<&dyn std::error::Error> = Some(&e);
+            while let Some(cause) = at {
+                if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+                    return std::io::Error::from(io.kind());
+                }
+                at = cause.source();
+            }
+            std::io::Error::other(e)
         })
     })
 }

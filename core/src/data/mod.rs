@@ -3,6 +3,7 @@
 mod csv;
 mod dicom;
 mod dicom_walk;
+pub mod duplicates;
 mod files;
 pub mod image;
 pub mod mask;

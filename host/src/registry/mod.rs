@@ -18,6 +18,7 @@ use lightbox_sdk::spec::{ExplainerSpec, Manifest, ModelSpec};
 use open::SOURCES;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// A plugin that described itself.
@@ -68,22 +69,38 @@ fn folders(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
+/// Whether users other than the owner and its group may change a file or folder.
+fn anybody_writes(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o002 != 0)
+}
+
 impl Registry {
     /// Looks through the folders.
     pub fn scan(given: &[PathBuf]) -> Result<Self> {
-        let folders = folders(given)?;
+        let (folders, mut refused) = (folders(given)?, Vec::new());
         let mut files: Vec<PathBuf> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for folder in &folders {
+            // Whoever writes a plugin runs code as us: what anybody may write is opened only where the user has named it.
+            let named = given.contains(folder);
+            if !named && anybody_writes(folder) {
+                let reason = "anybody may write to this folder; name it by --plugins if its plugins are to be used";
+                refused.push(Rejected { file: folder.clone(), reason: reason.into() });
+                continue;
+            }
             let mut here: Vec<PathBuf> = Vec::new();
             for source in SOURCES {
                 here.extend(source.list(folder)?);
             }
             // The same file by two ways is one file.
             here.retain(|file| seen.insert(std::fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
-            files.extend(here);
+            let (open, safe): (Vec<PathBuf>, Vec<PathBuf>) =
+                here.into_iter().partition(|file| !named && anybody_writes(file));
+            let reason = "anybody may write to this file; name its folder by --plugins if it is to be used";
+            refused.extend(open.into_iter().map(|file| Rejected { file, reason: reason.into() }));
+            files.extend(safe);
         }
-        let mut registry = Registry { folders, ..Registry::default() };
+        let mut registry = Registry { folders, rejected: refused, ..Registry::default() };
         let mut rest: &[PathBuf] = &files;
         while !rest.is_empty() {
             let (answers, crash) = ask::ask(rest)?;

@@ -9,6 +9,7 @@
 use lightbox_core::data::store;
 use lightbox_core::files;
 use lightbox_core::{Error, Result};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +38,11 @@ impl Cache {
         self.0.join(format!("{name}.safetensors"))
     }
 
+    /// The file of its SHA-256.
+    fn checksum(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.sha256"))
+    }
+
     /// Gives a run what is kept under this name. False where there is nothing, or nothing whole with so many images.
     pub fn take(&self, name: &str, images: usize, file: &Path) -> Result<bool> {
         let kept = self.file(name);
@@ -45,7 +51,9 @@ impl Cache {
         }
         // That it may be read, before whether it is whole.
         std::fs::File::open(&kept).map_err(|e| Error::io(&kept, &e))?;
-        let whole = store::images(&kept).is_ok_and(|n| n == images);
+        // The file is the run's that made it, too: whoever changed it there has changed it here.
+        let checksum = std::fs::read_to_string(self.checksum(name)).unwrap_or_default();
+        let whole = store::images(&kept).is_ok_and(|n| n == images) && files::sha256(&kept)? == checksum.trim();
         if whole {
             place(&kept, file)?;
             touch(&kept);
@@ -55,7 +63,12 @@ impl Cache {
 
     /// Keeps a run's file under this name.
     pub fn keep(&self, file: &Path, name: &str) -> Result<()> {
-        place(file, &self.file(name))?;
+        let kept = self.file(name);
+        place(file, &kept)?;
+        // Nobody is to write to it, by whichever of its names.
+        let read_only = std::fs::Permissions::from_mode(0o444);
+        std::fs::set_permissions(&kept, read_only).map_err(|e| Error::io(&kept, &e))?;
+        files::write_text(&self.checksum(name), &files::sha256(&kept)?)?;
         for entry in std::fs::read_dir(&self.0).map_err(|e| Error::io(&self.0, &e))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             // What a process that was killed left half written goes after a day.
@@ -64,6 +77,12 @@ impl Cache {
             let most = match (name.starts_with(files::HALF), name.ends_with(".safetensors")) {
                 (true, _) => day,
                 (false, true) => UNUSED,
+                // The checksum of what has gone.
+                (false, false)
+                    if name.ends_with(".sha256") && !self.file(name.trim_end_matches(".sha256")).exists() =>
+                {
+                    day
+                }
                 (false, false) => continue,
             };
             if age.is_some_and(|age| age > most) {
@@ -76,7 +95,7 @@ impl Cache {
 
 /// Says that a file was used. Another user's cannot be told so.
 fn touch(file: &Path) {
-    if let Ok(file) = std::fs::OpenOptions::new().append(true).open(file) {
+    if let Ok(file) = std::fs::File::open(file) {
         let _ = file.set_modified(SystemTime::now());
     }
 }
@@ -119,7 +138,9 @@ mod tests {
         assert!(cache.take("x", 3, &taken).unwrap());
         let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
         assert_eq!(inode(&made), inode(&taken));
-        assert_eq!(std::fs::read_dir(&cache.0).unwrap().count(), 1, "nothing half written");
+        assert_eq!(std::fs::read_dir(&cache.0).unwrap().count(), 2, "nothing half written");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&cache.file("x")), mode(&made)), (0o444, 0o444));
         // What nobody has used for long goes, and what is used stays.
         let old = SystemTime::now() - UNUSED - Duration::from_secs(9);
         for name in ["x", "y"] {
@@ -132,8 +153,14 @@ mod tests {
         assert!(cache.take("x", 3, &taken).unwrap());
         cache.keep(&made, "z").unwrap();
         assert!(cache.file("x").is_file() && !cache.file("y").exists());
-        // Cut short, it is not taken, and what is made anew takes its place.
+        // Changed in place, through whichever name, it is not taken: a store of the same size says nothing.
         let bytes = std::fs::read(&made).unwrap();
+        let mut other = bytes.clone();
+        *other.last_mut().unwrap() ^= 1;
+        std::fs::remove_file(cache.file("x")).unwrap();
+        std::fs::write(cache.file("x"), &other).unwrap();
+        assert!(!cache.take("x", 3, &taken).unwrap());
+        // Cut short, it is not taken, and what is made anew takes its place.
         std::fs::remove_file(cache.file("x")).unwrap();
         std::fs::write(cache.file("x"), &bytes[..bytes.len() - 1]).unwrap();
         assert!(!cache.take("x", 3, &taken).unwrap());

@@ -6,9 +6,11 @@ use super::folder::{FileState, hash, read_json, write_json};
 use super::unit::{Unit, size_text};
 use super::worker::Worker;
 use crate::error::{Error, Exit, Result};
+use lightbox_core::data::duplicates::Duplicates;
 use lightbox_core::data::store;
 use lightbox_core::files;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::path::Path;
 
 impl Worker {
@@ -31,6 +33,14 @@ impl Worker {
                 states
             }
         };
+        let checksums: HashMap<&Path, &str> = states.iter().map(|s| (s.file.as_path(), s.sha256.as_str())).collect();
+        let known = |file: &Path| match checksums.get(file) {
+            Some(checksum) => Ok(checksum.to_string()),
+            None => files::sha256(file),
+        };
+        if let Some(text) = Duplicates::find(source.as_ref(), &self.plan.split, &known)?.note() {
+            self.sink.say(Event::Note { text });
+        }
         let (sink, file, images) = (self.sink.clone(), self.folder.prepared(size), source.samples().len());
         let note = |text: String| sink.say(Event::Note { text });
         let cache = Cache::of_user().filter(|_| !file.is_file());
