@@ -504,16 +504,27 @@ fn prepared_images_are_found_by_the_next_run_of_the_same_data() {
         err
     };
     let prepared = |run: &str| std::fs::read(at(run).join("prepared/images-64.safetensors")).unwrap();
-    let kept = || std::fs::read_dir(at("cache")).unwrap().count();
+    let kept = || {
+        let files = std::fs::read_dir(at("cache")).unwrap().flatten();
+        files.filter(|e| e.path().extension().is_some_and(|x| x == "safetensors")).count()
+    };
     let taken = "as an earlier run prepared them";
     assert!(!start("first", "cache").contains(taken) && kept() == 1);
     assert!(start("second", "cache").contains(taken) && kept() == 1);
     assert_eq!(prepared("first"), prepared("second"));
     assert_eq!(values(&at("first")), values(&at("second")));
+    // The cache's file is the run's too. Nobody but root can write to it, and what was changed there is not taken.
+    let file = at("second").join("prepared/images-64.safetensors");
+    let mut changed = std::fs::read(&file).unwrap();
+    changed[2000] ^= 1;
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::write(&file, changed).unwrap();
+    assert!(!start("mended", "cache").contains(taken) && kept() == 1);
+    assert_eq!(values(&at("first")), values(&at("mended")));
     // Another image is another set, and the old one is still there.
     lightbox_core::data::image::write_png(&at("data/phantom-0000003.png"), 64, 64, &[7; 4096]).unwrap();
     assert!(!start("third", "cache").contains(taken) && kept() == 2);
-    assert!(prepared("third") != prepared("first"));
+    assert!(prepared("third") != prepared("mended"));
     // Where nothing can be kept the run goes on and says so.
     std::fs::write(at("file"), "").unwrap();
     assert!(start("fourth", "file").contains("could not be kept for other runs"));
