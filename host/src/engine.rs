@@ -216,7 +216,8 @@ impl Engine {
         file: &Path,
         choice: ExplainerChoice,
     ) -> Result<()> {
-        let bound = binding::bind(handle, &self.spec, &self.settings.targets, &choice.params);
+        let bound =
+            FloatMode::keep(&spec.name, || binding::bind(handle, &self.spec, &self.settings.targets, &choice.params));
         let place = |e: lightbox_sdk::Error| match e.message.starts_with("explainer ") {
             true => Error::from(e),
             false => Error::from(e.context(format!("explainer {}", choice.name))),
@@ -247,12 +248,13 @@ impl Engine {
         let calls = self.calls(index, Some(batches));
         let serving = Serving::new(&calls);
         let needs_model = explainer.needs().is_some_and(|n| n.model);
-        Ok(explainer.bound.fit(FitInput {
+        let input = FitInput {
             class,
             seed: seed::derive(self.settings.seed, &format!("fit {}", explainer.spec.name), &[fold, training]),
             runner: needs_model.then(|| explainer.runner.as_ref()),
             host: &serving,
-        })?)
+        };
+        Ok(FloatMode::keep(&explainer.spec.name, || explainer.bound.fit(input))?)
     }
 
     /// What explainer `index` may ask of the host.
@@ -434,16 +436,9 @@ impl Engine {
                 runner: call.needs.model.then(|| explainer.runner.as_ref()),
                 host: &serving,
             };
-            let (called, mode) = (Instant::now(), FloatMode::here());
-            let maps = explainer.bound.explain(input);
+            let called = Instant::now();
+            let maps = FloatMode::keep(&explainer.spec.name, || explainer.bound.explain(input));
             seconds = called.elapsed().as_secs_f64();
-            let maps = match mode.restore() {
-                false => maps,
-                true => Err(lightbox_sdk::Error::output(format!(
-                    "explainer {} changed how the processor rounds; it was set back, and the map is not used",
-                    explainer.spec.name
-                ))),
-            };
             let axes = self.spec.input.size.len();
             let outputs = maps.and_then(|maps| check_maps(maps, call.ids.len(), axes, &explainer.spec.name));
             // Whatever it answered: is all as it was?

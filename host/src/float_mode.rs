@@ -50,6 +50,18 @@ impl FloatMode {
         unsafe { std::arch::asm!("msr fpcr, {}", in(reg) self.bits, options(nomem, nostack, preserves_flags)) };
     }
 
+    /// Calls an explainer. One that changes the mode fails, and the mode is set back.
+    pub fn keep<T>(explainer: &str, call: impl FnOnce() -> lightbox_sdk::Result<T>) -> lightbox_sdk::Result<T> {
+        let mode = FloatMode::here();
+        let answer = call();
+        match mode.restore() {
+            false => answer,
+            true => Err(lightbox_sdk::Error::output(format!(
+                "explainer {explainer} changed how the processor rounds; it was set back, and its answer is not used"
+            ))),
+        }
+    }
+
     /// Whether this thread's mode is another now; then it is set back.
     pub fn restore(self) -> bool {
         let changed = FloatMode::here() != self;

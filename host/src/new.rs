@@ -81,9 +81,13 @@ pub fn new(args: &NewArgs) -> Result<String> {
     let library = format!("target/debug/lib{}.so", name.replace('-', "_"));
     let use_it = match args.kind {
         Kind::Explainer => {
-            format!("lightbox explain IMAGE --plugins target/debug --model densenet-small --explainer {name}")
+            format!(
+                "lightbox explain IMAGE --plugins target/debug --model densenet-small --random-weights --explainer {name}"
+            )
         }
-        Kind::Model => format!("lightbox explain IMAGE --plugins target/debug --model {name} --explainer gradcam"),
+        Kind::Model => {
+            format!("lightbox explain IMAGE --plugins target/debug --model {name} --random-weights --explainer gradcam")
+        }
     };
     Ok(format!(
         "{}\n\n  cd {}\n  cargo test\n  cargo build\n  lightbox check {library}\n  {use_it}\n",

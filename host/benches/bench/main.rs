@@ -98,6 +98,16 @@ pub struct Bench {
     pub python: Option<PathBuf>,
 }
 
+/// What a part of a row prints, as cells of a table. A part is a process of its own, so that its greatest memory is too.
+pub fn part(row: &str, size: usize) -> Result<String> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    let output = command.args(["--part", &format!("{row}:{size}")]).stderr(std::process::Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("{row} of {size}: {}", output.status).into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().replace(' ', " | "))
+}
+
 impl Bench {
     /// Many rounds, or few where that will do.
     pub fn rounds(&self, many: usize) -> usize {

@@ -70,13 +70,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     }
     table.text(text);
     let images = if bench.quick { 2500 } else { 25_000 };
-    let mut command = std::process::Command::new(std::env::current_exe()?);
-    let output =
-        command.args(["--part", &format!("memory:{images}")]).stderr(std::process::Stdio::inherit()).output()?;
-    if !output.status.success() {
-        return Err(format!("intervals of {images} images: {}", output.status).into());
-    }
-    let found = String::from_utf8_lossy(&output.stdout).trim().replace(' ', " | ");
+    let found = crate::part("memory", images)?;
     table.text(format!(
         "95 % intervals of {images} images, 10,000 draws.\n\n| columns | seconds | MiB at most |\n|---:|---:|---:|\n| {found} |\n"
     ));

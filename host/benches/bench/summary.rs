@@ -97,13 +97,7 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     );
     let counts: &[usize] = if bench.quick { &[8] } else { &[8, 16, 32, 60] };
     for n in counts {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        let output =
-            command.args(["--part", &format!("summary:{n}")]).stderr(std::process::Stdio::inherit()).output()?;
-        if !output.status.success() {
-            return Err(format!("{n} explainers: {}", output.status).into());
-        }
-        let found = String::from_utf8_lossy(&output.stdout).trim().replace(' ', " | ");
+        let found = crate::part("summary", *n)?;
         text += &format!("| {n} | {found} |\n");
     }
     table.text(text);

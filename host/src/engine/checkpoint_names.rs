@@ -21,16 +21,12 @@ pub fn fit_names(keys: &mut [String], own: &[String]) -> Vec<String> {
     // A model may have a part of that name itself.
     if wrapped > 0 && !own.iter().any(|name| bare(name) != *name) {
         let before = keys.iter().find(|key| bare(key) != **key).cloned().unwrap_or_default();
-        keys.iter_mut().for_each(|key| *key = bare(key));
+        rename(keys, |key| Some(bare(key)));
         notes.push(format!("names are read without what the network was wrapped in, as {before}"));
     }
     let names: HashSet<&str> = own.iter().map(String::as_str).collect();
     if let Some(prefix) = prefix(keys, &names) {
-        keys.iter_mut().filter_map(|k| k.strip_prefix(&prefix).map(str::to_string).map(|s| (k, s))).for_each(
-            |(k, s)| {
-                *k = s;
-            },
-        );
+        rename(keys, |key| key.strip_prefix(&prefix).map(str::to_string));
         notes.push(format!("names are read without {prefix}"));
     }
     // A head in an `nn.Sequential` has a number: `classifier.0.weight`.
@@ -46,6 +42,17 @@ pub fn fit_names(keys: &mut [String], own: &[String]) -> Vec<String> {
         }
     }
     notes
+}
+
+/// Gives keys other names, but for one that another entry has: of two entries none may hide the other.
+fn rename(keys: &mut [String], name: impl Fn(&str) -> Option<String>) {
+    let mut taken: HashSet<String> = keys.iter().cloned().collect();
+    for key in keys {
+        if let Some(new) = name(key).filter(|new| !taken.contains(new)) {
+            taken.insert(new.clone());
+            *key = new;
+        }
+    }
 }
 
 /// The prefix behind which most of the model's names are; none where they are there as they are. Of equal ones the first
@@ -92,7 +99,7 @@ pub fn looks_like(keys: &[String]) -> String {
             let at = key.find(before)? + before.len();
             key[at..].split(['.', '_']).next()?.parse::<usize>().ok()
         };
-        keys.iter().filter_map(number).max().map_or(0, |n| n + 1)
+        keys.iter().filter_map(number).max().map_or(0, |n| n.saturating_add(1))
     };
     match LOOKS.iter().find(|(part, _)| has(part)) {
         None => String::new(),
@@ -104,11 +111,12 @@ pub fn looks_like(keys: &[String]) -> String {
             (true, 36) => "a ResNet-152".into(),
             _ => "a ResNet".into(),
         },
-        Some((_, "DenseNet")) => match count("denseblock3.denselayer") - 1 {
-            24 => "a DenseNet-121".into(),
-            32 => "a DenseNet-169".into(),
-            36 => "a DenseNet-161".into(),
-            48 => "a DenseNet-201".into(),
+        // Its layers count from 1.
+        Some((_, "DenseNet")) => match count("denseblock3.denselayer") {
+            25 => "a DenseNet-121".into(),
+            33 => "a DenseNet-169".into(),
+            37 => "a DenseNet-161".into(),
+            49 => "a DenseNet-201".into(),
             _ => "a DenseNet".into(),
         },
         Some((_, "vision transformer (timm)")) => {
@@ -187,6 +195,25 @@ mod tests {
     }
 
     #[test]
+    fn of_two_entries_none_hides_the_other() {
+        let given = [
+            "classifier.bias",
+            "net.features.conv0.weight",
+            "net.features.norm0.bias",
+            "net.classifier.weight",
+            "net.classifier.bias",
+        ];
+        let wanted = [
+            "classifier.bias",
+            "features.conv0.weight",
+            "features.norm0.bias",
+            "classifier.weight",
+            "net.classifier.bias",
+        ];
+        check(&given, &wanted, "without net.");
+    }
+
+    #[test]
     fn a_head_with_a_number_is_a_head() {
         let given = ["features.conv0.weight", "classifier.0.weight", "classifier.0.bias"];
         let wanted = ["features.conv0.weight", "classifier.weight", "classifier.bias"];
@@ -210,6 +237,9 @@ mod tests {
         );
         check(&["vit.encoder.layer.0.attention.attention.query.weight"], "a transformer under Hugging Face's names");
         check(&["x"], "");
+        // A part of a network, and a number that no network has.
+        check(&["features.denseblock1.denselayer1.conv1.weight"], "a DenseNet");
+        check(&["layer1.0.conv1.weight", "layer3.18446744073709551615.x"], "a ResNet");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Resolved {
 
     /// Of test images; the last may be smaller.
     pub fn chunks(&self) -> usize {
-        self.split.test.len().div_ceil(self.spec.chunk)
+        self.identities.chunks()
     }
 
     /// The input that a model expects.

@@ -436,7 +436,7 @@ impl Supervisor<'_> {
                     executor.end(id, true);
                     (launched[id], waiting[id]) = (false, false);
                     self.busy[id].alive = false;
-                    let line: String = line.chars().take(80).collect();
+                    let line = short(&line, 80);
                     self.lost(id, FailureKind::Error, format!("it said what is no event: {line}"))?;
                 }
                 // What ends us may have ended the worker first: that is no crash.

@@ -30,17 +30,19 @@ impl Worker {
                     states.extend(part.par_iter().map(|f| FileState::of(f)).collect::<Result<Vec<_>>>()?);
                 }
                 write_json(&sources, &states)?;
+                // Once a run: the images of another size are the same files.
+                let checksums: HashMap<&Path, &str> =
+                    states.iter().map(|s| (s.file.as_path(), s.sha256.as_str())).collect();
+                let known = |file: &Path| match checksums.get(file) {
+                    Some(checksum) => Ok(checksum.to_string()),
+                    None => files::sha256(file),
+                };
+                if let Some(text) = Duplicates::find(source.as_ref(), &self.plan.split, &known)?.note() {
+                    self.sink.say(Event::Note { text });
+                }
                 states
             }
         };
-        let checksums: HashMap<&Path, &str> = states.iter().map(|s| (s.file.as_path(), s.sha256.as_str())).collect();
-        let known = |file: &Path| match checksums.get(file) {
-            Some(checksum) => Ok(checksum.to_string()),
-            None => files::sha256(file),
-        };
-        if let Some(text) = Duplicates::find(source.as_ref(), &self.plan.split, &known)?.note() {
-            self.sink.say(Event::Note { text });
-        }
         let (sink, file, images) = (self.sink.clone(), self.folder.prepared(size), source.samples().len());
         let note = |text: String| sink.say(Event::Note { text });
         let cache = Cache::of_user().filter(|_| !file.is_file());
