@@ -13,6 +13,7 @@ use crate::stats::paired::mcnemar;
 use crate::stats::ranking::{self, LEVEL, Ranking, pair};
 use crate::stats::reliability::krippendorff;
 use crate::stats::{self, mean};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -29,7 +30,7 @@ pub struct Values {
 }
 
 /// The explainers on one model, by one metric of images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// Its label.
     pub model: String,
@@ -51,17 +52,19 @@ pub struct Comparison {
     /// By column: its mean less the best's.
     pub differences: Vec<Difference>,
     /// Krippendorff's alpha of the patients' orders.
+    #[schemars(range(max = 1))]
     pub alpha: Option<f64>,
 }
 
 /// A difference of means, in the metric's unit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
     /// None where one of the two failed and the worst value has no end.
     pub mean: Option<f64>,
     /// 95 % over patients.
     pub interval: Option<[f64; 2]>,
     /// Holm-corrected over all pairs; 1 for the best itself.
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
     /// The test finds no difference from the best.
     pub tied: bool,
@@ -70,7 +73,7 @@ pub struct Difference {
 }
 
 /// The mean of a cell over a part of its images.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stratum {
     /// Its label.
     pub model: String,
@@ -89,7 +92,7 @@ pub struct Stratum {
 }
 
 /// Spearman's correlation, over explainers, of their means by two metrics (turned so that more is better).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricAgreement {
     /// Its label.
     pub model: String,
@@ -100,7 +103,7 @@ pub struct MetricAgreement {
 }
 
 /// How alike the maps of explainers are, on one model: means over images and folds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MapAgreement {
     /// Its label.
     pub model: String,
@@ -115,7 +118,7 @@ pub struct MapAgreement {
 }
 
 /// All of it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparisons {
     /// Tests of differences between explainers.
     pub comparisons: Vec<Comparison>,

@@ -8,6 +8,7 @@
 
 use crate::metrics::{Level, Metric, MetricSpec};
 use crate::task::Task;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -82,7 +83,7 @@ pub struct Absent {
 }
 
 /// A value in one fold of one training.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FoldValue {
     /// From 0.
     pub fold: i32,
@@ -93,7 +94,7 @@ pub struct FoldValue {
 }
 
 /// What a cell holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
     /// There is a number.
@@ -102,8 +103,10 @@ pub enum State {
         mean: f64,
         /// Sample deviation over folds of the means over trainings; none for one fold, or where all folds have the same
         /// weights and value.
+        #[schemars(range(min = 0))]
         fold_std: Option<f64>,
         /// Mean over folds of the sample deviation over trainings; none for one training.
+        #[schemars(range(min = 0))]
         seed_std: Option<f64>,
         /// 95 % over images, by patient within classes (`stats::bootstrap`), of the mean over folds and trainings. None for pooled metrics.
         interval: Option<[f64; 2]>,
@@ -121,17 +124,19 @@ pub enum State {
     /// The explainer or metric does not apply.
     NotApplicable {
         /// Why.
+        #[schemars(length(min = 1))]
         reason: String,
     },
     /// The explainer or the whole model failed.
     Failed {
         /// Why.
+        #[schemars(length(min = 1))]
         reason: String,
     },
 }
 
 /// A cell of the summary.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Cell {
     /// Its label.
     pub model: String,
@@ -147,7 +152,7 @@ pub struct Cell {
 }
 
 /// A column of maps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Column {
     /// Its label.
     pub explainer: String,
@@ -163,7 +168,7 @@ impl Column {
 }
 
 /// A metric as it is shown.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ShownMetric {
     /// Its label in the spec.
     pub label: String,
@@ -175,6 +180,7 @@ pub struct ShownMetric {
     pub better: crate::metrics::Better,
     /// Lowest and highest possible value; an open end is infinite, null in JSON.
     #[serde(with = "crate::metrics::bounds")]
+    #[schemars(with = "[Option<f64>; 2]")]
     pub range: [f64; 2],
     /// Of its values.
     pub unit: String,
@@ -187,15 +193,17 @@ pub struct ShownMetric {
 }
 
 /// All that a run found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Summary {
     /// Of the run.
     pub name: String,
     /// Above the tables.
     pub title: String,
     /// How many.
+    #[schemars(range(min = 1))]
     pub folds: usize,
     /// Trainings a fold.
+    #[schemars(range(min = 1))]
     pub seeds: usize,
     /// Labels, in the spec's order.
     pub models: Vec<String>,
@@ -213,12 +221,13 @@ pub struct Summary {
 }
 
 /// Seconds an image in an explainer's own code and its runs of the model, beyond the run that all share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Seconds {
     /// Its label.
     pub model: String,
     /// Its label.
     pub explainer: String,
     /// An image.
+    #[schemars(range(min = 0))]
     pub seconds: f64,
 }

@@ -7,11 +7,12 @@
 use crate::metrics::Level;
 use crate::summary::{CHANCE, Column, MARKED, Seconds, ShownMetric, State, Summary};
 use crate::text::plain;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// One cell.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "cell", rename_all = "kebab-case")]
 pub enum Cell {
     /// A number.
@@ -322,7 +323,7 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
 }
 
 /// A table: a row a model, or an explainer where there are many; columns in groups.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Table {
     /// Above the table.
     pub title: String,
@@ -341,7 +342,7 @@ pub struct Table {
 }
 
 /// Neighbouring columns under one heading.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     /// Above its columns.
     pub title: String,
@@ -350,7 +351,7 @@ pub struct Group {
 }
 
 /// A model's row.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     /// Of the row.
     pub title: String,

@@ -3,6 +3,7 @@
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
 use crate::run::spec::RunSpec;
+use crate::run::summary::{ComparisonsFile, SummaryFile, json_schema};
 use crate::run::supervisor::{self, Options};
 use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
@@ -51,7 +52,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the reference of all explainers, or of all metrics, as Markdown
+    /// Print the reference of all explainers or metrics as Markdown, or the schema of a result file
     #[command(
         after_help = "Examples:\n  lightbox reference > explainers.md\n  lightbox reference metrics > metrics.md"
     )]
@@ -222,6 +223,8 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         Command::Reference { what, pictures } => {
             let text = match what {
                 crate::reference::What::Metrics => crate::reference::metrics(),
+                crate::reference::What::Summary => json_schema::<SummaryFile>()?,
+                crate::reference::What::Comparisons => json_schema::<ComparisonsFile>()?,
                 crate::reference::What::Explainers => {
                     crate::reference::markdown(&Registry::scan(&cli.plugins)?, pictures.as_deref())?
                 }

@@ -223,7 +223,7 @@ fn parameters(text: &mut String, specs: &[ParamSpec]) {
 
 fn reference(text: &mut String, r: &Reference) {
     let id = if r.id.is_empty() { String::new() } else { format!(" [{}]", r.id) };
-    let _ = writeln!(text, "reference  {}{id}", r.citation);
+    let _ = writeln!(text, "reference  {}{id}", r.citation());
 }
 
 /// All of one thing. A built-in spec is printed as its TOML, to start from.
@@ -342,7 +342,7 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
             ("chance", m.chance.into()),
             ("cost", m.cost.into()),
             ("edge cases", m.edge_cases.into()),
-            ("reference", m.reference.into()),
+            ("reference", m.reference.full()),
         ];
         for (key, value) in pairs {
             let _ = writeln!(text, "{key:10} {value}");

@@ -11,8 +11,14 @@ use std::fmt::Write;
 /// What the page is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum What {
+    /// All explainers, as Markdown
     Explainers,
+    /// All metrics, as Markdown
     Metrics,
+    /// The JSON schema of a run's summary.json
+    Summary,
+    /// The JSON schema of a run's comparisons.json
+    Comparisons,
 }
 
 /// Families of metrics in the order of the page, with their headings.
@@ -41,7 +47,8 @@ pub fn metrics() -> String {
                 lightbox_core::metrics::Level::Set => "a set",
             };
             let unit = if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) };
-            let _ = write!(text, "\n### {}\n\n**{}**. {}.\n\n    {}\n\n", m.name, m.title, m.reference, m.formula);
+            let _ =
+                write!(text, "\n### {}\n\n**{}**. {}.\n\n    {}\n\n", m.name, m.title, m.reference.full(), m.formula);
             let _ = writeln!(
                 text,
                 "{} is better; {}{unit}; a value of {level}. Chance: {}. Cost: {}. Edge cases: {}.",
@@ -120,7 +127,7 @@ pub fn markdown(registry: &Registry, pictures: Option<&str>) -> Result<String> {
                 text,
                 " ({}{signed}; plugin `{plugin}`). {}.",
                 family(e.family),
-                e.reference.citation.trim_end_matches('.')
+                e.reference.citation().trim_end_matches('.')
             );
             let _ = writeln!(text, "{}", link(&e.reference));
             if let Some(folder) = pictures {

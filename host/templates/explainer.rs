@@ -14,8 +14,8 @@ impl Explainer for TypeName {
 
     // Who am I?
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Authors: Title, venue, year";
-        ExplainerSpec::new("NAME", "NAME", Family::Cam, citation, "")
+        let reference = Reference::new("Authors", "Title", "venue", 2026, "arXiv:0000.00000");
+        ExplainerSpec::new("NAME", "NAME", Family::Cam, reference)
     }
 
     // Called once for a model: what do I need of it, or why do I not apply? Here: the layer that class activation maps read,

@@ -21,8 +21,8 @@ impl Explainer for TypeName {
 
     // Who am I?
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks, 2013";
-        ExplainerSpec::new("NAME", "NAME", Family::Gradient, citation, "arXiv:1312.6034").signed()
+        let reference = Reference::new("Simonyan, Vedaldi, Zisserman", "Deep Inside Convolutional Networks", "", 2013, "arXiv:1312.6034");
+        ExplainerSpec::new("NAME", "NAME", Family::Gradient, reference).signed()
     }
 
     // Called once for a model: what do I need of it, or why do I not apply? The gradient of the target's logit at the image.

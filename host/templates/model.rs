@@ -17,7 +17,7 @@ fn spec(options: &ModelOptions) -> Result<ModelSpec> {
     let classes = if options.classes == 0 { 2 } else { options.classes };
     let side = SIZE / 4;
     Ok(ModelSpec {
-        reference: Reference { citation: "Authors: Title, venue, year".into(), id: String::new() },
+        reference: Reference::new("Authors", "Title", "venue", 2026, "arXiv:0000.00000"),
         // Every named place whose value can be read, changed or differentiated; `start`: where a run can begin.
         sites: vec![
             Site::input(3, [SIZE, SIZE]),

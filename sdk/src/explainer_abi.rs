@@ -365,7 +365,7 @@ pub(crate) extern "C" fn make(name: RStr<'_>) -> RResult<ExplainerBox, RString> 
 /// # struct Mean;
 /// # impl Explainer for Mean {
 /// #     type Params = ();
-/// #     fn spec(&self) -> ExplainerSpec { ExplainerSpec::new("mean", "Mean", Family::Control, "none", "") }
+/// #     fn spec(&self) -> ExplainerSpec { ExplainerSpec::new("mean", "Mean", Family::Control, Reference::own("none")) }
 /// #     fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
 /// #         Ok(Bound::new(Needs::default(), |context| Ok(Array::from_ndarray(context.grey()?)?.into())))
 /// #     }

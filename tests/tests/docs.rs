@@ -35,7 +35,7 @@ fn the_reference_of_metrics_is_what_they_say() {
     let list = succeed(&["list", "metrics"]);
     for metric in listed["metrics"].as_array().unwrap() {
         let name = metric["name"].as_str().unwrap();
-        for key in ["formula", "chance", "cost", "title", "edge_cases", "reference", "family"] {
+        for key in ["formula", "chance", "cost", "title", "edge_cases", "family"] {
             assert!(!metric[key].as_str().unwrap().is_empty(), "{name} has no {key}");
         }
         assert!(page.contains(&format!("\n### {name}\n")) && list.contains(&format!("  {name} ")), "{name}");
@@ -55,6 +55,17 @@ fn the_reference_of_metrics_is_what_they_say() {
     assert_eq!(names(&listed["metrics"]), names(&spec["metrics"]));
     let explainers: serde_json::Value = serde_json::from_str(&succeed(&["info", "all-explainers", "--json"])).unwrap();
     assert_eq!(names(&explainers["explainers"]), names(&spec["explainers"]));
+}
+
+/// The schemas of result files are those of the types that are written.
+#[test]
+fn the_schemas_are_those_of_the_types() {
+    for (name, page) in [("summary", "summary-4"), ("comparisons", "comparisons-1")] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/schemas/{page}.schema.json"));
+        let now = succeed(&["reference", name]);
+        let page = std::fs::read_to_string(&path).unwrap();
+        assert!(page == now, "{} is not what is written: `cargo xtask docs` makes it anew", path.display());
+    }
 }
 
 /// Every explainer is in the built-in spec that runs them all.

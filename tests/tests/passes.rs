@@ -171,7 +171,7 @@ fn explainers_make_the_passes_that_they_state_and_any_batch_gives_the_same_map()
         {
             faults.push(format!("{name} applies to no model"));
         }
-        if spec.formula.is_empty() || spec.cost.is_empty() || spec.reference.citation.is_empty() {
+        if spec.formula.is_empty() || spec.cost.is_empty() || spec.reference.is_empty() {
             faults.push(format!("{name} lacks its formula, cost or citation"));
         }
     }

@@ -24,9 +24,11 @@ pub fn docs() -> Result<(), String> {
             std::fs::copy(entry.path(), &to).map_err(error(&to))?;
         }
     }
-    let pages: [(&str, &[&str]); 2] = [
+    let pages: [(&str, &[&str]); 4] = [
         ("docs/explainers.md", &["reference", "--pictures", "explainers"]),
         ("docs/metrics.md", &["reference", "metrics"]),
+        ("docs/schemas/summary-4.schema.json", &["reference", "summary"]),
+        ("docs/schemas/comparisons-1.schema.json", &["reference", "comparisons"]),
     ];
     for (to, args) in pages {
         let page = Command::new(&binary).args(args).output().map_err(|e| e.to_string())?;

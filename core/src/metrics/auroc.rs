@@ -1,7 +1,7 @@
 //! Area under the receiver operating characteristic, as the Mann-Whitney statistic with midranks for ties.
 //! Hanley and McNeil, Radiology 143 (1982). Oracle: scikit-learn `roc_auc_score`.
 
-use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score, over_classes};
+use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Reference, Score, over_classes};
 use crate::{Error, Result};
 use lightbox_sdk::params::ParamValues;
 
@@ -25,7 +25,13 @@ impl Metric for Auroc {
             unit: "share",
             cost: "0",
             edge_cases: "N/A when one class is absent or a score is NaN; a constant score gives 0.5",
-            reference: "Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 1982",
+            reference: Reference::new(
+                "Hanley, McNeil",
+                "The meaning and use of the area under a ROC curve",
+                "Radiology",
+                1982,
+                "",
+            ),
             version: 1,
             parameters: vec![],
         }

@@ -5,7 +5,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{at_targets, plain};
-use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use std::rc::Rc;
 
@@ -27,7 +27,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "1 forward, shared with `average-increase`",
         edge_cases: "a score of 0 is N/A; a map that is not finite or constant is a failure and counts as 1",
-        reference: "Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, WACV 2018, arXiv:1710.11063",
+        reference: Reference::new(
+            "Chattopadhay, Sarkar, Howlader, Balasubramanian",
+            "Grad-CAM++",
+            "WACV",
+            2018,
+            "arXiv:1710.11063",
+        ),
         ..share("average-drop", "faithfulness")
     }
 }

@@ -3,7 +3,7 @@
 
 use super::average_drop::masked;
 use super::map_metric::{Ask, Asking, Constant, Found, share};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 
 /// See the file's head.
@@ -23,7 +23,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "1 forward, shared with `average-drop`",
         edge_cases: "a map that is not finite or constant is a failure and counts as 0",
-        reference: "Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++, WACV 2018, arXiv:1710.11063",
+        reference: Reference::new(
+            "Chattopadhay, Sarkar, Howlader, Balasubramanian",
+            "Grad-CAM++",
+            "WACV",
+            2018,
+            "arXiv:1710.11063",
+        ),
         ..share("average-increase", "faithfulness")
     }
 }

@@ -6,7 +6,9 @@
 //! For pixels the sum runs over the positives alone, and every pixel is counted between two of them (`pixels.rs`).
 
 use super::pixels::Pixels;
-use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Score as Answer, over_classes};
+use super::{
+    Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Reference, Score as Answer, over_classes,
+};
 use crate::{Error, Result};
 use lightbox_sdk::params::ParamValues;
 use tch::{Kind, Tensor};
@@ -31,7 +33,13 @@ impl Metric for Auprc {
             unit: "share",
             cost: "0",
             edge_cases: "N/A when no image is positive or a score is NaN; ties are one step",
-            reference: "scikit-learn average_precision_score",
+            reference: Reference::new(
+                "Pedregosa et al.",
+                "scikit-learn, average_precision_score",
+                "Journal of Machine Learning Research",
+                2011,
+                "",
+            ),
             version: 1,
             parameters: vec![],
         }

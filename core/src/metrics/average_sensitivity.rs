@@ -4,7 +4,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found};
 use super::perturbed::{NEEDS, base, change, score as vary};
-use super::{Bench, MetricSpec};
+use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
@@ -15,7 +15,13 @@ fn spec() -> MetricSpec {
         short: "average sensitivity",
         title: "Average sensitivity: mean move of the map under small noise on the image",
         formula: "mean over copies x' of |a(x') - a(x)| / |a(x)|, Euclidean norms",
-        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        reference: Reference::new(
+            "Bhatt, Weller, Moura",
+            "Evaluating and Aggregating Feature-based Model Explanations",
+            "IJCAI",
+            2020,
+            "arXiv:2005.00631",
+        ),
         ..base("average-sensitivity")
     }
 }

@@ -4,7 +4,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{SetBaseline, at_targets, of_blank, plain};
-use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 use tch::{Device, Kind};
@@ -39,7 +39,13 @@ fn spec() -> MetricSpec {
         chance: "1, of a map of zeros",
         cost: "2 forward, shared by all explainers",
         edge_cases: "N/A for maps without a sign; a map that is not finite is a failure, and in no mean; a constant map is counted",
-        reference: "Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365",
+        reference: Reference::new(
+            "Sundararajan, Taly, Yan",
+            "Axiomatic Attribution for Deep Networks",
+            "ICML",
+            2017,
+            "arXiv:1703.01365",
+        ),
         parameters: Settings::specs(),
         ..share("completeness-gap", "faithfulness")
     }

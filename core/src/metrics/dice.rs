@@ -2,6 +2,7 @@
 //! Between Species", Ecology 1945.
 
 use super::MetricSpec;
+use super::Reference;
 use super::map_metric::share;
 use super::threshold::AtThreshold;
 
@@ -22,7 +23,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean value on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945",
+        reference: Reference::new(
+            "Dice",
+            "Measures of the Amount of Ecologic Association Between Species",
+            "Ecology",
+            1945,
+            "",
+        ),
         ..share("dice", "localisation")
     }
 }

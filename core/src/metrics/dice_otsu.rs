@@ -3,7 +3,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static DICE_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -15,7 +15,13 @@ fn spec() -> MetricSpec {
         formula: "2 |P and g| / (|P| + |g|), P the pixels above Otsu's threshold of the map (256 levels), g the mask",
         chance: "that of the controls",
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Dice: Measures of the Amount of Ecologic Association Between Species, Ecology 1945",
+        reference: Reference::new(
+            "Dice",
+            "Measures of the Amount of Ecologic Association Between Species",
+            "Ecology",
+            1945,
+            "",
+        ),
         ..share("dice-otsu", "localisation")
     }
 }

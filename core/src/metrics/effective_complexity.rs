@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Better, Masks, MetricSpec, Score};
+use super::{Better, Masks, MetricSpec, Reference, Score};
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
@@ -26,7 +26,13 @@ fn spec() -> MetricSpec {
         better: Better::Lower,
         chance: "that of the control `noise`",
         edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
-        reference: "Nguyen, Martínez: On quantitative aspects of model interpretability, 2020, arXiv:2007.07584",
+        reference: Reference::new(
+            "Nguyen, Martínez",
+            "On quantitative aspects of model interpretability",
+            "",
+            2020,
+            "arXiv:2007.07584",
+        ),
         parameters: Settings::specs(),
         ..share("effective-complexity", "complexity")
     }

@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Better, Masks, MetricSpec, Score};
+use super::{Better, Masks, MetricSpec, Reference, Score};
 use crate::maps;
 
 /// See the file's head.
@@ -18,7 +18,13 @@ fn spec() -> MetricSpec {
         better: Better::Lower,
         chance: "that of the control `noise`",
         edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
-        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        reference: Reference::new(
+            "Bhatt, Weller, Moura",
+            "Evaluating and Aggregating Feature-based Model Explanations",
+            "IJCAI",
+            2020,
+            "arXiv:2005.00631",
+        ),
         ..share("entropy", "complexity")
     }
 }

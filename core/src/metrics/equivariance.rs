@@ -4,7 +4,7 @@
 //! bounds the value.
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::pearson;
 use crate::{Error, Result, maps};
 use lightbox_sdk::params::Params;
@@ -36,7 +36,13 @@ fn spec() -> MetricSpec {
         chance: "0; 1 for a map that only looks at the image",
         cost: "3 explanations",
         edge_cases: "a map that is not finite or constant is a failure and counts as -1; a transformed image's constant map correlates by 0",
-        reference: "Crabbé, van der Schaar: Evaluating the Robustness of Interpretability Methods through Explanation Invariance and Equivariance, NeurIPS 2023, arXiv:2304.06715",
+        reference: Reference::new(
+            "Crabbé, van der Schaar",
+            "Evaluating the Robustness of Interpretability Methods through Explanation Invariance and Equivariance",
+            "NeurIPS",
+            2023,
+            "arXiv:2304.06715",
+        ),
         parameters: Settings::specs(),
         ..share("equivariance", "robustness")
     }

@@ -8,7 +8,7 @@
 
 use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry, KNOWN};
-use super::{Curve, Level, MetricSpec, Score};
+use super::{Curve, Level, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static FROC: AtThreshold = AtThreshold { spec, candidates: true, image: None, set: Some(froc) };
@@ -25,7 +25,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold of candidates is that of `dice`; equal peaks come together; a map that is not finite or constant has no candidate; without a finding N/A",
-        reference: "Niemeijer et al.: On Combining Computer-Aided Detection Systems, IEEE Transactions on Medical Imaging 2011",
+        reference: Reference::new(
+            "Niemeijer et al.",
+            "On Combining Computer-Aided Detection Systems",
+            "IEEE Transactions on Medical Imaging",
+            2011,
+            "",
+        ),
         ..share("froc", "localisation")
     }
 }

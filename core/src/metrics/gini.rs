@@ -3,7 +3,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 use crate::maps;
 
 /// See the file's head.
@@ -16,7 +16,13 @@ fn spec() -> MetricSpec {
         formula: "sum_i (2 i - N - 1) a_(i) / (N sum a), a the sorted magnitudes",
         chance: "that of the control `noise`",
         edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 0 and is counted",
-        reference: "Chalasani et al.: Concise Explanations of Neural Networks using Adversarial Training, ICML 2020, arXiv:1810.06583",
+        reference: Reference::new(
+            "Chalasani et al.",
+            "Concise Explanations of Neural Networks using Adversarial Training",
+            "ICML",
+            2020,
+            "arXiv:1810.06583",
+        ),
         ..share("gini", "complexity")
     }
 }

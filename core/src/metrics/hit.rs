@@ -5,7 +5,7 @@
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
 use super::pixels::Overlap;
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static HIT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -18,7 +18,13 @@ fn spec() -> MetricSpec {
         chance: "share of mask pixels",
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted",
-        reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
+        reference: Reference::new(
+            "Zhang et al.",
+            "Top-down Neural Attention by Excitation Backprop",
+            "ECCV",
+            2016,
+            "arXiv:1608.00507",
+        ),
         ..share("hit", "localisation")
     }
 }

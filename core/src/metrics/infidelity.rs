@@ -7,7 +7,7 @@
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{effects, squares, sums};
-use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
@@ -42,7 +42,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls; a map of zeros has E[fall^2]",
         cost: "samples forward, shared by all explainers",
         edge_cases: "sums that are all 0 leave b = 0; a map that is not finite is a failure, and in no mean; a constant map is counted",
-        reference: "Yeh, Hsieh, Suggala, Inouye, Ravikumar: On the (In)fidelity and Sensitivity of Explanations, NeurIPS 2019, arXiv:1901.09392",
+        reference: Reference::new(
+            "Yeh, Hsieh, Suggala, Inouye, Ravikumar",
+            "On the (In)fidelity and Sensitivity of Explanations",
+            "NeurIPS",
+            2019,
+            "arXiv:1901.09392",
+        ),
         parameters: Settings::specs(),
         ..share("infidelity", "faithfulness")
     }

@@ -5,7 +5,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
@@ -34,7 +34,7 @@ fn spec() -> MetricSpec {
         chance: "that of the control `noise`",
         cost: "steps - 1 forward; the endpoints are shared by all explainers",
         edge_cases: "a map that is not finite is a failure and counts as 0; of equal pixels the order is drawn from seed and image, and a constant map is counted",
-        reference: "Petsiuk, Das, Saenko: RISE, BMVC 2018, arXiv:1806.07421",
+        reference: Reference::new("Petsiuk, Das, Saenko", "RISE", "BMVC", 2018, "arXiv:1806.07421"),
         parameters: Settings::specs(),
         ..share("insertion", "faithfulness")
     }

@@ -2,6 +2,7 @@
 //! alpine zone", New Phytologist 1912; of maps: Saporta et al., Nature Machine Intelligence 2022, arXiv:2103.13059.
 
 use super::MetricSpec;
+use super::Reference;
 use super::map_metric::share;
 use super::threshold::AtThreshold;
 
@@ -21,7 +22,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean Dice coefficient on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Saporta et al.: Benchmarking saliency methods for chest X-ray interpretation, Nature Machine Intelligence 2022, arXiv:2103.13059",
+        reference: Reference::new(
+            "Saporta et al.",
+            "Benchmarking saliency methods for chest X-ray interpretation",
+            "Nature Machine Intelligence",
+            2022,
+            "arXiv:2103.13059",
+        ),
         ..share("iou", "localisation")
     }
 }

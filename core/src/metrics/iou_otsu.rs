@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static IOU_OTSU: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -16,7 +16,13 @@ fn spec() -> MetricSpec {
         formula: "|P and g| / |P or g|, P the pixels above Otsu's threshold of the map (256 levels), g the mask",
         chance: "that of the controls",
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Saporta et al.: Benchmarking saliency methods for chest X-ray interpretation, Nature Machine Intelligence 2022, arXiv:2103.13059",
+        reference: Reference::new(
+            "Saporta et al.",
+            "Benchmarking saliency methods for chest X-ray interpretation",
+            "Nature Machine Intelligence",
+            2022,
+            "arXiv:2103.13059",
+        ),
         ..share("iou-otsu", "localisation")
     }
 }

@@ -4,7 +4,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found};
 use super::perturbed::{NEEDS, Pair, base, distance, greatest, score as vary};
-use super::{Bench, MetricSpec};
+use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
@@ -16,7 +16,13 @@ fn spec() -> MetricSpec {
         title: "Local Lipschitz estimate: greatest move of the map over that of the image",
         formula: "max over copies x' of |a(x') - a(x)| / |x' - x|, Euclidean norms",
         edge_cases: "a map that is not finite, its own or a copy's, is a failure, and in no mean; with radius 0 no image moves, and every map fails",
-        reference: "Alvarez-Melis, Jaakkola: On the Robustness of Interpretability Methods, 2018, arXiv:1806.08049",
+        reference: Reference::new(
+            "Alvarez-Melis, Jaakkola",
+            "On the Robustness of Interpretability Methods",
+            "",
+            2018,
+            "arXiv:1806.08049",
+        ),
         ..base("local-lipschitz")
     }
 }

@@ -5,7 +5,8 @@ use super::facts::{Facts, Image, no_mask};
 use super::pixels::Overlap;
 use super::removal::usable;
 use super::{
-    Batch, Bench, Better, Curve, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size, State,
+    Batch, Bench, Better, Curve, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Reference, Score, Size,
+    State,
 };
 use crate::maps::{self, Fault};
 use crate::{Error, Result};
@@ -51,7 +52,7 @@ pub fn share(name: &'static str, family: &'static str) -> MetricSpec {
         unit: "share",
         cost: "0",
         edge_cases: "",
-        reference: "",
+        reference: Reference::default(),
         version: 1,
         parameters: vec![],
     }

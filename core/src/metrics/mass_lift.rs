@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static MASS_LIFT: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -18,7 +18,7 @@ fn spec() -> MetricSpec {
         unit: "times chance",
         chance: "1",
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0, and so is one without a positive value",
-        reference: "Arras, Osman, Samek: CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258",
+        reference: Reference::new("Arras, Osman, Samek", "CLEVR-XAI", "Information Fusion", 2022, "arXiv:2003.07258"),
         ..share("mass-lift", "localisation")
     }
 }

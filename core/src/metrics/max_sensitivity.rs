@@ -4,7 +4,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found};
 use super::perturbed::{NEEDS, base, change, greatest, score as vary};
-use super::{Bench, MetricSpec};
+use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
@@ -15,7 +15,13 @@ fn spec() -> MetricSpec {
         short: "max-sensitivity",
         title: "Max-sensitivity: greatest move of the map under small noise on the image",
         formula: "max over copies x' of |a(x') - a(x)| / |a(x)|, Euclidean norms",
-        reference: "Yeh, Hsieh, Suggala, Inouye, Ravikumar: On the (In)fidelity and Sensitivity of Explanations, NeurIPS 2019, arXiv:1901.09392",
+        reference: Reference::new(
+            "Yeh, Hsieh, Suggala, Inouye, Ravikumar",
+            "On the (In)fidelity and Sensitivity of Explanations",
+            "NeurIPS",
+            2019,
+            "arXiv:1901.09392",
+        ),
         ..base("max-sensitivity")
     }
 }

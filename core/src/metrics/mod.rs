@@ -64,6 +64,8 @@ use crate::maps::{self, Fault, Flat};
 use crate::task::Task;
 use crate::{Error, Result};
 use lightbox_sdk::params::{ParamSpec, ParamValues};
+use lightbox_sdk::spec::Reference;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -71,7 +73,7 @@ use std::rc::Rc;
 use tch::Tensor;
 
 /// Whether a metric gives a value an image (of which the table shows the mean) or one of a whole set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// A value of each image.
@@ -81,7 +83,7 @@ pub enum Level {
 }
 
 /// Which direction is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Better {
     /// A greater value.
@@ -138,7 +140,7 @@ pub struct MetricSpec {
     /// What it does where its formula says nothing.
     pub edge_cases: &'static str,
     /// Paper or code that it follows.
-    pub reference: &'static str,
+    pub reference: Reference,
     /// Raised whenever the metric's values change, so that a run that has values of an older one scores its maps anew.
     pub version: u32,
     /// Those that a spec can give.

@@ -5,7 +5,7 @@
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use crate::stats::correlation::spearman;
 use lightbox_sdk::params::Params;
@@ -44,7 +44,13 @@ fn spec() -> MetricSpec {
         chance: "0",
         cost: "samples forward, shared by all explainers",
         edge_cases: "a logit that no set changes is N/A; a map that is not finite or constant is a failure and counts as -1",
-        reference: "Bhatt, Weller, Moura: Evaluating and Aggregating Feature-based Model Explanations, IJCAI 2020, arXiv:2005.00631",
+        reference: Reference::new(
+            "Bhatt, Weller, Moura",
+            "Evaluating and Aggregating Feature-based Model Explanations",
+            "IJCAI",
+            2020,
+            "arXiv:2005.00631",
+        ),
         parameters: Settings::specs(),
         ..share("mu-fidelity", "faithfulness")
     }

@@ -3,7 +3,7 @@
 
 use super::map_metric::share;
 use super::threshold::{AtThreshold, Entry};
-use super::{MetricSpec, Score};
+use super::{MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static NODULE_RECALL: AtThreshold = AtThreshold { spec, candidates: true, image: Some(recall), set: None };
@@ -16,7 +16,13 @@ fn spec() -> MetricSpec {
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
         edge_cases: "the threshold is that of `dice`; many candidates find more: read it beside `froc`; an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
-        reference: "Bandos, Rockette, Song, Gur: Area under the Free-Response ROC Curve, Biometrics 2009",
+        reference: Reference::new(
+            "Bandos, Rockette, Song, Gur",
+            "Area under the Free-Response ROC Curve",
+            "Biometrics",
+            2009,
+            "",
+        ),
         ..share("nodule-recall", "localisation")
     }
 }

@@ -5,7 +5,7 @@
 //! (Binder et al., CVPR 2023, arXiv:2211.12486).
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
-use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::{pearson, ranks};
 use crate::{Error, Result, maps, seed};
 use lightbox_sdk::params::Params;
@@ -45,7 +45,13 @@ fn spec() -> MetricSpec {
         chance: "1, of a map that does not look at the model; 0 of one that is drawn anew",
         cost: "seeds x stages explanations, each of a copy of the model",
         edge_cases: "a map that is not finite or constant is a failure and counts as 1; a randomised model's constant map correlates by 0, and one of its that is not finite is left out",
-        reference: "Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim: Sanity Checks for Saliency Maps, NeurIPS 2018, arXiv:1810.03292",
+        reference: Reference::new(
+            "Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim",
+            "Sanity Checks for Saliency Maps",
+            "NeurIPS",
+            2018,
+            "arXiv:1810.03292",
+        ),
         parameters: Settings::specs(),
         ..share("parameter-randomisation", "randomisation")
     }

@@ -5,13 +5,22 @@
 use super::average_precision::average_precision_by_libtorch;
 use super::facts::no_mask;
 use super::map_metric::each_image;
-use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Score, Size};
+use super::{Batch, Bench, Better, Evaluation, Form, Level, Masks, Metric, MetricSpec, Needs, Reference, Score, Size};
 use crate::maps::Fault;
 use crate::{Error, Result};
 use lightbox_sdk::params::ParamValues;
 use tch::{Device, Kind, Tensor};
 
-pub(super) const REFERENCE: &str = "Behrendt, Sonawane et al.: Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation";
+/// Of this metric and of its pooled form.
+pub(super) fn reference() -> Reference {
+    Reference::new(
+        "Behrendt, Sonawane et al.",
+        "Quantitative evaluation of activation maps for weakly-supervised lung nodule segmentation",
+        "SPIE Medical Imaging",
+        2024,
+        "",
+    )
+}
 
 /// See the file's head.
 pub struct PixelAuprc;
@@ -33,7 +42,7 @@ impl Metric for PixelAuprc {
             cost: "0",
             edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0; a \
                          constant map gives the share of mask pixels and is counted",
-            reference: REFERENCE,
+            reference: reference(),
             version: 1,
             parameters: vec![],
         }

@@ -4,7 +4,7 @@
 //! two histograms: they are added exactly, in any order, over units and workers. Rounding moves the value by less than 1e-4
 //! on maps of 224 x 224 pixels. Oracle: scikit-learn `average_precision_score` on the rounded values.
 
-use super::pixel_auprc::REFERENCE;
+use super::pixel_auprc::reference;
 use super::pooled::{Histograms, Pooled, thinned};
 use super::{Better, Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
 use crate::Result;
@@ -30,7 +30,7 @@ impl Metric for PixelAuprcPooled {
             unit: "share",
             cost: "0",
             edge_cases: "as pixel-auprc; a constant map becomes 0, and so does one that is not finite",
-            reference: REFERENCE,
+            reference: reference(),
             version: 1,
             parameters: vec![],
         }

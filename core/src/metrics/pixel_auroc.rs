@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static PIXEL_AUROC: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -17,7 +17,13 @@ fn spec() -> MetricSpec {
         chance: "0.5",
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a mask of all pixels is N/A; a map that is not finite is a failure; a constant map gives 0.5 and is counted",
-        reference: "Fawcett: An introduction to ROC analysis, Pattern Recognition Letters 2006",
+        reference: Reference::new(
+            "Fawcett",
+            "An introduction to ROC analysis",
+            "Pattern Recognition Letters",
+            2006,
+            "",
+        ),
         ..share("pixel-auroc", "localisation")
     }
 }

@@ -4,7 +4,7 @@
 
 use super::map_metric::share;
 use super::pooled::{Histograms, Pooled, thinned};
-use super::{Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Size};
+use super::{Curve, Evaluation, Form, Level, Metric, MetricSpec, Needs, Reference, Size};
 use crate::Result;
 use lightbox_sdk::params::ParamValues;
 
@@ -21,7 +21,13 @@ impl Metric for PixelAurocPooled {
             chance: "0.5",
             chance_is_constant: true,
             edge_cases: "as pixel-auroc; a constant map becomes 0, and so does one that is not finite",
-            reference: "Fawcett: An introduction to ROC analysis, Pattern Recognition Letters 2006",
+            reference: Reference::new(
+                "Fawcett",
+                "An introduction to ROC analysis",
+                "Pattern Recognition Letters",
+                2006,
+                "",
+            ),
             ..share("pixel-auroc-pooled", "localisation")
         }
     }

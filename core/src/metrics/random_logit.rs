@@ -4,7 +4,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::plain;
-use super::{Bench, Better, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::spearman;
 use crate::{Result, maps, seed};
 
@@ -28,7 +28,7 @@ fn spec() -> MetricSpec {
         chance: "1, of a map that does not look at the class",
         cost: "1 explanation",
         edge_cases: "N/A for a model of one output; a map that is not finite or constant is a failure and counts as 1; the other class's constant map correlates by 0",
-        reference: "Sixt, Granz, Landgraf: When Explanations Lie, ICML 2020, arXiv:1912.09818",
+        reference: Reference::new("Sixt, Granz, Landgraf", "When Explanations Lie", "ICML", 2020, "arXiv:1912.09818"),
         ..share("random-logit", "randomisation")
     }
 }

@@ -5,7 +5,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found};
 use super::perturbed::{NEEDS, Pair, base, greatest, relative, relative_change, score as vary};
-use super::{Bench, MetricSpec, Needs};
+use super::{Bench, MetricSpec, Needs, Reference};
 use crate::Result;
 
 /// See the file's head.
@@ -19,7 +19,13 @@ fn spec() -> MetricSpec {
         formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|(x' - x) / x|, 1e-6), Euclidean norms of ratios of values",
         cost: "copies explanations and copies forward, shared with the other metrics of robustness",
         edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
-        reference: "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju: Rethinking Stability for Attribution-based Explanations, 2022, arXiv:2203.06877",
+        reference: Reference::new(
+            "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju",
+            "Rethinking Stability for Attribution-based Explanations",
+            "",
+            2022,
+            "arXiv:2203.06877",
+        ),
         ..base("relative-input-stability")
     }
 }

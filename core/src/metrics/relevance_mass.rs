@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static RELEVANCE_MASS: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -16,7 +16,7 @@ fn spec() -> MetricSpec {
         formula: "sum over the mask of max(a, 0) / sum of max(a, 0)",
         chance: "share of mask pixels, of a map that is the same everywhere",
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure, and so is one without a positive value",
-        reference: "Arras, Osman, Samek: CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258",
+        reference: Reference::new("Arras, Osman, Samek", "CLEVR-XAI", "Information Fusion", 2022, "arXiv:2003.07258"),
         ..share("relevance-mass", "localisation")
     }
 }

@@ -5,7 +5,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share, share_of_highest};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static RELEVANCE_RANK: OfOneMap = OfOneMap { masks: Masks::Finding, spec, score };
@@ -18,7 +18,7 @@ fn spec() -> MetricSpec {
         chance: "share of mask pixels",
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted",
-        reference: "Arras, Osman, Samek: CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258",
+        reference: Reference::new("Arras, Osman, Samek", "CLEVR-XAI", "Information Fusion", 2022, "arXiv:2003.07258"),
         ..share("relevance-rank", "localisation")
     }
 }

@@ -6,7 +6,7 @@
 
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Baseline, Order, scores};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 
 /// See the file's head.
@@ -31,7 +31,13 @@ fn spec() -> MetricSpec {
         chance: "0",
         cost: "8 forward, and 8 sparse systems on the CPU",
         edge_cases: "a map that is not finite is a failure and counts as -0.5; of equal pixels the order is drawn, and a constant map is counted",
-        reference: "Rong, Leemann, Borisov, Kasneci, Kasneci: A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022, arXiv:2202.00449",
+        reference: Reference::new(
+            "Rong, Leemann, Borisov, Kasneci, Kasneci",
+            "A Consistent and Efficient Evaluation Strategy for Attribution Methods",
+            "ICML",
+            2022,
+            "arXiv:2202.00449",
+        ),
         ..share("road", "faithfulness")
     }
 }

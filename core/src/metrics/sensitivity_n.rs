@@ -6,7 +6,7 @@
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use crate::stats::correlation::pearson;
 use lightbox_sdk::params::Params;
@@ -45,7 +45,13 @@ fn spec() -> MetricSpec {
         chance: "0",
         cost: "sizes x samples forward, shared by all explainers",
         edge_cases: "sizes at which no set changes the logit are left out, and where that is all the image is N/A; sums that are all equal correlate by 0; a map that is not finite or constant is a failure and counts as -1",
-        reference: "Ancona, Ceolini, Öztireli, Gross: Towards better understanding of gradient-based attribution methods, ICLR 2018, arXiv:1711.06104",
+        reference: Reference::new(
+            "Ancona, Ceolini, Öztireli, Gross",
+            "Towards better understanding of gradient-based attribution methods",
+            "ICLR",
+            2018,
+            "arXiv:1711.06104",
+        ),
         parameters: Settings::specs(),
         ..share("sensitivity-n", "faithfulness")
     }

@@ -5,7 +5,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Better, Masks, MetricSpec, Score};
+use super::{Better, Masks, MetricSpec, Reference, Score};
 
 /// See the file's head.
 pub static SHORTCUT_MASS: OfOneMap = OfOneMap { masks: Masks::Shortcut, spec, score };
@@ -18,7 +18,13 @@ fn spec() -> MetricSpec {
         better: Better::Lower,
         chance: "share of the shortcut's pixels, of a map that is the same everywhere",
         edge_cases: "an image without the shortcut is N/A; a map that is not finite is a failure and counts as 1, and so is one without a positive value",
-        reference: "Adebayo, Muelly, Abelson, Kim: Post hoc Explanations may be Ineffective for Detecting Unknown Spurious Correlation, ICLR 2022, arXiv:2212.04629",
+        reference: Reference::new(
+            "Adebayo, Muelly, Abelson, Kim",
+            "Post hoc Explanations may be Ineffective for Detecting Unknown Spurious Correlation",
+            "ICLR",
+            2022,
+            "arXiv:2212.04629",
+        ),
         ..share("shortcut-mass", "localisation")
     }
 }

@@ -6,7 +6,7 @@
 use super::deletion::Settings;
 use super::map_metric::{Ask, Asking, Constant, Found, share};
 use super::removal::{Order, area, even, scores};
-use super::{Bench, Form, MetricSpec, Needs, Score, Size};
+use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use lightbox_sdk::params::Params;
 
@@ -29,7 +29,13 @@ fn spec() -> MetricSpec {
         chance: "0",
         cost: "2 (steps - 1) forward, of which deletion and insertion of the same baseline and steps are made",
         edge_cases: "a map that is not finite is a failure and counts as -1; a constant map is a random order, about 0, and counted",
-        reference: "Blücher, Vielhaben, Strodthoff: Decoupling Pixel Flipping and Occlusion Strategy, TMLR 2024, arXiv:2401.06654",
+        reference: Reference::new(
+            "Blücher, Vielhaben, Strodthoff",
+            "Decoupling Pixel Flipping and Occlusion Strategy",
+            "TMLR",
+            2024,
+            "arXiv:2401.06654",
+        ),
         parameters: Settings::specs(),
         ..share("srg", "faithfulness")
     }

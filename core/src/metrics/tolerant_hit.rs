@@ -3,7 +3,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
@@ -25,7 +25,13 @@ fn spec() -> MetricSpec {
         chance: "share of the pixels near the mask",
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of pixels near the mask and is counted",
-        reference: "Zhang et al.: Top-down Neural Attention by Excitation Backprop, ECCV 2016, arXiv:1608.00507",
+        reference: Reference::new(
+            "Zhang et al.",
+            "Top-down Neural Attention by Excitation Backprop",
+            "ECCV",
+            2016,
+            "arXiv:1608.00507",
+        ),
         parameters: Settings::specs(),
         ..share("tolerant-hit", "localisation")
     }

@@ -4,7 +4,7 @@
 
 use super::facts::Image;
 use super::map_metric::{OfOneMap, share, share_of_highest};
-use super::{Masks, MetricSpec, Score};
+use super::{Masks, MetricSpec, Reference, Score};
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
@@ -26,7 +26,13 @@ fn spec() -> MetricSpec {
         chance: "share of mask pixels",
         chance_is_constant: true,
         edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure; a constant map gives the share of mask pixels and is counted; a mask smaller than k bounds the value by its size over k",
-        reference: "Theiner, Mueller-Budack, Ewerth: Interpretable Semantic Photo Geolocation, WACV 2022, arXiv:2104.14995",
+        reference: Reference::new(
+            "Theiner, Mueller-Budack, Ewerth",
+            "Interpretable Semantic Photo Geolocation",
+            "WACV",
+            2022,
+            "arXiv:2104.14995",
+        ),
         parameters: Settings::specs(),
         ..share("top-k", "localisation")
     }

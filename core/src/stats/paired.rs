@@ -1,16 +1,19 @@
 //! Tests of the difference between two lists of paired values, one pair a patient.
 
 use super::correlation::ranks;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 /// A test's p-value and the size of the effect.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Test {
     /// Two-sided, [0, 1].
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
     /// Wilcoxon: the matched-pairs rank-biserial correlation, [-1, 1]; positive where the first list is greater. McNemar: the
     /// difference of the shares.
+    #[schemars(range(min = -1, max = 1))]
     pub effect: f64,
 }
 

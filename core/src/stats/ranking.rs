@@ -6,6 +6,7 @@
 
 use super::correlation::ranks;
 use super::paired::{Test, holm, wilcoxon};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ChiSquared, ContinuousCDF, FisherSnedecor};
 
@@ -14,15 +15,17 @@ pub const LEVEL: f64 = 0.05;
 
 /// Friedman's test. Friedman, JASA 1937, corrected for ties as SciPy's `friedmanchisquare`; and Iman and Davenport's F
 /// (Communications in Statistics 1980), which is less conservative.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Friedman {
     /// Friedman's statistic.
     pub chi_square: f64,
     /// Of the chi-square statistic.
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
     /// Iman and Davenport's statistic.
     pub f: f64,
     /// Of Iman and Davenport's F.
+    #[schemars(range(min = 0, max = 1))]
     pub f_p: f64,
 }
 
@@ -64,11 +67,12 @@ pub fn friedman(values: &[Vec<f64>]) -> Option<Friedman> {
 }
 
 /// How explainers compare by one metric.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Ranking {
     /// Patients that all explainers have a value of.
     pub patients: usize,
     /// By explainer: the mean over patients of its rank, 1 the best.
+    #[schemars(inner(range(min = 1)))]
     pub mean_ranks: Vec<f64>,
     /// None where there is nothing to test.
     pub friedman: Option<Friedman>,

@@ -1,8 +1,8 @@
 //! What is asked of an explainer.
 
 use super::{
-    EXPLAINER_MADE, FITS, FITS_AGAIN, PLANS, Status, Test, difference, finite, images, keeps_globals, made, pass,
-    refuses, rows, tensor,
+    EXPLAINER_MADE, FITS, FITS_AGAIN, Outcome, PLANS, Status, Test, difference, finite, images, keeps_globals, made,
+    pass, refuses, rows, tensor,
 };
 use crate::binding::{self, default_paths};
 use crate::engine::{check_fitted, shared_request};
@@ -12,13 +12,13 @@ use crate::watch::Watch;
 use lightbox_core::data::image::Intensity;
 use lightbox_core::data::preparation::Preparation;
 use lightbox_sdk::host::Serving;
-use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, ParamValues, Plan};
+use lightbox_sdk::spec::{ExplainerSpec, FitNeeds, ImageRecord, ModelSpec, Needs, ParamValues, Plan};
 use lightbox_sdk::{
     Array, BoundHandle, ExplainInput, ExplainerHandle, FitBatch, FitInput, Maps, ModelHandle, Named, Request, Target,
 };
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::Kind;
 
@@ -46,7 +46,7 @@ pub(super) fn check(
     };
     test(&subject, EXPLAINER_MADE, &mut || {
         made(&mut cell, &mut make)?;
-        if spec.reference.citation.is_empty() || spec.title.is_empty() {
+        if spec.reference.is_empty() || spec.title.is_empty() {
             return Ok((Status::Warn, "title or reference is empty".into()));
         }
         pass()
@@ -90,73 +90,132 @@ pub(super) fn check(
     let serving = Serving::new(&calls);
     let owned: crate::proxy::Shared = Arc::new(std::sync::Mutex::new(model));
     let model = crate::proxy::handle(&owned, &model_spec, watch, None, &Arc::default());
+    let Some(fitted) = fits(spec, &model_spec, &bound, &model, &needs, watch, test) else { return };
     let size = &model_spec.input.size;
     let mask = Array::from_vec(size, (0..size.iter().product()).map(|i| (i % 97) as f32 / 97.0).collect());
-    // What a fit learns of a made training set.
-    let mut fitted: Option<BTreeMap<String, Array>> = None;
-    if let Some(wanted) = &needs.fit {
-        let mut learn = || {
-            let named = fit(&bound, &model, &model_spec, wanted, needs.model, watch)?;
-            check_fitted(&named, &spec.name).map_err(|e| e.to_string())?;
-            Ok(named.into_iter().collect())
-        };
-        test(&subject, FITS, &mut || {
-            made(&mut fitted, &mut learn)?;
-            for (name, array) in fitted.iter().flatten() {
-                finite(array, name)?;
-            }
-            pass()
-        });
-        test(&subject, FITS_AGAIN, &mut || {
-            let again: BTreeMap<String, Array> = learn()?;
-            made(&mut fitted, &mut learn)?;
-            for (name, array) in fitted.iter().flatten() {
-                let other = again.get(name).ok_or(format!("{name} is not there the second time"))?;
-                let d = difference(array, other)?;
-                if d > 0.0 {
-                    return Err(format!("{name} differs by {d:.1e} between two fits"));
-                }
-            }
-            pass()
-        });
-        if made(&mut fitted, &mut learn).is_err() {
-            return;
-        }
+    let tried = Tried {
+        spec,
+        explainer: &explainer,
+        bound: &bound,
+        model: &model,
+        batch: images(&model_spec, 3),
+        model_spec: &model_spec,
+        needs: &needs,
+        folder,
+        mask: mask.ok().filter(|_| needs.mean_mask),
+        fitted,
+        serving: &serving,
+    };
+    for (name, question) in QUESTIONS {
+        test(&subject, name, &mut || question(&tried));
     }
-    let fitted = fitted.unwrap_or_default();
-    let explain =
-        |bound: &BoundHandle, images: &Array, ids: &[u64]| -> std::result::Result<Maps, lightbox_sdk::Error> {
-            let n = images.shape()[0];
-            let targets = vec![Target::Class(0); n];
-            let wanted: Vec<Option<Target>> = targets.iter().cloned().map(Some).collect();
-            let response = model.run(&shared_request(&model_spec, images, &wanted, &needs)?)?;
-            let mut sets = response.grads.into_iter();
-            bound.explain(ExplainInput {
-                images: images.clone(),
-                targets,
-                logits: response.logits,
-                outputs: response.outputs,
-                ids: ids.to_vec(),
-                seed: 3,
-                at_once: 0,
-                values: response.values,
-                gradients: sets.next().unwrap_or_default(),
-                others: sets.collect(),
-                records: ids.iter().map(|id| record(*id)).collect(),
-                plugin_folder: Some(folder.clone()),
-                mean_mask: if needs.mean_mask { Some(mask.clone()?) } else { None },
-                fitted: fitted.clone(),
-                runner: needs.model.then(|| model.as_ref()),
-                host: &serving,
-            })
-        };
-    let batch = images(&model_spec, 3);
-    let ids = [11, 22, 33];
-    let map = || explain(&bound, &batch, &ids).map(|m| m.array).map_err(|e| e.to_string());
+}
 
-    test(&subject, "maps have the right shape and are finite", &mut || {
-        let Maps { array: map, names } = explain(&bound, &batch, &ids).map_err(|e| e.to_string())?;
-        let (shape, k, axes) = (map.shape(), names.len(), model_spec.input.size.len());
+/// What a fit learns of a made training set, tested; none where it fails.
+fn fits(
+    spec: &ExplainerSpec,
+    model_spec: &ModelSpec,
+    bound: &BoundHandle,
+    model: &ModelHandle,
+    needs: &Needs,
+    watch: &Arc<dyn Watch>,
+    test: &mut Test<'_>,
+) -> Option<BTreeMap<String, Array>> {
+    let Some(wanted) = &needs.fit else { return Some(BTreeMap::new()) };
+    let mut fitted: Option<BTreeMap<String, Array>> = None;
+    let mut learn = || {
+        let named = fit(bound, model, model_spec, wanted, needs.model, watch)?;
+        check_fitted(&named, &spec.name).map_err(|e| e.to_string())?;
+        Ok(named.into_iter().collect())
+    };
+    test(&spec.name, FITS, &mut || {
+        made(&mut fitted, &mut learn)?;
+        for (name, array) in fitted.iter().flatten() {
+            finite(array, name)?;
+        }
+        pass()
+    });
+    test(&spec.name, FITS_AGAIN, &mut || {
+        let again: BTreeMap<String, Array> = learn()?;
+        made(&mut fitted, &mut learn)?;
+        for (name, array) in fitted.iter().flatten() {
+            let other = again.get(name).ok_or(format!("{name} is not there the second time"))?;
+            let d = difference(array, other)?;
+            if d > 0.0 {
+                return Err(format!("{name} differs by {d:.1e} between two fits"));
+            }
+        }
+        pass()
+    });
+    made(&mut fitted, &mut learn).ok()?;
+    fitted
+}
+
+/// What is asked of an explainer that has been bound, in this order.
+const QUESTIONS: [(&str, fn(&Tried<'_>) -> Outcome); 7] = [
+    ("maps have the right shape and are finite", |t| t.shape()),
+    ("is deterministic", |t| t.deterministic()),
+    ("gives an image the same map in any batch", |t| t.any_batch()),
+    ("does not write to its input", |t| t.input_is_kept()),
+    ("leaves grad mode, threads and random generator as they were", |t| keeps_globals(&mut || t.map().map(drop))),
+    ("refuses wrong parameters with an error", |t| t.wrong_parameters()),
+    ("refuses wrong input with an error", |t| t.wrong_input()),
+];
+
+/// An explainer that is bound to a model, and three images.
+struct Tried<'a> {
+    spec: &'a ExplainerSpec,
+    explainer: &'a ExplainerHandle,
+    bound: &'a BoundHandle,
+    model: &'a ModelHandle,
+    model_spec: &'a ModelSpec,
+    needs: &'a Needs,
+    /// That of the plugin.
+    folder: PathBuf,
+    /// The mean mask, where the explainer asks for it.
+    mask: Option<Array>,
+    /// What was learned.
+    fitted: BTreeMap<String, Array>,
+    batch: Array,
+    serving: &'a Serving<'a>,
+}
+
+/// Numbers of the images.
+const IDS: [u64; 3] = [11, 22, 33];
+
+impl Tried<'_> {
+    fn explain(&self, images: &Array, ids: &[u64]) -> std::result::Result<Maps, lightbox_sdk::Error> {
+        let targets = vec![Target::Class(0); images.shape()[0]];
+        let wanted: Vec<Option<Target>> = targets.iter().cloned().map(Some).collect();
+        let response = self.model.run(&shared_request(self.model_spec, images, &wanted, self.needs)?)?;
+        let mut sets = response.grads.into_iter();
+        self.bound.explain(ExplainInput {
+            images: images.clone(),
+            targets,
+            logits: response.logits,
+            outputs: response.outputs,
+            ids: ids.to_vec(),
+            seed: 3,
+            at_once: 0,
+            values: response.values,
+            gradients: sets.next().unwrap_or_default(),
+            others: sets.collect(),
+            records: ids.iter().map(|id| record(*id)).collect(),
+            plugin_folder: Some(self.folder.clone()),
+            mean_mask: self.mask.clone(),
+            fitted: self.fitted.clone(),
+            runner: self.needs.model.then(|| self.model.as_ref()),
+            host: self.serving,
+        })
+    }
+
+    fn map(&self) -> std::result::Result<Array, String> {
+        self.explain(&self.batch, &IDS).map(|m| m.array).map_err(|e| e.to_string())
+    }
+
+    fn shape(&self) -> Outcome {
+        let Maps { array: map, names } = self.explain(&self.batch, &IDS).map_err(|e| e.to_string())?;
+        let (shape, k, axes) = (map.shape(), names.len(), self.model_spec.input.size.len());
         let fits = match k {
             0 => shape.len() == 1 + axes,
             _ => shape.len() == 2 + axes && shape[1] == k,
@@ -169,49 +228,54 @@ pub(super) fn check(
             return Err(format!("the map is {:?}, expected F32", map.dtype()));
         }
         finite(&map, "the map")?;
-        if !spec.signed && tensor(&map)?.min().double_value(&[]) < 0.0 {
+        if !self.spec.signed && tensor(&map)?.min().double_value(&[]) < 0.0 {
             return Ok((Status::Warn, "the map has negative values, the specification says unsigned".into()));
         }
         pass()
-    });
-    test(&subject, "is deterministic", &mut || match difference(&map()?, &map()?)? {
-        0.0 => pass(),
-        // A NaN differs from itself; that it is there was said before.
-        d if d.is_nan() => Ok((Status::Warn, "its maps are not finite, so they cannot be compared".into())),
-        d => Err(format!("two calls differ by {d:.1e}; draw random numbers from Context::rng")),
-    });
-    test(&subject, "gives an image the same map in any batch", &mut || {
-        let whole = map()?;
+    }
+
+    fn deterministic(&self) -> Outcome {
+        match difference(&self.map()?, &self.map()?)? {
+            0.0 => pass(),
+            // A NaN differs from itself; that it is there was said before.
+            d if d.is_nan() => Ok((Status::Warn, "its maps are not finite, so they cannot be compared".into())),
+            d => Err(format!("two calls differ by {d:.1e}; draw random numbers from Context::rng")),
+        }
+    }
+
+    fn any_batch(&self) -> Outcome {
+        let whole = self.map()?;
         for i in 0..3 {
-            let image = rows(&batch, i, 1).map_err(|e| e.to_string())?;
-            let alone = explain(&bound, &image, &ids[i..=i]).map_err(|e| e.to_string())?.array;
+            let image = rows(&self.batch, i, 1).map_err(|e| e.to_string())?;
+            let alone = self.explain(&image, &IDS[i..=i]).map_err(|e| e.to_string())?.array;
             let d = difference(&alone, &rows(&whole, i, 1).map_err(|e| e.to_string())?)?;
             if d > 1e-3 {
                 return Err(format!("image {i} alone and in a batch differ by {d:.1e}"));
             }
         }
         pass()
-    });
-    test(&subject, "does not write to its input", &mut || {
-        let copy = Array::from_tensor(&tensor(&batch)?.to_kind(Kind::Float).copy()).map_err(|e| e.to_string())?;
-        let _ = map()?;
-        if difference(&batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
-    });
-    test(&subject, "leaves grad mode, threads and random generator as they were", &mut || {
-        keeps_globals(&mut || map().map(drop))
-    });
-    test(&subject, "refuses wrong parameters with an error", &mut || {
+    }
+
+    fn input_is_kept(&self) -> Outcome {
+        let copy = tensor(&self.batch)?.to_kind(Kind::Float).copy();
+        let copy = Array::from_tensor(&copy).map_err(|e| e.to_string())?;
+        let _ = self.map()?;
+        if difference(&self.batch, &copy)? == 0.0 { pass() } else { Err("the images have changed".into()) }
+    }
+
+    fn wrong_parameters(&self) -> Outcome {
         let wrong = BTreeMap::from([("no-such-parameter".to_string(), serde_json::Value::from(1))]);
-        match explainer.bind(&model_spec, &[], &wrong) {
+        match self.explainer.bind(self.model_spec, &[], &wrong) {
             Ok(_) => Err("an unknown parameter is accepted".into()),
             Err(_) => pass(),
         }
-    });
-    test(&subject, "refuses wrong input with an error", &mut || {
-        // Arrays of another shape than planned for: an error or, where they are not read, a map; never a panic.
+    }
+
+    /// Arrays of another shape than planned for: an error or, where they are not read, a map; never a panic.
+    fn wrong_input(&self) -> Outcome {
         let odd = Array::from_vec(&[3, 5], vec![0f32; 15]).map_err(|e| e.to_string())?;
         let replace = |names: &[String]| names.iter().map(|n| (n.clone(), odd.clone())).collect::<BTreeMap<_, _>>();
-        let outcome = bound.explain(ExplainInput {
+        let outcome = self.bound.explain(ExplainInput {
             images: odd.clone(),
             targets: vec![],
             logits: odd.clone(),
@@ -219,19 +283,19 @@ pub(super) fn check(
             ids: vec![],
             seed: 0,
             at_once: 0,
-            values: replace(&needs.values),
-            gradients: replace(&needs.gradients),
-            others: needs.others.iter().map(|_| replace(&needs.gradients)).collect(),
+            values: replace(&self.needs.values),
+            gradients: replace(&self.needs.gradients),
+            others: self.needs.others.iter().map(|_| replace(&self.needs.gradients)).collect(),
             records: vec![],
             plugin_folder: None,
-            mean_mask: needs.mean_mask.then(|| odd.clone()),
-            fitted: fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
-            runner: needs.model.then(|| model.as_ref()),
-            host: &serving,
+            mean_mask: self.needs.mean_mask.then(|| odd.clone()),
+            fitted: self.fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
+            runner: self.needs.model.then(|| self.model.as_ref()),
+            host: self.serving,
         });
         refuses(outcome, "a batch of the wrong shape")?;
         pass()
-    });
+    }
 }
 
 /// How images that a plugin reads are prepared in a check.

@@ -377,7 +377,7 @@ pub(super) fn check(plugin: &dyn OpenPlugin, spec: &ModelSpec, dead: bool, test:
         for site in spec.cam_site.iter().chain(&spec.attention_site) {
             spec.site(site).map_err(|e| e.to_string())?;
         }
-        if spec.reference.citation.is_empty() {
+        if spec.reference.is_empty() {
             return Ok((Status::Warn, "it cites no reference".into()));
         }
         pass()

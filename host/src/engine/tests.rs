@@ -122,7 +122,7 @@ impl Explainer for Reader {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let spec = ExplainerSpec::new("reader", "Reader", Family::Other, "none", "");
+        let spec = ExplainerSpec::new("reader", "Reader", Family::Other, Reference::own("none"));
         ExplainerSpec { cpu_only: true, ..spec }
     }
 

@@ -16,14 +16,13 @@ pub mod serve;
 use crate::error::{Error, Result};
 use crate::run::folder::{Environment, RunFolder, read_json, read_lines};
 use crate::run::manifest::RunManifest;
-use crate::run::summary::{Curves, Stored};
+use crate::run::summary::{ComparisonsFile, Curves, Stored, SummaryFile};
 use crate::run::timings::Timings;
 use lightbox_core::compare::Comparisons;
 use lightbox_core::files;
 use lightbox_core::metrics::Level;
 use lightbox_core::results::{self, ImageRow, Names};
 use lightbox_core::summary::{CHANCE, Column, Seconds, State, Summary};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -42,18 +41,6 @@ pub struct Run {
     images: Vec<ImageRow>,
     stored: Vec<Stored>,
     seconds: Vec<Seconds>,
-}
-
-#[derive(Deserialize)]
-struct SummaryFile {
-    schema: String,
-    summary: Summary,
-    about: RunManifest,
-}
-
-#[derive(Deserialize)]
-struct ComparisonsFile {
-    comparisons: Comparisons,
 }
 
 impl Run {

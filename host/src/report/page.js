@@ -697,11 +697,12 @@
   addEventListener("beforeprint", begin);
 
   // How it was made.
+  const citation = (r) => [r.authors && `${r.authors}:`, `${r.title}${r.venue || r.year ? "," : ""}`, r.venue, r.year || "", r.id].filter((t) => t !== "").join(" ");
   const M = D.made;
   $("made-facts").append(el("dl", {}, ...M.facts.flatMap(([k, v]) => [el("dt", { text: k }), el("dd", { text: v })])));
   plain($("made-plugins"), ["what", "version", "file", "SHA-256, its first 16 digits"], M.plugins, true);
-  plain($("made-metrics"), ["metric", "parameters", "family", "better", "range", "formula", "chance", "edge cases", "cost an image", "reference"], D.metrics.map((m) => [m.label, Object.entries(m.chosen).map(([k, v]) => `${k} = ${v}`).join(", ") || "defaults", m.family, m.better, m.range.map((v) => v ?? "open").join(" to "), m.formula, m.chance, m.edge_cases, m.cost, m.reference]), true);
-  plain($("made-explainers"), ["explainer", "method", "family", "formula", "cost", "parameters", "reference"], M.explainers.map((e) => [e.label, `${e.name} ${e.version}: ${e.title}`, e.family, e.formula, e.cost, JSON.stringify(e.parameters), `${e.citation} ${e.id}`]), true);
+  plain($("made-metrics"), ["metric", "parameters", "family", "better", "range", "formula", "chance", "edge cases", "cost an image", "reference"], D.metrics.map((m) => [m.label, Object.entries(m.chosen).map(([k, v]) => `${k} = ${v}`).join(", ") || "defaults", m.family, m.better, m.range.map((v) => v ?? "open").join(" to "), m.formula, m.chance, m.edge_cases, m.cost, citation(m.reference)]), true);
+  plain($("made-explainers"), ["explainer", "method", "family", "formula", "cost", "parameters", "reference"], M.explainers.map((e) => [e.label, `${e.name} ${e.version}: ${e.title}`, e.family, e.formula, e.cost, JSON.stringify(e.parameters), citation(e.reference)]), true);
   $("made-spec").textContent = M.spec;
   $("made-environment").textContent = M.environment;
   $("made-bibtex").textContent = M.bibtex;

@@ -5,11 +5,12 @@ use super::spec::RunSpec;
 use crate::error::Result;
 use crate::registry::Registry;
 use lightbox_core::metrics::{self, MetricSpec};
-use lightbox_sdk::spec::Family;
+use lightbox_sdk::spec::{Family, Reference};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunManifest {
     pub models: Vec<Described>,
     pub explainers: Vec<Described>,
@@ -17,7 +18,7 @@ pub struct RunManifest {
 }
 
 /// A model or an explainer of the run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Described {
     pub label: String,
     pub name: String,
@@ -28,18 +29,19 @@ pub struct Described {
     pub formula: String,
     pub cost: String,
     pub notes: String,
-    pub citation: String,
-    /// DOI or arXiv number.
-    pub id: String,
+    /// Who published it.
+    pub reference: Reference,
     pub parameters: BTreeMap<String, serde_json::Value>,
 }
 
 /// A metric of the run.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DescribedMetric {
     pub label: String,
     /// As `lightbox info METRIC --json`.
     pub spec: serde_json::Value,
+    /// Who published it.
+    pub reference: Reference,
     pub parameters: BTreeMap<String, serde_json::Value>,
 }
 
@@ -57,8 +59,7 @@ impl RunManifest {
                 name: model.name.clone(),
                 version: model.version.clone(),
                 title: model.title.clone(),
-                citation: model.reference.citation.clone(),
-                id: model.reference.id.clone(),
+                reference: model.reference.clone(),
                 parameters: choice.params.clone(),
                 ..Described::default()
             });
@@ -74,15 +75,15 @@ impl RunManifest {
                 formula: e.formula.clone(),
                 cost: e.cost.clone(),
                 notes: e.notes.clone(),
-                citation: e.reference.citation.clone(),
-                id: e.reference.id.clone(),
+                reference: e.reference.clone(),
                 parameters: choice.params.clone(),
             });
         }
         for choice in &spec.metrics {
             let metric: MetricSpec = metrics::find(&choice.name)?.spec();
             let parameters = choice.params.clone();
-            about.metrics.push(DescribedMetric { label: choice.label().into(), spec: value(&metric)?, parameters });
+            let (spec, reference) = (value(&metric)?, metric.reference);
+            about.metrics.push(DescribedMetric { label: choice.label().into(), spec, reference, parameters });
         }
         Ok(about)
     }

@@ -19,19 +19,56 @@ use lightbox_core::maps_file::MapsFile;
 use lightbox_core::metrics::{self, threshold::Regions};
 use lightbox_core::picture::{Picture, sheet};
 use lightbox_core::results::{self, ImageRow, ScoreWriter};
-use lightbox_core::summary::{self, Absent, CHANCE, ImageFacts, MetricColumn, Summary};
+use lightbox_core::summary::{self, Absent, CHANCE, Column, ImageFacts, MetricColumn, Summary};
 use lightbox_core::table::{Table, csv, tables};
 use lightbox_core::task::{Explained, Kind};
 use lightbox_core::text::plain;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use tch::{Device, Tensor};
 
 /// The version of `summary.json`.
-pub const SCHEMA: &str = "lightbox-summary-3";
+pub const SCHEMA: &str = "lightbox-summary-4";
 /// That of `comparisons.json`.
 const COMPARISONS: &str = "lightbox-comparisons-1";
+
+/// `summary.json` of a run: all its cells. Values are fractions, not percent; an end of a range that is open is null.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "summary.json of a run")]
+pub struct SummaryFile {
+    /// `lightbox-summary-4`.
+    #[schemars(extend("const" = SCHEMA))]
+    pub schema: String,
+    /// Of the run.
+    pub name: String,
+    /// What was found.
+    pub summary: Summary,
+    /// The same as tables.
+    pub tables: Vec<Table>,
+    /// What the run's models, explainers and metrics are.
+    pub about: RunManifest,
+}
+
+/// `comparisons.json` of a run: how explainers compare on each model by each metric of images.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "comparisons.json of a run")]
+pub struct ComparisonsFile {
+    /// `lightbox-comparisons-1`.
+    #[schemars(extend("const" = COMPARISONS))]
+    pub schema: String,
+    /// Columns of maps; the comparisons name them by their places here.
+    pub columns: Vec<Column>,
+    /// All of them.
+    pub comparisons: Comparisons,
+}
+
+/// The JSON schema of `summary.json` or of `comparisons.json`, with its title, as text.
+pub fn json_schema<T: JsonSchema>() -> Result<String> {
+    let text = serde_json::to_string_pretty(&schemars::schema_for!(T));
+    Ok(text.map_err(|e| crate::error::Error::input(e.to_string()))? + "\n")
+}
 
 /// A model's name, with its fold and training where there are several.
 fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a str, usize, usize)> {
@@ -339,14 +376,16 @@ pub fn write(state: &RunState<'_>, folder: &RunFolder, source: &dyn Source, abou
     let images = images(state, folder, source)?;
     results::write_images(&folder.0.join("images.parquet"), &images)?;
     let (summary, comparisons, curves) = gather(state, folder, &images, source.samples(), &about.controls(), notes)?;
-    let json = serde_json::json!({ "schema": COMPARISONS, "columns": summary.columns, "comparisons": comparisons });
-    write_json(&folder.0.join("comparisons.json"), &json)?;
+    let columns = summary.columns.clone();
+    write_json(
+        &folder.0.join("comparisons.json"),
+        &ComparisonsFile { schema: COMPARISONS.into(), columns, comparisons },
+    )?;
     write_lines(&folder.0.join("curves.jsonl"), &curves)?;
-    let tables = tables(&summary);
-    let json = serde_json::json!({
-        "schema": SCHEMA, "name": summary.name, "summary": summary, "tables": tables, "about": about
-    });
-    write_json(&folder.0.join("summary.json"), &json)?;
+    let (tables, name, about) = (tables(&summary), summary.name.clone(), about.clone());
+    let written = SummaryFile { schema: SCHEMA.into(), name, summary, tables, about };
+    write_json(&folder.0.join("summary.json"), &written)?;
+    let SummaryFile { tables, about, .. } = written;
     let join = |f: &dyn Fn(&Table) -> String| tables.iter().map(f).collect::<Vec<_>>().join("\n");
     files::write_text(&folder.0.join("summary.csv"), &csv(&tables))?;
     files::write_text(&folder.0.join("summary.md"), &join(&Table::markdown))?;

@@ -18,9 +18,14 @@ impl Explainer for AgCam {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Leem, Seo: Attention Guided CAM: Visual Explanations of Vision Transformer Guided by \
-                        Self-Attention, AAAI 2024";
-        ExplainerSpec::new("agcam", "AG-CAM", Family::Attention, citation, "arXiv:2402.04563")
+        let reference = Reference::new(
+            "Leem, Seo",
+            "Attention Guided CAM: Visual Explanations of Vision Transformer Guided by Self-Attention",
+            "AAAI",
+            2024,
+            "arXiv:2402.04563",
+        );
+        ExplainerSpec::new("agcam", "AG-CAM", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("sum_l sum_h relu(G_lh[cls]) * sigmoid(Q K^T / sqrt d)_lh[cls], G under attention:detach")

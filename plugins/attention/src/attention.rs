@@ -40,8 +40,14 @@ impl Explainer for Attention {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Caron et al.: Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021";
-        ExplainerSpec::new("attention", "Attention of the class token", Family::Attention, citation, "arXiv:2104.14294")
+        let reference = Reference::new(
+            "Caron et al.",
+            "Emerging Properties in Self-Supervised Vision Transformers",
+            "ICCV",
+            2021,
+            "arXiv:2104.14294",
+        );
+        ExplainerSpec::new("attention", "Attention of the class token", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("fuse_heads A[head, query, grid tokens], A softmaxed, the last layer's")

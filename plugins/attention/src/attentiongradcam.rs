@@ -15,8 +15,14 @@ impl Explainer for AttentionGradCam {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Chefer, Gur, Wolf: Transformer Interpretability Beyond Attention Visualization, CVPR 2021";
-        ExplainerSpec::new("attentiongradcam", "Attention GradCAM", Family::Attention, citation, "arXiv:2012.09838")
+        let reference = Reference::new(
+            "Chefer, Gur, Wolf",
+            "Transformer Interpretability Beyond Attention Visualization",
+            "CVPR",
+            2021,
+            "arXiv:2012.09838",
+        );
+        ExplainerSpec::new("attentiongradcam", "Attention GradCAM", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("relu(mean_h w_h A_h[cls]), w_h = mean_tokens dS/dA_h[cls], the last layer's")

@@ -15,9 +15,14 @@ register_explainer!(Relevance::<Linear> { spec, rules: &RULES, linear: PhantomDa
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "product:uniform"];
 
 fn spec() -> ExplainerSpec {
-    let citation = "Achtibat et al.: AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML \
-                    2024";
-    ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, citation, "arXiv:2402.05602")
+    let reference = Reference::new(
+        "Achtibat et al.",
+        "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers",
+        "ICML",
+        2024,
+        "arXiv:2402.05602",
+    );
+    ExplainerSpec::new("attnlrp", "AttnLRP", Family::Relevance, reference)
         .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, product:uniform and a rule of linear maps")
         .notes("A convolutional trunk's gates are constants (gate:detach).")
 }

@@ -43,9 +43,14 @@ impl Explainer for BeyondIntuition {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Chen, Li, Yu, Dou, Xiong: Beyond Intuition: Rethinking Token Attributions inside Transformers, \
-                        TMLR 2023";
-        ExplainerSpec::new("beyondintuition", "Beyond Intuition", Family::Attention, citation, "")
+        let reference = Reference::new(
+            "Chen, Li, Yu, Dou, Xiong",
+            "Beyond Intuition: Rethinking Token Attributions inside Transformers",
+            "TMLR",
+            2023,
+            "",
+        );
+        ExplainerSpec::new("beyondintuition", "Beyond Intuition", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("row cls of (prod_l (I + W_l)) * mean_h relu(mean_a dS/dA_L(a x))")

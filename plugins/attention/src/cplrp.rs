@@ -12,8 +12,14 @@ register_explainer!(Relevance::<Linear> { spec, rules: &RULES, linear: PhantomDa
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"];
 
 fn spec() -> ExplainerSpec {
-    let citation = "Ali et al.: XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022";
-    ExplainerSpec::new("cplrp", "CP-LRP", Family::Relevance, citation, "arXiv:2202.07304")
+    let reference = Reference::new(
+        "Ali et al.",
+        "XAI for Transformers: Better Explanations through Conservative Propagation",
+        "ICML",
+        2022,
+        "arXiv:2202.07304",
+    );
+    ExplainerSpec::new("cplrp", "CP-LRP", Family::Relevance, reference)
         .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach and a rule of linear maps")
         .notes("The paper leaves linear maps to the plain gradient (linear = gradient); gamma is LXT's recipe for vision transformers.")
 }

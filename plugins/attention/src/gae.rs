@@ -22,9 +22,14 @@ impl Explainer for Gae {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Chefer, Gur, Wolf: Generic Attention-model Explainability for Interpreting Bi-Modal and \
-                        Encoder-Decoder Transformers, ICCV 2021";
-        ExplainerSpec::new("gae", "Generic attention explainability", Family::Attention, citation, "arXiv:2103.15679")
+        let reference = Reference::new(
+            "Chefer, Gur, Wolf",
+            "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers",
+            "ICCV",
+            2021,
+            "arXiv:2103.15679",
+        );
+        ExplainerSpec::new("gae", "Generic attention explainability", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("row cls of prod_l (I + mean_h relu(A_l * dS/dA_l))")

@@ -29,8 +29,14 @@ impl Explainer for GradRollout {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Gildenblat: Exploring Explainability for Vision Transformers (vit-explain), 2020";
-        ExplainerSpec::new("gradrollout", "Gradient rollout", Family::Attention, citation, "")
+        let reference = Reference::new(
+            "Gildenblat",
+            "Exploring Explainability for Vision Transformers (vit-explain)",
+            "",
+            2020,
+            "",
+        );
+        ExplainerSpec::new("gradrollout", "Gradient rollout", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("row cls of prod_l rownorm((relu(mean_heads A_l * dS/dA_l) + I) / 2)")

@@ -28,9 +28,14 @@ impl Explainer for LeGrad {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Bousselham et al.: LeGrad: An Explainability Method for Vision Transformers via Feature \
-                        Formation Sensitivity, ICCV 2025";
-        ExplainerSpec::new("legrad", "LeGrad", Family::Attention, citation, "arXiv:2404.03214")
+        let reference = Reference::new(
+            "Bousselham et al.",
+            "LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity",
+            "ICCV",
+            2025,
+            "arXiv:2404.03214",
+        );
+        ExplainerSpec::new("legrad", "LeGrad", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("sum_l mean_h,queries relu(ds_l / dA_l), s_l = head(norm(mean_tokens Z_l))")

@@ -14,9 +14,14 @@ register_explainer!(Relevance::<()> { spec, rules: &RULES, linear: PhantomData }
 const RULES: [&str; 3] = ["activation:identity", "norm:detach", "softmax:detach"];
 
 fn spec() -> ExplainerSpec {
-    let citation = "Mehri, Soleymani Baghshah, Pilehvar: LibraGrad: Balancing Gradient Flow for Universally Better \
-                    Vision Transformer Attributions, CVPR 2025";
-    ExplainerSpec::new("libragrad", "LibraGrad input x gradient", Family::Relevance, citation, "arXiv:2411.16760")
+    let reference = Reference::new(
+        "Mehri, Soleymani Baghshah, Pilehvar",
+        "LibraGrad: Balancing Gradient Flow for Universally Better Vision Transformer Attributions",
+        "CVPR",
+        2025,
+        "arXiv:2411.16760",
+    );
+    ExplainerSpec::new("libragrad", "LibraGrad input x gradient", Family::Relevance, reference)
         .formula("sum_c x_c g_c, g the gradient under activation:identity, norm:detach, softmax:detach")
         .notes("The paper's FullGrad+ variants, which add the biases' parts, are not among it.")
 }

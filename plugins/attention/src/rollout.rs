@@ -82,8 +82,14 @@ impl Explainer for Rollout {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Abnar, Zuidema: Quantifying Attention Flow in Transformers, ACL 2020";
-        ExplainerSpec::new("rollout", "Attention rollout", Family::Attention, citation, "arXiv:2005.00928")
+        let reference = Reference::new(
+            "Abnar, Zuidema",
+            "Quantifying Attention Flow in Transformers",
+            "ACL",
+            2020,
+            "arXiv:2005.00928",
+        );
+        ExplainerSpec::new("rollout", "Attention rollout", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula("row cls of prod_l rownorm((fuse_heads A_l + I) / 2)")

@@ -29,9 +29,14 @@ impl Explainer for Tam {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Yuan, Li, Xiong, Cao, Dou: Explaining Information Flow Inside Vision Transformers Using Markov \
-                        Chain, NeurIPS Workshop on Explainable AI Approaches for Debugging and Diagnosis 2021";
-        ExplainerSpec::new("tam", "Transition attention maps", Family::Attention, citation, "")
+        let reference = Reference::new(
+            "Yuan, Li, Xiong, Cao, Dou",
+            "Explaining Information Flow Inside Vision Transformers Using Markov Chain",
+            "NeurIPS Workshop on Explainable AI Approaches for Debugging and Diagnosis",
+            2021,
+            "",
+        );
+        ExplainerSpec::new("tam", "Transition attention maps", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula(

@@ -59,8 +59,14 @@ impl Explainer for Tis {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Englebert et al.: Explaining through Transformer Input Sampling, ICCV Workshops 2023";
-        ExplainerSpec::new("tis", "Transformer input sampling", Family::Perturbation, citation, "")
+        let reference = Reference::new(
+            "Englebert et al.",
+            "Explaining through Transformer Input Sampling",
+            "ICCV Workshops",
+            2023,
+            "",
+        );
+        ExplainerSpec::new("tis", "Transformer input sampling", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula(

@@ -29,9 +29,14 @@ impl Explainer for TokenTm {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Wu et al.: Token Transformation Matters: Towards Faithful Post-hoc Explanation for Vision \
-                        Transformer, CVPR 2024";
-        ExplainerSpec::new("tokentm", "TokenTM", Family::Attention, citation, "arXiv:2403.14552")
+        let reference = Reference::new(
+            "Wu et al.",
+            "Token Transformation Matters: Towards Faithful Post-hoc Explanation for Vision Transformer",
+            "CVPR",
+            2024,
+            "arXiv:2403.14552",
+        );
+        ExplainerSpec::new("tokentm", "TokenTM", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
             .formula(

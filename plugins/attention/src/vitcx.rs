@@ -77,8 +77,14 @@ impl Explainer for VitCx {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Xie, Li, Cao, Zhang: ViT-CX: Causal Explanation of Vision Transformers, IJCAI 2023";
-        ExplainerSpec::new("vitcx", "ViT-CX", Family::Perturbation, citation, "arXiv:2211.03064")
+        let reference = Reference::new(
+            "Xie, Li, Cao, Zhang",
+            "ViT-CX: Causal Explanation of Vision Transformers",
+            "IJCAI",
+            2023,
+            "arXiv:2211.03064",
+        );
+        ExplainerSpec::new("vitcx", "ViT-CX", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula(
                 "mean_k p_k M_k / sum_k M_k, p_k = p(x M_k + n (1 - M_k)) - p(x + n (1 - M_k)) + p(x), M_k clusters of the last \

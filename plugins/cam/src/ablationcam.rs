@@ -19,9 +19,14 @@ impl Cam for AblationCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Desai, Ramaswamy: Ablation-CAM: Visual Explanations for Deep Convolutional Network via \
-                        Gradient-free Localization, WACV 2020";
-        ExplainerSpec::new("ablationcam", "AblationCAM", Family::Cam, citation, "10.1109/WACV45572.2020.9093360")
+        let reference = Reference::new(
+            "Desai, Ramaswamy",
+            "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free Localization",
+            "WACV",
+            2020,
+            "10.1109/WACV45572.2020.9093360",
+        );
+        ExplainerSpec::new("ablationcam", "AblationCAM", Family::Cam, reference)
             .formula("relu(sum_c w_c A_c), w_c = (S - S without channel c) / S")
             .cost("1 F, then channels P")
             .notes("pytorch-grad-cam ablates to about -1e7 where the layer has negative values; the paper, and this, to 0. A negative logit turns every weight's sign, as the equation has it.")

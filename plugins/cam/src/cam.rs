@@ -31,8 +31,14 @@ impl Explainer for ClosedForm {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Zhou et al.: Learning Deep Features for Discriminative Localization, CVPR 2016";
-        ExplainerSpec::new("cam", "CAM", Family::Cam, citation, "arXiv:1512.04150")
+        let reference = Reference::new(
+            "Zhou et al.",
+            "Learning Deep Features for Discriminative Localization",
+            "CVPR",
+            2016,
+            "arXiv:1512.04150",
+        );
+        ExplainerSpec::new("cam", "CAM", Family::Cam, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c W_tc A_c, W the weights of the linear head on the mean over places")
             .cost("1 F, 1 B of the head alone")

@@ -113,9 +113,14 @@ impl Explainer for Concept {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Kim et al.: Interpretability Beyond Feature Attribution: Quantitative Testing with Concept \
-                        Activation Vectors (TCAV), ICML 2018";
-        ExplainerSpec::new("concept", "Concept map (TCAV)", Family::Other, citation, "arXiv:1711.11279")
+        let reference = Reference::new(
+            "Kim et al.",
+            "Interpretability Beyond Feature Attribution: Quantitative Testing with Concept Activation Vectors (TCAV)",
+            "ICML",
+            2018,
+            "arXiv:1711.11279",
+        );
+        ExplainerSpec::new("concept", "Concept map (TCAV)", Family::Other, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("(v A_yx) * sum_y'x' (v dS/dA_y'x'), v the normal of a classifier of concept against others")
             .cost("1 F, 1 B; the fit 1 F an image")

@@ -19,8 +19,14 @@ impl Cam for EigenCam {
     const SMOOTHS: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Muhammad, Yeasin: Eigen-CAM: Class Activation Map using Principal Components, IJCNN 2020";
-        ExplainerSpec::new("eigencam", "EigenCAM", Family::Cam, citation, "arXiv:2008.00299")
+        let reference = Reference::new(
+            "Muhammad, Yeasin",
+            "Eigen-CAM: Class Activation Map using Principal Components",
+            "IJCNN",
+            2020,
+            "arXiv:2008.00299",
+        );
+        ExplainerSpec::new("eigencam", "EigenCAM", Family::Cam, reference)
             .formula("relu(X v), X the [hw, C] layer less its mean, v its first right singular vector")
             .notes("The same for every class. The sign goes with the sum over channels; pytorch-grad-cam leaves it as it comes.")
     }

@@ -15,9 +15,14 @@ impl Cam for EigenGradCam {
     const SMOOTHS: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Gildenblat and contributors: pytorch-grad-cam, EigenGradCAM, 2021, after Muhammad, Yeasin: \
-                        Eigen-CAM, IJCNN 2020";
-        ExplainerSpec::new("eigengradcam", "EigenGradCAM", Family::Cam, citation, "arXiv:2008.00299")
+        let reference = Reference::new(
+            "Gildenblat and contributors",
+            "pytorch-grad-cam, EigenGradCAM, after Muhammad, Yeasin: Eigen-CAM, IJCNN 2020",
+            "",
+            2021,
+            "arXiv:2008.00299",
+        );
+        ExplainerSpec::new("eigengradcam", "EigenGradCAM", Family::Cam, reference)
             .formula("relu(X v), X the [hw, C] product dS/dA * A less its mean, v its first right singular vector")
             .notes("The sign goes with the sum over channels; pytorch-grad-cam leaves it as it comes.")
     }

@@ -15,8 +15,9 @@ impl Cam for ElementWise {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Gildenblat and contributors: pytorch-grad-cam, GradCAMElementWise, 2021";
-        ExplainerSpec::new("gradcam-elementwise", "GradCAM, element-wise", Family::Cam, citation, "")
+        let reference =
+            Reference::new("Gildenblat and contributors", "pytorch-grad-cam, GradCAMElementWise", "", 2021, "");
+        ExplainerSpec::new("gradcam-elementwise", "GradCAM, element-wise", Family::Cam, reference)
             .formula("sum_c relu(dS/dA_c * A_c)")
     }
 

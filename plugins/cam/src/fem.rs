@@ -32,8 +32,14 @@ impl Cam for Fem {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Fuad et al.: Features Understanding in 3D CNNs for Actions Recognition in Video, IPTA 2020";
-        ExplainerSpec::new("fem", "FEM", Family::Cam, citation, "10.1109/IPTA50016.2020.9286629")
+        let reference = Reference::new(
+            "Fuad et al.",
+            "Features Understanding in 3D CNNs for Actions Recognition in Video",
+            "IPTA",
+            2020,
+            "10.1109/IPTA50016.2020.9286629",
+        );
+        ExplainerSpec::new("fem", "FEM", Family::Cam, reference)
             .formula("relu(sum_c mean(A_c) [A_c >= mean A_c + k std A_c])")
             .notes(
                 "The same for every class. pytorch-grad-cam's FEM is sum_c w_c A_c with w_c the share of such places: form = \

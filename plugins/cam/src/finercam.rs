@@ -58,9 +58,14 @@ impl Cam for FinerCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Zhang et al.: Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation, \
-                        CVPR 2025";
-        ExplainerSpec::new("finercam", "Finer-CAM", Family::Cam, citation, "arXiv:2501.11309")
+        let reference = Reference::new(
+            "Zhang et al.",
+            "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation",
+            "CVPR",
+            2025,
+            "arXiv:2501.11309",
+        );
+        ExplainerSpec::new("finercam", "Finer-CAM", Family::Cam, reference)
             .formula("GradCAM of sum_j p_j (y_t - alpha y_j) / sum_j p_j over the classes j with the nearest logits")
             .cost("1 F, then 1 P, 1 B")
             .targets(&[TargetKind::Class])

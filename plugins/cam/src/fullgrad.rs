@@ -31,8 +31,14 @@ impl Explainer for FullGrad {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Srinivas, Fleuret: Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019";
-        ExplainerSpec::new("fullgrad", "FullGrad", Family::Cam, citation, "arXiv:1905.00780")
+        let reference = Reference::new(
+            "Srinivas, Fleuret",
+            "Full-Gradient Representation for Neural Network Visualization",
+            "NeurIPS",
+            2019,
+            "arXiv:1905.00780",
+        );
+        ExplainerSpec::new("fullgrad", "FullGrad", Family::Cam, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum psi(|x * dS/dx|) + sum_layers sum_c psi(|b_c * dS/db_c|), psi a channel to [0, 1], scaled up")
             .cost("1 F, 1 B")

@@ -18,9 +18,14 @@ impl Cam for GradCam {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based \
-                        Localization, ICCV 2017";
-        ExplainerSpec::new("gradcam", "GradCAM", Family::Cam, citation, "arXiv:1610.02391")
+        let reference = Reference::new(
+            "Selvaraju et al.",
+            "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+            "ICCV",
+            2017,
+            "arXiv:1610.02391",
+        );
+        ExplainerSpec::new("gradcam", "GradCAM", Family::Cam, reference)
             .formula("relu(sum_c w_c A_c), w_c = mean_yx dS/dA_cyx")
     }
 

@@ -31,9 +31,14 @@ impl Cam for GradCamPlusPlus {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Chattopadhay et al.: Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep \
-                        Convolutional Networks, WACV 2018";
-        ExplainerSpec::new("gradcampp", "GradCAM++", Family::Cam, citation, "arXiv:1710.11063")
+        let reference = Reference::new(
+            "Chattopadhay et al.",
+            "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional Networks",
+            "WACV",
+            2018,
+            "arXiv:1710.11063",
+        );
+        ExplainerSpec::new("gradcampp", "GradCAM++", Family::Cam, reference)
             .formula(
                 "relu(sum_c w_c A_c), w_c = sum_yx alpha relu(G), alpha = G^2 / (2 G^2 + G^3 sum_yx A_c), G = dS/dA_c",
             )

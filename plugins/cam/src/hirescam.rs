@@ -26,9 +26,14 @@ impl Cam for HiResCam {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Draelos, Carin: Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional \
-                        neural networks, 2020";
-        ExplainerSpec::new("hirescam", "HiResCAM", Family::Cam, citation, "arXiv:2011.08891")
+        let reference = Reference::new(
+            "Draelos, Carin",
+            "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks",
+            "",
+            2020,
+            "arXiv:2011.08891",
+        );
+        ExplainerSpec::new("hirescam", "HiResCAM", Family::Cam, reference)
             .formula("relu(sum_c dS/dA_c * A_c)")
             .notes(
                 "Its faithfulness does not hold with smoothing. A layer that a layer norm alone reads, as PatchConvNet's last \

@@ -32,8 +32,14 @@ impl Cam for IsCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Naidu et al.: IS-CAM: Integrated Score-CAM for axiomatic-based explanations, 2020";
-        ExplainerSpec::new("iscam", "IS-CAM", Family::Cam, citation, "arXiv:2010.03023")
+        let reference = Reference::new(
+            "Naidu et al.",
+            "IS-CAM: Integrated Score-CAM for axiomatic-based explanations",
+            "",
+            2020,
+            "arXiv:2010.03023",
+        );
+        ExplainerSpec::new("iscam", "IS-CAM", Family::Cam, reference)
             .formula("ScoreCAM with w = softmax_c mean_i S(image * i / N mask_c), i = 1..N")
             .cost("1 F, then channels x steps F")
             .notes("torch-cam 0.5 accumulates the steps' strengths up to 5.5; accumulate = true repeats it.")

@@ -21,9 +21,14 @@ impl Cam for KpcaCam {
     const SMOOTHS: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Karmani et al.: KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA, \
-                        2024";
-        ExplainerSpec::new("kpcacam", "KPCA-CAM", Family::Cam, citation, "arXiv:2410.00267")
+        let reference = Reference::new(
+            "Karmani et al.",
+            "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA",
+            "",
+            2024,
+            "arXiv:2410.00267",
+        );
+        ExplainerSpec::new("kpcacam", "KPCA-CAM", Family::Cam, reference)
             .formula("relu(sqrt(l) u), l and u the first eigenpair of the centred kernel tanh(X X^T / C + 1)")
             .notes("The same for every class.")
     }

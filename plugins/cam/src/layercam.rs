@@ -17,10 +17,14 @@ impl Cam for LayerCam {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Jiang et al.: LayerCAM: Exploring Hierarchical Class Activation Maps for Localization, IEEE TIP \
-                        2021";
-        ExplainerSpec::new("layercam", "LayerCAM", Family::Cam, citation, "10.1109/TIP.2021.3089943")
-            .formula("relu(sum_c relu(dS/dA_c) * A_c)")
+        let reference = Reference::new(
+            "Jiang et al.",
+            "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization",
+            "IEEE TIP",
+            2021,
+            "10.1109/TIP.2021.3089943",
+        );
+        ExplainerSpec::new("layercam", "LayerCAM", Family::Cam, reference).formula("relu(sum_c relu(dS/dA_c) * A_c)")
     }
 
     fn evidence(&self, layer: &Layer<'_>, _: &()) -> Result<Evidence> {

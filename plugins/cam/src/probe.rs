@@ -84,8 +84,14 @@ impl Explainer for Probe {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Alain, Bengio: Understanding intermediate layers using linear classifier probes, 2016";
-        ExplainerSpec::new("probe", "Linear probe of the mask", Family::Other, citation, "arXiv:1610.01644")
+        let reference = Reference::new(
+            "Alain, Bengio",
+            "Understanding intermediate layers using linear classifier probes",
+            "",
+            2016,
+            "arXiv:1610.01644",
+        );
+        ExplainerSpec::new("probe", "Linear probe of the mask", Family::Other, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("w A_yx + b, the ridge regression of the training masks on the layer's channels")
             .cost("1 F; the fit 1 F an image")

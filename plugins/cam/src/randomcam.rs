@@ -16,8 +16,8 @@ impl Cam for RandomCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Control: Gildenblat and contributors: pytorch-grad-cam, RandomCAM, 2021";
-        ExplainerSpec::new("randomcam", "RandomCAM (control)", Family::Cam, citation, "")
+        let reference = Reference::new("Gildenblat and contributors", "pytorch-grad-cam, RandomCAM", "", 2021, "");
+        ExplainerSpec::new("randomcam", "RandomCAM (control)", Family::Cam, reference)
             .formula("relu(sum_c w_c A_c), w_c uniform in [-1, 1)")
     }
 

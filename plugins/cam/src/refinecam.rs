@@ -20,8 +20,9 @@ impl Cam for RefineCam {
     const FUSION: Fusion = Fusion::Product;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Domeniconi et al.: How to Evaluate and Refine your CAM, 2026";
-        ExplainerSpec::new("refinecam", "RefineCAM", Family::Cam, citation, "arXiv:2605.14641")
+        let reference =
+            Reference::new("Domeniconi et al.", "How to Evaluate and Refine your CAM", "", 2026, "arXiv:2605.14641");
+        ExplainerSpec::new("refinecam", "RefineCAM", Family::Cam, reference)
             .formula("prod_layers up(min-max(GradCAM++ of the layer))")
             .cost("1 F, 1 B")
     }

@@ -66,9 +66,14 @@ impl Cam for ScoreCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Wang et al.: Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, CVPR \
-                        Workshops 2020";
-        ExplainerSpec::new("scorecam", "ScoreCAM", Family::Cam, citation, "arXiv:1910.01279")
+        let reference = Reference::new(
+            "Wang et al.",
+            "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+            "CVPR Workshops",
+            2020,
+            "arXiv:1910.01279",
+        );
+        ExplainerSpec::new("scorecam", "ScoreCAM", Family::Cam, reference)
             .formula("relu(sum_c w_c A_c), w = softmax_c S(image * mask_c), mask_c = A_c scaled up to [0, 1]")
             .cost("1 F, then channels F")
             .notes("Equals pytorch-grad-cam with mask = aligned, torch-cam with mask = normalised.")

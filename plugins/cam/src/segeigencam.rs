@@ -19,9 +19,14 @@ impl Cam for SegEigenCam {
     const SMOOTHS: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Chung, Ying: Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation \
-                        Models, Applied Sciences 15(13), 2025";
-        ExplainerSpec::new("segeigencam", "Seg-Eigen-CAM", Family::Cam, citation, "10.3390/app15137562").formula(
+        let reference = Reference::new(
+            "Chung, Ying",
+            "Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation Models",
+            "Applied Sciences 15(13)",
+            2025,
+            "10.3390/app15137562",
+        );
+        ExplainerSpec::new("segeigencam", "Seg-Eigen-CAM", Family::Cam, reference).formula(
             "relu(+-X v), X the [hw, C] product |dS/dA| * A less its mean, the sign that of its largest magnitude",
         )
     }

@@ -29,8 +29,7 @@ impl Cam for ShapleyCam {
             "shapleycam",
             "ShapleyCAM",
             Family::Cam,
-            "Cai: CAMs as Shapley Value-based Explainers, 2025",
-            "arXiv:2501.06261",
+            Reference::new("Cai", "CAMs as Shapley Value-based Explainers", "", 2025, "arXiv:2501.06261"),
         )
         .formula("relu(sum_c w_c A_c), w_c = mean_yx (G - 1/2 H A)_cyx, H A by central differences of G")
         .cost("1 F, 1 B, then 2 (P, 1 B)")

@@ -32,9 +32,14 @@ impl Cam for SmoothGradCamPlusPlus {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Omeiza et al.: Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep \
-                        Convolutional Neural Network Models, 2019";
-        ExplainerSpec::new("smoothgradcampp", "Smooth GradCAM++", Family::Cam, citation, "arXiv:1908.01224")
+        let reference = Reference::new(
+            "Omeiza et al.",
+            "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional Neural Network Models",
+            "",
+            2019,
+            "arXiv:1908.01224",
+        );
+        ExplainerSpec::new("smoothgradcampp", "Smooth GradCAM++", Family::Cam, reference)
             .formula("GradCAM++ with G, G^2 and G^3 averaged over samples of image + sigma N(0, 1)")
             .cost("1 F, then samples x (1 F, 1 B)")
             .notes(

@@ -31,8 +31,14 @@ impl Cam for SsCam {
     const GRADIENT: bool = false;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Wang et al.: SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization, 2020";
-        ExplainerSpec::new("sscam", "SS-CAM", Family::Cam, citation, "arXiv:2006.14255")
+        let reference = Reference::new(
+            "Wang et al.",
+            "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization",
+            "",
+            2020,
+            "arXiv:2006.14255",
+        );
+        ExplainerSpec::new("sscam", "SS-CAM", Family::Cam, reference)
             .formula("ScoreCAM with w = softmax_c mean_i S(image * (mask_c + sigma N_i(0, 1)))")
             .cost("1 F, then channels x samples F")
     }

@@ -20,9 +20,14 @@ impl Cam for XGradCam {
     const GRADIENT: bool = true;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation =
-            "Fu et al.: Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs, BMVC 2020";
-        ExplainerSpec::new("xgradcam", "XGradCAM", Family::Cam, citation, "arXiv:2008.02312")
+        let reference = Reference::new(
+            "Fu et al.",
+            "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs",
+            "BMVC",
+            2020,
+            "arXiv:2008.02312",
+        );
+        ExplainerSpec::new("xgradcam", "XGradCAM", Family::Cam, reference)
             .formula("relu(sum_c w_c A_c), w_c = sum_yx A_cyx dS/dA_cyx / sum_yx A_cyx")
     }
 

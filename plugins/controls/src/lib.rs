@@ -12,8 +12,8 @@ use lightbox_sdk::prelude::*;
 lightbox_sdk::export!();
 
 /// The specification that all controls share.
-fn control(name: &str, title: &str, citation: &str, formula: &str) -> ExplainerSpec {
-    ExplainerSpec::new(name, title, Family::Control, citation, "")
+fn control(name: &str, title: &str, source: &str, formula: &str) -> ExplainerSpec {
+    ExplainerSpec::new(name, title, Family::Control, Reference::own(source))
         .version(env!("CARGO_PKG_VERSION"))
         .formula(formula)
         .cost("none: it looks at no model")

@@ -135,16 +135,16 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         title: config.title.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         reference: match config.half {
-            false => Reference {
-                citation: "Touvron et al.: Training data-efficient image transformers & distillation through \
-                           attention, ICML 2021"
-                    .into(),
-                id: "arXiv:2012.12877".into(),
-            },
-            true => Reference {
-                citation: "Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021".into(),
-                id: "arXiv:2010.11929".into(),
-            },
+            false => Reference::new(
+                "Touvron et al.",
+                "Training data-efficient image transformers & distillation through attention",
+                "ICML",
+                2021,
+                "arXiv:2012.12877",
+            ),
+            true => {
+                Reference::new("Dosovitskiy et al.", "An Image is Worth 16x16 Words", "ICLR", 2021, "arXiv:2010.11929")
+            }
         },
         input: match config.half {
             false => InputSpec::imagenet(size),

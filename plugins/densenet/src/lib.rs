@@ -141,11 +141,13 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         name: config.name.into(),
         title: config.title.into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        reference: Reference {
-            citation: "Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, CVPR 2017"
-                .into(),
-            id: "arXiv:1608.06993".into(),
-        },
+        reference: Reference::new(
+            "Huang, Liu, van der Maaten, Weinberger",
+            "Densely Connected Convolutional Networks",
+            "CVPR",
+            2017,
+            "arXiv:1608.06993",
+        ),
         input: InputSpec::imagenet(size),
         outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,

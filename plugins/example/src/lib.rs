@@ -33,10 +33,16 @@ impl Explainer for Occlusion {
 
     // Called when plugins are listed, so it must be quick: who am I?
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014";
+        let reference = Reference::new(
+            "Zeiler, Fergus",
+            "Visualizing and Understanding Convolutional Networks",
+            "ECCV",
+            2014,
+            "arXiv:1311.2901",
+        );
         // The name is permanent: specs and tables refer to it.
         let name = "example-occlusion";
-        ExplainerSpec::new(name, "Occlusion (teaching example)", Family::Perturbation, citation, "arXiv:1311.2901")
+        ExplainerSpec::new(name, "Occlusion (teaching example)", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             // What `lightbox info` and the method reference say of the map, and of what it costs: F is a forward pass.
             .formula("S(image) - S(image with the square covered)")

@@ -19,8 +19,14 @@ impl Explainer for Deconvolution {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014";
-        ExplainerSpec::new("deconvolution", "Deconvolution", Family::Gradient, citation, "arXiv:1311.2901")
+        let reference = Reference::new(
+            "Zeiler, Fergus",
+            "Visualizing and Understanding Convolutional Networks",
+            "ECCV",
+            2014,
+            "arXiv:1311.2901",
+        );
+        ExplainerSpec::new("deconvolution", "Deconvolution", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("max_c |g_c|, g the gradient under relu: g_in = max(g_out, 0)")
             .cost("1 F, 1 B")

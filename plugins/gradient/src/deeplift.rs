@@ -32,9 +32,14 @@ impl Explainer for DeepLift {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Shrikumar, Greenside, Kundaje: Learning Important Features Through Propagating Activation \
-                        Differences, ICML 2017";
-        ExplainerSpec::new("deeplift", "DeepLIFT (rescale)", Family::Gradient, citation, "arXiv:1704.02685")
+        let reference = Reference::new(
+            "Shrikumar, Greenside, Kundaje",
+            "Learning Important Features Through Propagating Activation Differences",
+            "ICML",
+            2017,
+            "arXiv:1704.02685",
+        );
+        ExplainerSpec::new("deeplift", "DeepLIFT (rescale)", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c (x - x')_c m_c, m the gradient with secants from x' to x in place of slopes")
             .cost("1 F, then 2 F, 2 B")

@@ -55,9 +55,14 @@ impl Explainer for GradientShap {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Erion et al.: Improving performance of deep learning models with axiomatic attribution priors and \
-                        expected gradients, Nature Machine Intelligence 2021";
-        ExplainerSpec::new("gradientshap", "Gradient SHAP", Family::Gradient, citation, "arXiv:1906.10670")
+        let reference = Reference::new(
+            "Erion et al.",
+            "Improving performance of deep learning models with axiomatic attribution priors and expected gradients",
+            "Nature Machine Intelligence",
+            2021,
+            "arXiv:1906.10670",
+        );
+        ExplainerSpec::new("gradientshap", "Gradient SHAP", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("mean_i sum_c (x - x'_i)_c dS/dx_c(x'_i + a_i (x - x'_i)), a_i uniform in [0, 1)")
             .cost("1 F, then samples x (1 F, 1 B)")

@@ -21,8 +21,14 @@ impl Explainer for GuidedBackprop {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Springenberg et al.: Striving for Simplicity: The All Convolutional Net, ICLR Workshop 2015";
-        ExplainerSpec::new("guidedbackprop", "Guided backpropagation", Family::Gradient, citation, "arXiv:1412.6806")
+        let reference = Reference::new(
+            "Springenberg et al.",
+            "Striving for Simplicity: The All Convolutional Net",
+            "ICLR Workshop",
+            2015,
+            "arXiv:1412.6806",
+        );
+        ExplainerSpec::new("guidedbackprop", "Guided backpropagation", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("max_c |g_c|, g the gradient under relu: g_in = max(g_out, 0) where x > 0")
             .cost("1 F, 1 B")

@@ -33,9 +33,14 @@ impl Explainer for GuidedGradCam {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based \
-                        Localization, ICCV 2017";
-        ExplainerSpec::new("guidedgradcam", "Guided GradCAM", Family::Gradient, citation, "arXiv:1610.02391")
+        let reference = Reference::new(
+            "Selvaraju et al.",
+            "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+            "ICCV",
+            2017,
+            "arXiv:1610.02391",
+        );
+        ExplainerSpec::new("guidedgradcam", "Guided GradCAM", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c g_c * up(GradCAM), g the guided gradient")
             .cost("1 F, 1 B, then 1 F, 1 B")

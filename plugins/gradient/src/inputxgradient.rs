@@ -20,9 +20,14 @@ impl Explainer for InputXGradient {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Shrikumar et al.: Not Just a Black Box: Learning Important Features Through Propagating \
-                        Activation Differences, 2016";
-        ExplainerSpec::new("inputxgradient", "Input x gradient", Family::Gradient, citation, "arXiv:1605.01713")
+        let reference = Reference::new(
+            "Shrikumar et al.",
+            "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
+            "",
+            2016,
+            "arXiv:1605.01713",
+        );
+        ExplainerSpec::new("inputxgradient", "Input x gradient", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c x_c dS/dx_c")
             .cost("1 F, 1 B")

@@ -51,9 +51,15 @@ impl Explainer for IntegratedGradients {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks, ICML 2017";
+        let reference = Reference::new(
+            "Sundararajan, Taly, Yan",
+            "Axiomatic Attribution for Deep Networks",
+            "ICML",
+            2017,
+            "arXiv:1703.01365",
+        );
         let name = "integratedgradients";
-        ExplainerSpec::new(name, "Integrated gradients", Family::Gradient, citation, "arXiv:1703.01365")
+        ExplainerSpec::new(name, "Integrated gradients", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c (x - x')_c int_0^1 dS/dx_c(x' + a (x - x')) da")
             .cost("1 F, then steps x (1 F, 1 B)")

@@ -58,9 +58,14 @@ impl Explainer for Lrp {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Bach et al.: On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise \
-                        Relevance Propagation, PLoS ONE 10(7), 2015";
-        ExplainerSpec::new("lrp", "LRP", Family::Relevance, citation, "10.1371/journal.pone.0130140")
+        let reference = Reference::new(
+            "Bach et al.",
+            "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation",
+            "PLoS ONE 10(7)",
+            2015,
+            "10.1371/journal.pone.0130140",
+        );
+        ExplainerSpec::new("lrp", "LRP", Family::Relevance, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_c R_c, R_i = sum_j (share of i in j's input) R_j from the logit down to the image")
             .cost("1 F, 1 B")

@@ -20,9 +20,14 @@ impl Explainer for Saliency {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks: Visualising Image \
-                        Classification Models and Saliency Maps, 2013";
-        ExplainerSpec::new("saliency", "Saliency", Family::Gradient, citation, "arXiv:1312.6034")
+        let reference = Reference::new(
+            "Simonyan, Vedaldi, Zisserman",
+            "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps",
+            "",
+            2013,
+            "arXiv:1312.6034",
+        );
+        ExplainerSpec::new("saliency", "Saliency", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("max_c |dS/dx_c|")
             .cost("1 F, 1 B")

@@ -11,8 +11,9 @@ register_explainer!(SMOOTHGRAD);
 pub const SMOOTHGRAD: Smoothing<Signed> = Smoothing { spec, statistic: Statistic::Mean, settings: PhantomData };
 
 fn spec() -> ExplainerSpec {
-    let citation = "Smilkov et al.: SmoothGrad: removing noise by adding noise, 2017";
-    ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, citation, "arXiv:1706.03825")
+    let reference =
+        Reference::new("Smilkov et al.", "SmoothGrad: removing noise by adding noise", "", 2017, "arXiv:1706.03825");
+    ExplainerSpec::new("smoothgrad", "SmoothGrad", Family::Gradient, reference)
         .formula("mean_i dS/dx(x + sigma n_i), n_i standard normal")
 }
 

@@ -12,7 +12,13 @@ pub const SMOOTHGRAD_SQUARED: Smoothing<Unsigned> =
     Smoothing { spec, statistic: Statistic::MeanSquare, settings: PhantomData };
 
 fn spec() -> ExplainerSpec {
-    let citation = "Hooker et al.: A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019";
-    ExplainerSpec::new("smoothgradsq", "SmoothGrad-squared", Family::Gradient, citation, "arXiv:1806.10758")
+    let reference = Reference::new(
+        "Hooker et al.",
+        "A Benchmark for Interpretability Methods in Deep Neural Networks",
+        "NeurIPS",
+        2019,
+        "arXiv:1806.10758",
+    );
+    ExplainerSpec::new("smoothgradsq", "SmoothGrad-squared", Family::Gradient, reference)
         .formula("mean_i (dS/dx(x + sigma n_i))^2, n_i standard normal")
 }

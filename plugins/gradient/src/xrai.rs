@@ -109,8 +109,14 @@ impl Explainer for Xrai {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Kapishnikov et al.: XRAI: Better Attributions Through Regions, ICCV 2019";
-        ExplainerSpec::new("xrai", "XRAI", Family::Gradient, citation, "arXiv:1906.02825")
+        let reference = Reference::new(
+            "Kapishnikov et al.",
+            "XRAI: Better Attributions Through Regions",
+            "ICCV",
+            2019,
+            "arXiv:1906.02825",
+        );
+        ExplainerSpec::new("xrai", "XRAI", Family::Gradient, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula(
                 "the mean attribution of the region that took the pixel, by integrated gradients from black and white",

@@ -110,10 +110,13 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         name: config.name.into(),
         title: config.title.into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        reference: Reference {
-            citation: "Touvron et al.: Augmenting Convolutional networks with attention-based aggregation, 2021".into(),
-            id: "arXiv:2112.13692".into(),
-        },
+        reference: Reference::new(
+            "Touvron et al.",
+            "Augmenting Convolutional networks with attention-based aggregation",
+            "",
+            2021,
+            "arXiv:2112.13692",
+        ),
         input: InputSpec::imagenet(size),
         outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,

@@ -114,9 +114,14 @@ impl Explainer for Extremal {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Fong, Patrick, Vedaldi: Understanding Deep Networks via Extremal Perturbations and Smooth Masks, \
-                        ICCV 2019";
-        ExplainerSpec::new("extremal", "Extremal perturbation", Family::Perturbation, citation, "arXiv:1910.08485")
+        let reference = Reference::new(
+            "Fong, Patrick, Vedaldi",
+            "Understanding Deep Networks via Extremal Perturbations and Smooth Masks",
+            "ICCV",
+            2019,
+            "arXiv:1910.08485",
+        );
+        ExplainerSpec::new("extremal", "Extremal perturbation", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula(
                 "argmax_m S(x shown by m, else blurred) - l_t mean (sort(m) - r)^2, m smooth, r the share area of ones",

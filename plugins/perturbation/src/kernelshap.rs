@@ -146,8 +146,14 @@ impl Explainer for KernelShap {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Lundberg, Lee: A Unified Approach to Interpreting Model Predictions, NeurIPS 2017";
-        ExplainerSpec::new("kernelshap", "KernelSHAP", Family::Perturbation, citation, "arXiv:1705.07874")
+        let reference = Reference::new(
+            "Lundberg, Lee",
+            "A Unified Approach to Interpreting Model Predictions",
+            "NeurIPS",
+            2017,
+            "arXiv:1705.07874",
+        );
+        ExplainerSpec::new("kernelshap", "KernelSHAP", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula(
                 "phi of min sum_z k(|z|) (S(z) - S(0) - z phi)^2 with sum phi = S(x) - S(0), k = (M - 1) / (C(M, |z|) |z| (M - |z|))",

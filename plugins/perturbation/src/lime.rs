@@ -49,9 +49,14 @@ impl Explainer for Lime {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Ribeiro, Singh, Guestrin: \"Why Should I Trust You?\": Explaining the Predictions of Any Classifier, \
-                        KDD 2016";
-        ExplainerSpec::new("lime", "LIME", Family::Perturbation, citation, "arXiv:1602.04938")
+        let reference = Reference::new(
+            "Ribeiro, Singh, Guestrin",
+            "\"Why Should I Trust You?\": Explaining the Predictions of Any Classifier",
+            "KDD",
+            2016,
+            "arXiv:1602.04938",
+        );
+        ExplainerSpec::new("lime", "LIME", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("beta of min sum_i w_i (S(z_i) - b - z_i beta)^2 + alpha |beta|^2, z_i superpixels on or off")
             .cost("1 F, then samples F")

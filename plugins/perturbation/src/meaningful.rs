@@ -65,8 +65,14 @@ impl Explainer for Meaningful {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Fong, Vedaldi: Interpretable Explanations of Black Boxes by Meaningful Perturbation, ICCV 2017";
-        ExplainerSpec::new("meaningful", "Meaningful perturbation", Family::Perturbation, citation, "arXiv:1704.03296")
+        let reference = Reference::new(
+            "Fong, Vedaldi",
+            "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
+            "ICCV",
+            2017,
+            "arXiv:1704.03296",
+        );
+        ExplainerSpec::new("meaningful", "Meaningful perturbation", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("1 - argmin_m S(x m + blurred (1 - m)) + l1 mean |1 - m| + tv TV_b(m)")
             .cost("1 F, then iterations x (1 F, 1 B), 2 F of score = probability")

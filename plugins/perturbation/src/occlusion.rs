@@ -38,8 +38,14 @@ impl Explainer for Occlusion {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, ECCV 2014";
-        ExplainerSpec::new("occlusion", "Occlusion", Family::Perturbation, citation, "arXiv:1311.2901")
+        let reference = Reference::new(
+            "Zeiler, Fergus",
+            "Visualizing and Understanding Convolutional Networks",
+            "ECCV",
+            2014,
+            "arXiv:1311.2901",
+        );
+        ExplainerSpec::new("occlusion", "Occlusion", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("mean over windows that hold the pixel of S(x) - S(x with the window covered)")
             .cost("1 F, then (ceil((side - window) / stride) + 1)^2 F")

@@ -153,9 +153,14 @@ impl Explainer for PartitionShap {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation =
-            "Lundberg and contributors: shap, PartitionExplainer; Owen: Values of Games with a Priori Unions, 1977";
-        ExplainerSpec::new("partitionshap", "Partition SHAP", Family::Perturbation, citation, "arXiv:1705.07874")
+        let reference = Reference::new(
+            "Lundberg and contributors",
+            "shap, PartitionExplainer, after Owen: Values of Games with a Priori Unions, 1977",
+            "",
+            2017,
+            "arXiv:1705.07874",
+        );
+        ExplainerSpec::new("partitionshap", "Partition SHAP", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("Owen values of the tree of halves: phi(L) = ((f(L) - f(0)) + (f(LR) - f(R))) / 2 in each context")
             .cost("1 F, then at most evaluations + 1 F")

@@ -38,9 +38,14 @@ impl Explainer for Rise {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation =
-            "Petsiuk, Das, Saenko: RISE: Randomized Input Sampling for Explanation of Black-box Models, BMVC 2018";
-        ExplainerSpec::new("rise", "RISE", Family::Perturbation, citation, "arXiv:1806.07421")
+        let reference = Reference::new(
+            "Petsiuk, Das, Saenko",
+            "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+            "BMVC",
+            2018,
+            "arXiv:1806.07421",
+        );
+        ExplainerSpec::new("rise", "RISE", Family::Perturbation, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .formula("sum_i p(x * M_i) M_i / (N q)")
             .cost("1 F, then masks F")

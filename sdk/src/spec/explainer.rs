@@ -70,13 +70,13 @@ pub struct ExplainerSpec {
 }
 
 impl ExplainerSpec {
-    /// Version 0.1.0, unsigned, without parameters; `citation` and `id` as in [`Reference`].
-    pub fn new(name: &str, title: &str, family: Family, citation: &str, id: &str) -> Self {
+    /// Version 0.1.0, unsigned, without parameters.
+    pub fn new(name: &str, title: &str, family: Family, reference: Reference) -> Self {
         ExplainerSpec {
             name: name.into(),
             title: title.into(),
             version: "0.1.0".into(),
-            reference: Reference { citation: citation.into(), id: id.into() },
+            reference,
             family,
             signed: false,
             formula: String::new(),

@@ -15,7 +15,7 @@ impl Explainer for Newer {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let spec = ExplainerSpec::new(self.0, "Of the next ABI", Family::Control, "none", "");
+        let spec = ExplainerSpec::new(self.0, "Of the next ABI", Family::Control, Reference::own("none"));
         ExplainerSpec { cpu_only: true, ..spec }
     }
 

@@ -32,8 +32,8 @@ impl Explainer for Ablation {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Desai, Ramaswamy: Ablation-CAM, WACV 2020";
-        ExplainerSpec::new("hard-ablation", "AblationCAM", Family::Cam, citation, "")
+        let reference = Reference::new("Desai, Ramaswamy", "Ablation-CAM", "WACV", 2020, "");
+        ExplainerSpec::new("hard-ablation", "AblationCAM", Family::Cam, reference)
     }
 
     fn bind(&self, model: &ModelSpec, settings: Settings) -> Result<Bound> {

@@ -14,8 +14,14 @@ impl Explainer for Concept {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Kim et al.: Interpretability Beyond Feature Attribution, ICML 2018";
-        let spec = ExplainerSpec::new("hard-concept", "Concept map", Family::Other, citation, "arXiv:1711.11279");
+        let reference = Reference::new(
+            "Kim et al.",
+            "Interpretability Beyond Feature Attribution",
+            "ICML",
+            2018,
+            "arXiv:1711.11279",
+        );
+        let spec = ExplainerSpec::new("hard-concept", "Concept map", Family::Other, reference);
         ExplainerSpec { signed: true, ..spec }
     }
 

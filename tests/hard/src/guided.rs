@@ -12,8 +12,8 @@ impl Explainer for Guided {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Springenberg et al.: Striving for Simplicity, 2015";
-        ExplainerSpec::new("hard-guided", "Guided backpropagation", Family::Gradient, citation, "arXiv:1412.6806")
+        let reference = Reference::new("Springenberg et al.", "Striving for Simplicity", "", 2015, "arXiv:1412.6806");
+        ExplainerSpec::new("hard-guided", "Guided backpropagation", Family::Gradient, reference)
     }
 
     fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {

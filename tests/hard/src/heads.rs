@@ -10,8 +10,14 @@ impl Explainer for Heads {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Caron et al.: Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021";
-        ExplainerSpec::new("hard-heads", "Attention, a map a head", Family::Attention, citation, "arXiv:2104.14294")
+        let reference = Reference::new(
+            "Caron et al.",
+            "Emerging Properties in Self-Supervised Vision Transformers",
+            "ICCV",
+            2021,
+            "arXiv:2104.14294",
+        );
+        ExplainerSpec::new("hard-heads", "Attention, a map a head", Family::Attention, reference)
     }
 
     fn bind(&self, model: &ModelSpec, _: ()) -> Result<Bound> {

@@ -20,7 +20,7 @@ impl Explainer for Reader {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec::new("hard-reader", "Reader", Family::Other, "none", "")
+        ExplainerSpec::new("hard-reader", "Reader", Family::Other, Reference::own("none"))
     }
 
     fn bind(&self, _: &ModelSpec, params: Settings) -> Result<Bound> {

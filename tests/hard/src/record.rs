@@ -23,7 +23,7 @@ impl Explainer for Record {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec::new("hard-record", "Record", Family::Other, "none", "").signed()
+        ExplainerSpec::new("hard-record", "Record", Family::Other, Reference::own("none")).signed()
     }
 
     fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {

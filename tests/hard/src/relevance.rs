@@ -20,8 +20,8 @@ impl Explainer for Relevance {
     type Params = Settings;
 
     fn spec(&self) -> ExplainerSpec {
-        let citation = "Achtibat et al.: AttnLRP, ICML 2024";
-        ExplainerSpec::new("hard-relevance", "Relevance", Family::Gradient, citation, "arXiv:2402.05602").signed()
+        let reference = Reference::new("Achtibat et al.", "AttnLRP", "ICML", 2024, "arXiv:2402.05602");
+        ExplainerSpec::new("hard-relevance", "Relevance", Family::Gradient, reference).signed()
     }
 
     fn bind(&self, _: &ModelSpec, params: Settings) -> Result<Bound> {

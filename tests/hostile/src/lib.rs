@@ -16,7 +16,7 @@ impl Explainer for Hostile {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        ExplainerSpec::new(self.0, "Hostile", Family::Other, "none", "").signed()
+        ExplainerSpec::new(self.0, "Hostile", Family::Other, Reference::own("none")).signed()
     }
 
     fn bind(&self, _: &ModelSpec, _: ()) -> Result<Bound> {
@@ -193,7 +193,7 @@ register_model!(
 );
 
 fn model_spec(name: &str) -> Result<ModelSpec> {
-    let reference = Reference { citation: "none".into(), id: String::new() };
+    let reference = Reference::own("none");
     let sites = vec![Site::input(3, [16, 16]), Site::vector("logits", Role::Logits, 2)];
     Ok(ModelSpec { reference, sites, ..ModelSpec::new(name, InputSpec::imagenet(16), 2) })
 }
