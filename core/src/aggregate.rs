@@ -6,11 +6,12 @@ use crate::compare::{self, Comparisons, Values};
 use crate::metrics::{Level, Score, Status};
 use crate::predictions::Table;
 use crate::results::{self, Names, Prediction, Row};
-use crate::stats::bootstrap::{Bootstrap, middle};
+use crate::stats::interval::{LEAST, Patients};
+use crate::stats::ranking::LEVEL;
 use crate::stats::{deviation, mean};
 use crate::summary::{Absent, CHANCE, Cell, Column, FoldValue, MetricColumn, Plan, ShownMetric, State, Summary};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// Between an image's name and its target's number, in the name of an explanation.
@@ -182,14 +183,13 @@ impl<'a> Gather<'a> {
                 }
             }
         }
-        let bootstraps = Bootstraps::default();
         let cells = wanted.into_par_iter().map(|(model, shared, explainer, output, metric)| {
-            let state = self.cell(model, shared, &explainer, &output, metric, absent, &bootstraps)?;
+            let state = self.cell(model, shared, &explainer, &output, metric, absent)?;
             Ok(Cell { model: model.clone(), explainer, output, metric: metric.label.clone(), state })
         });
         let mut cells = cells.collect::<Result<Vec<Cell>>>()?;
-        self.intervals(&mut cells, &bootstraps)?;
-        let comparisons = self.comparisons(&cells, &columns, &bootstraps)?;
+        self.intervals(&mut cells);
+        let comparisons = self.comparisons(&cells, &columns);
         let metrics = plan.metrics.iter().map(|m| ShownMetric {
             label: m.label.clone(),
             short: m.spec.short.into(),
@@ -211,7 +211,7 @@ impl<'a> Gather<'a> {
             metrics: metrics.collect(),
             cells,
             seconds: vec![],
-            notes: plan.notes.clone(),
+            notes: plan.notes.iter().cloned().chain(without_power(&comparisons)).collect(),
         };
         Ok((summary, comparisons))
     }
@@ -223,40 +223,30 @@ impl<'a> Gather<'a> {
         key.and_then(|(((m, e), o), k)| self.cells.get(&(m, e, o, k)))
     }
 
-    /// Fills in the intervals of metrics of images: those over the same images in one step.
-    fn intervals(&self, cells: &mut [Cell], bootstraps: &Bootstraps) -> Result<()> {
-        let mut together: BTreeMap<Vec<u32>, Vec<(usize, Vec<f64>)>> = BTreeMap::new();
-        let level = |label: &str| self.plan.metrics.iter().find(|m| m.label == label).map(|m| m.spec.level);
-        for (at, cell) in cells.iter().enumerate() {
-            if !matches!(cell.state, State::Value { .. }) || level(&cell.metric) != Some(Level::Image) {
+    /// Fills in the intervals of metrics of images. Cells over the same images share their patients.
+    fn intervals(&self, cells: &mut [Cell]) {
+        let mut known: HashMap<Vec<u32>, Patients> = HashMap::new();
+        for cell in cells {
+            let Some(metric) = self.plan.metrics.iter().find(|m| m.label == cell.metric) else { continue };
+            let State::Value { interval, patients, .. } = &mut cell.state else { continue };
+            let Some(found) = self.found(&cell.model, &cell.explainer, &cell.output, &cell.metric) else { continue };
+            if metric.spec.level != Level::Image {
                 continue;
             }
-            let Some(found) = self.found(&cell.model, &cell.explainer, &cell.output, &cell.metric) else { continue };
             let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
             for (image, value) in found.groups.values().flat_map(|g| &g.images) {
                 let sum = sums.entry(*image).or_default();
                 *sum = (sum.0 + value, sum.1 + 1.0);
             }
-            // By name, so that the draws do not depend on the order in which units ended.
-            let mut images: Vec<u32> = sums.keys().copied().collect();
-            images.sort_by_key(|i| self.names.name(*i));
-            let values = images.iter().map(|i| sums[i].0 / sums[i].1).collect();
-            together.entry(images).or_default().push((at, values));
+            let (images, values): (Vec<u32>, Vec<f64>) = sums.into_iter().map(|(i, (sum, n))| (i, sum / n)).unzip();
+            let of = known.entry(images).or_insert_with_key(|images| self.grouped(images));
+            *interval = of.mean(&values, metric.spec.range);
+            *patients = of.count();
         }
-        for (images, columns) in together {
-            let Some(bootstrap) = self.bootstrap(&images, bootstraps) else { continue };
-            let values: Vec<&[f64]> = columns.iter().map(|(_, v)| v.as_slice()).collect();
-            for ((at, _), found) in columns.iter().zip(bootstrap.intervals(&values)?) {
-                if let State::Value { interval, .. } = &mut cells[*at].state {
-                    *interval = Some(found);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// How the explainers of each model compare by each metric of images, and the metrics with each other.
-    fn comparisons(&self, cells: &[Cell], columns: &[Column], bootstraps: &Bootstraps) -> Result<Comparisons> {
+    fn comparisons(&self, cells: &[Cell], columns: &[Column]) -> Comparisons {
         let mut all = Comparisons::default();
         // Explanations by name: their places.
         let known = |n: &u32| self.plan.images.contains_key(image_of(self.names.name(*n)));
@@ -320,13 +310,11 @@ impl<'a> Gather<'a> {
                 for mine in &values {
                     all.strata.extend(compare::strata(model, &metric.label, mine, worst, limits, &size, &class));
                 }
-                let bootstrap = |images: &[usize]| {
-                    self.bootstrap(&images.iter().map(|at| names[*at]).collect::<Vec<u32>>(), bootstraps)
-                };
+                let grouped =
+                    |images: &[usize]| self.grouped(&images.iter().map(|at| names[*at]).collect::<Vec<u32>>());
                 let direction = (metric.spec.better, worst);
                 let patient = |at: usize| patients[at];
-                let found =
-                    compare::compare(model, &metric.label, direction, &values, &controls, &patient, &bootstrap)?;
+                let found = compare::compare(model, &metric.label, direction, &values, &controls, &patient, &grouped);
                 all.comparisons.extend(found);
             }
             let labels: Vec<String> =
@@ -345,7 +333,7 @@ impl<'a> Gather<'a> {
                 all.metrics.push(compare::metric_agreement(model, &labels, &means));
             }
         }
-        Ok(all)
+        all
     }
 
     fn cell(
@@ -356,7 +344,6 @@ impl<'a> Gather<'a> {
         output: &str,
         metric: &MetricColumn,
         absent: &[Absent],
-        bootstraps: &Bootstraps,
     ) -> Result<State> {
         let why = absent.iter().find(|a| {
             let whole = a.explainer.is_none();
@@ -402,15 +389,26 @@ impl<'a> Gather<'a> {
         let fold_std = deviation(&means).filter(|s| !(shared && *s == 0.0));
         let spreads: Vec<f64> = by_fold.values().filter_map(|v| deviation(v)).collect();
         let seed_std = (!spreads.is_empty()).then(|| mean(&spreads));
-        let interval = match metric.spec.level {
-            Level::Set if metric.metric.needs().maps.is_none() => {
-                self.prediction_interval(model, metric, bootstraps)?
-            }
+        let all = mean(&values);
+        let (interval, patients) = match metric.spec.level {
+            Level::Set if metric.metric.needs().maps.is_none() => self.prediction_interval(model, metric, all)?,
             // Those of images come together: `intervals`.
-            _ => None,
+            _ => (None, 0),
         };
         let (maps, failed, constant) = (found.maps, found.failed, found.constant);
-        Ok(State::Value { mean: mean(&values), fold_std, seed_std, interval, folds, images, maps, failed, constant })
+        Ok(State::Value {
+            mean: all,
+            without_failures: found.without_failures().filter(|m| *m != all),
+            fold_std,
+            seed_std,
+            interval,
+            folds,
+            images,
+            patients,
+            maps,
+            failed,
+            constant,
+        })
     }
 
     fn patients(&self, images: &[u32]) -> Vec<u32> {
@@ -422,64 +420,65 @@ impl<'a> Gather<'a> {
         images.iter().map(|i| numbers.number(patient(i))).collect()
     }
 
-    /// The draws of these images.
-    fn bootstrap(&self, images: &[u32], bootstraps: &Bootstraps) -> Option<std::sync::Arc<Bootstrap>> {
+    /// These images by patient and class.
+    fn grouped(&self, images: &[u32]) -> Patients {
         let class = |i: &u32| self.plan.images.get(image_of(self.names.name(*i))).map_or(0, |f| f.class as u32);
         let strata: Vec<u32> = images.iter().map(class).collect();
-        bootstraps.get(self.patients(images), strata, self.plan.seed)
+        Patients::new(&self.patients(images), &strata)
     }
 
-    /// The interval of a metric of predictions: each resample's mean over folds and trainings.
-    fn prediction_interval(
-        &self,
-        model: &str,
-        metric: &MetricColumn,
-        bootstraps: &Bootstraps,
-    ) -> Result<Option<[f64; 2]>> {
-        let Some(model) = self.names.find(model) else { return Ok(None) };
+    /// The interval of a metric of predictions, whose mean over folds and trainings is `value`, and how many patients it is
+    /// over.
+    fn prediction_interval(&self, model: &str, metric: &MetricColumn, value: f64) -> Result<(Option<[f64; 2]>, usize)> {
+        let Some(model) = self.names.find(model) else { return Ok((None, 0)) };
         let mut sets = Vec::new();
         for ((m, ..), predictions) in &self.predictions {
             if *m == model {
                 sets.push(Table::new(predictions, &self.plan.task, &self.names));
             }
         }
-        let Some(first) = sets.first() else { return Ok(None) };
-        let Some(bootstrap) = self.bootstrap(&first.images, bootstraps) else { return Ok(None) };
-        let resample = |counts: &[u8]| -> Result<Option<f64>> {
-            let mut values = Vec::new();
-            for set in &sets {
-                values.extend(
-                    metric.metric.predictions(&set.drawn(counts, &self.plan.task).view(&self.plan.task))?.value,
-                );
-            }
-            Ok((values.len() == sets.len()).then(|| mean(&values)))
+        let Some(first) = sets.first() else { return Ok((None, 0)) };
+        let grouped = self.grouped(&first.images);
+        let (positives, negatives) = first.patients(&self.patients(&first.images), &self.plan.task);
+        if grouped.count() < LEAST || positives.min(negatives) < 2 {
+            return Ok((None, grouped.count()));
+        }
+        let of = |kept: &[u8]| {
+            let values = sets.iter().map(|set| {
+                metric.metric.predictions(&set.kept(kept, &self.plan.task).view(&self.plan.task)).ok()?.value
+            });
+            values.collect::<Option<Vec<f64>>>().map(|v| mean(&v))
         };
-        let mut found: Vec<f64> = Vec::new();
-        bootstrap.parts(|part| {
-            let values: Vec<Option<f64>> =
-                part.par_chunks_exact(bootstrap.images()).map(resample).collect::<Result<_>>()?;
-            // Draws without one of the classes have no value.
-            found.extend(values.into_iter().flatten());
-            Ok(())
-        })?;
-        Ok((found.len() > 1).then(|| middle(found)))
+        let variance = grouped.jackknife(of);
+        Ok((variance.map(|v| metric.metric.interval(value, v, positives, negatives)), grouped.count()))
     }
 }
 
-type Draws = Option<std::sync::Arc<Bootstrap>>;
+/// Says of which comparisons the test could not have found any difference.
+fn without_power(all: &Comparisons) -> Vec<String> {
+    let mut found: BTreeMap<(usize, usize), BTreeSet<&str>> = BTreeMap::new();
+    for c in all.comparisons.iter().filter(|c| c.least_p >= LEVEL) {
+        found.entry((c.ranking.patients, c.columns.len())).or_default().insert(&c.model);
+    }
+    let note = |((patients, columns), models): ((usize, usize), BTreeSet<&str>)| {
+        let models = models.into_iter().collect::<Vec<_>>().join(", ");
+        format!(
+            "{models}: with {patients} patients and {columns} explainers no test could have found a difference, whatever the maps."
+        )
+    };
+    found.into_iter().map(note).collect()
+}
 
-/// Bootstraps by their patients and strata: cells over the same images share one.
-#[derive(Default)]
-struct Bootstraps(std::sync::Mutex<HashMap<(Vec<u32>, Vec<u32>), Draws>>);
-
-impl Bootstraps {
-    fn get(&self, patients: Vec<u32>, strata: Vec<u32>, seed: u64) -> Draws {
-        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let seed = crate::seed::derive(seed, "bootstrap", &[]);
-        let make = || Bootstrap::new(&patients, &strata, seed).map(std::sync::Arc::new);
-        let made = all.get(&(patients.clone(), strata.clone())).cloned().unwrap_or_else(make);
-        all.insert((patients, strata), made.clone());
-        made
+impl Gathered {
+    /// The mean over folds and trainings of the mean over images whose map did not fail; none where there is none.
+    fn without_failures(&self) -> Option<f64> {
+        let fold = |group: &Group| {
+            let failed: HashSet<u32> = group.failed.iter().copied().collect();
+            let kept: Vec<f64> = group.images.iter().filter(|(i, _)| !failed.contains(i)).map(|(_, v)| *v).collect();
+            (!kept.is_empty()).then(|| mean(&kept))
+        };
+        let means: Vec<f64> = self.groups.values().filter_map(fold).collect();
+        (self.failed > 0 && !means.is_empty()).then(|| mean(&means))
     }
 }
 
@@ -565,8 +564,11 @@ mod tests {
         );
         let State::Value { mean, images, failed, .. } = cell(&summary, "good") else { panic!() };
         assert!((mean - 0.3).abs() < 1e-12 && *images == 2 && *failed == 0);
-        let State::Value { mean, images, failed, maps, .. } = cell(&summary, "bad") else { panic!() };
-        assert_eq!((*mean, *images, *failed, *maps), (0.2, 2, 1, 2));
+        let State::Value { mean, without_failures, images, failed, maps, .. } = cell(&summary, "bad") else { panic!() };
+        assert_eq!((*mean, *without_failures, *images, *failed, *maps), (0.2, Some(0.4), 2, 1, 2));
+        let State::Value { without_failures: None, interval: None, patients: 2, .. } = cell(&summary, "good") else {
+            panic!()
+        };
         let State::Value { mean, images, constant, .. } = cell(&summary, CHANCE) else { panic!() };
         assert_eq!((*mean, *images, *constant), (0.1, 2, 2));
     }

@@ -5,10 +5,9 @@
 //! over folds and trainings. An image on which an explainer failed in any of them is its worst: in ranks the last, in means the
 //! worst value of the metric's range; where that end is open, an explainer that failed anywhere has no mean to be best by.
 
-use crate::Result;
 use crate::metrics::Better;
-use crate::stats::bootstrap::{Bootstrap, middle};
 use crate::stats::correlation::spearman;
+use crate::stats::interval::Patients;
 use crate::stats::paired::mcnemar;
 use crate::stats::ranking::{self, LEVEL, Ranking, pair};
 use crate::stats::reliability::krippendorff;
@@ -51,6 +50,10 @@ pub struct Comparison {
     pub control: Option<usize>,
     /// By column: its mean less the best's.
     pub differences: Vec<Difference>,
+    /// The smallest Holm-corrected p that a pair could have had with so many patients and explainers. From 0.05 on the test
+    /// cannot find any difference, whatever the maps.
+    #[schemars(range(min = 0, max = 1))]
+    pub least_p: f64,
     /// Krippendorff's alpha of the patients' orders.
     #[schemars(range(max = 1))]
     pub alpha: Option<f64>,
@@ -139,18 +142,18 @@ pub fn compare(
     all: &[Values],
     controls: &[usize],
     patients: &dyn Fn(usize) -> u32,
-    bootstrap: &dyn Fn(&[usize]) -> Option<std::sync::Arc<Bootstrap>>,
-) -> Result<Option<Comparison>> {
+    grouped: &dyn Fn(&[usize]) -> Patients,
+) -> Option<Comparison> {
     let all: Vec<&Values> = all.iter().filter(|v| !v.images.is_empty()).collect();
     if all.len() < 2 {
-        return Ok(None);
+        return None;
     }
     let common: Vec<usize> =
         all[0].images.keys().copied().filter(|i| all.iter().all(|v| v.images.contains_key(i))).collect();
     let mut groups: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     common.iter().for_each(|&i| groups.entry(patients(i)).or_default().push(i));
     if groups.len() < LEAST {
-        return Ok(None);
+        return None;
     }
     let sign = if better == Better::Higher { 1.0 } else { -1.0 };
     let turned = |v: Option<f64>| v.map_or(f64::NEG_INFINITY, |v| v * sign);
@@ -179,19 +182,14 @@ pub fn compare(
         (0..all.len()).filter(of).max_by(|a, b| key(*a).total_cmp(&key(*b)))
     };
     let control = leader(true);
-    let Some(best) = leader(false).or(control) else { return Ok(None) };
-    let columns: Vec<(usize, &Vec<f64>)> =
-        full.iter().enumerate().filter_map(|(at, v)| Some((at, v.as_ref()?))).collect();
-    let drawn = match bootstrap(&common) {
-        Some(b) => b.means(&columns.iter().map(|(_, v)| v.as_slice()).collect::<Vec<_>>())?,
-        None => vec![],
-    };
+    let best = leader(false).or(control)?;
+    let grouped = grouped(&common);
     let k = all.len();
     let test = |a: usize, b: usize| if a == b { 1.0 } else { ranking.pairs[pair(a.min(b), a.max(b), k)].p };
     let difference = |at: usize| {
-        let place = |at: usize| columns.iter().position(|(c, _)| *c == at).and_then(|p| drawn.get(p));
-        let interval = place(at).zip(place(best)).filter(|_| at != best);
-        let interval = interval.map(|(a, b)| middle(a.iter().zip(b).map(|(a, b)| a - b).collect()));
+        let pair = full[at].as_ref().zip(full[best].as_ref()).filter(|_| at != best);
+        let gaps = pair.map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<f64>>());
+        let interval = gaps.and_then(|g| grouped.mean(&g, [f64::NEG_INFINITY, f64::INFINITY]));
         let p = test(at, best);
         let beats =
             |c: usize| means[at].zip(means[c]).is_some_and(|(a, b)| (a - b) * sign > 0.0) && test(at, c) < LEVEL;
@@ -205,7 +203,8 @@ pub fn compare(
     };
     use rayon::prelude::*;
     let differences = (0..k).into_par_iter().map(difference).collect();
-    Ok(Some(Comparison {
+    let pairs = ranking.pairs.len() as f64;
+    Some(Comparison {
         model: model.into(),
         metric: metric.into(),
         columns: all.iter().map(|v| v.column).collect(),
@@ -215,8 +214,10 @@ pub fn compare(
         control,
         differences,
         alpha: krippendorff(&lists),
+        // Of n patients who all agree the exact test's p is 2 / 2^n.
+        least_p: (pairs * 2f64.powi(1 - groups.len().min(1000) as i32)).min(1.0),
         ranking,
-    }))
+    })
 }
 
 /// How metrics agree on a model: `means[metric][column]`, more is better.
@@ -276,18 +277,14 @@ pub fn strata(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn values(column: usize, of: &[Option<f64>]) -> Values {
         Values { column, images: of.iter().copied().enumerate().collect() }
     }
 
     fn check_with(all: &[Values], better: Better, worst: Option<f64>, controls: &[usize]) -> Option<Comparison> {
-        let bootstrap = |images: &[usize]| {
-            let patients: Vec<u32> = images.iter().map(|i| *i as u32).collect();
-            Bootstrap::new(&patients, &[], 1).map(Arc::new)
-        };
-        compare("m", "k", (better, worst), all, controls, &|i| i as u32, &bootstrap).unwrap()
+        let grouped = |images: &[usize]| Patients::new(&images.iter().map(|i| *i as u32).collect::<Vec<u32>>(), &[]);
+        compare("m", "k", (better, worst), all, controls, &|i| i as u32, &grouped)
     }
 
     fn check(all: &[Values], better: Better) -> Option<Comparison> {
@@ -332,6 +329,11 @@ mod tests {
         assert_eq!(check(&all[..1], Better::Higher), None);
         let few = [values(0, &list(1.0, 1)[..4]), values(1, &list(1.0, 2))];
         assert_eq!(check(&few, Better::Higher), None);
+        // Five patients who all agree: 2 / 32 for one pair, which is never below 5 %; six of one pair may be.
+        let some = |n: usize| [values(0, &list(1.0, 1)[..n]), values(1, &list(9.0, 2)[..n])];
+        let least = |n: usize| check(&some(n), Better::Higher).map(|c| (c.least_p, c.ranking.pairs[0].p));
+        assert_eq!((least(5), least(6)), (Some((0.0625, 0.0625)), Some((0.03125, 0.03125))));
+        assert!((found.least_p - 2f64.powi(1 - 60)).abs() < 1e-25);
     }
 
     #[test]

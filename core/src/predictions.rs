@@ -1,9 +1,9 @@
-//! The predictions of one fold and training as a table, from which metrics of the classification are computed and drawn anew.
+//! The predictions of one fold and training as a table, from which metrics of the classification are computed, also without some images.
 
 use crate::metrics::Predictions;
 use crate::results::{Names, Prediction};
 use crate::task::Task;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Predictions of one fold and training, by class and image.
 pub struct Table {
@@ -11,7 +11,7 @@ pub struct Table {
     pub images: Vec<u32>,
     scores: Vec<Vec<f64>>,
     labels: Vec<Vec<u8>>,
-    /// By class: the images by rising score, so that a draw of them is sorted already.
+    /// By class: the images by rising score, so that a part of them is sorted already.
     order: Vec<Vec<usize>>,
 }
 
@@ -47,19 +47,31 @@ impl Table {
         Predictions { task, scores: &self.scores, labels: &self.labels }
     }
 
-    pub(crate) fn drawn(&self, counts: &[u8], task: &Task) -> Table {
-        fn draw<T: Copy>(values: &[T], counts: &[u8], order: &[usize]) -> Vec<T> {
-            order.iter().flat_map(|&i| std::iter::repeat_n(values[i], usize::from(counts[i]))).collect()
+    /// Patients with and without a class, of the class of which there are fewest in either.
+    pub(crate) fn patients(&self, patients: &[u32], task: &Task) -> (usize, usize) {
+        let all: HashSet<u32> = patients.iter().copied().collect();
+        let of = |class: usize| {
+            let mine = patients.iter().zip(&self.labels[class]).filter(|(_, label)| **label == 1).map(|(p, _)| *p);
+            let positives = mine.collect::<HashSet<u32>>().len();
+            (positives, all.len() - positives)
+        };
+        task.scored().into_iter().map(of).min_by_key(|(p, n)| *p.min(n)).unwrap_or_default()
+    }
+
+    /// The table of those images whose number in `kept` is not 0.
+    pub(crate) fn kept(&self, kept: &[u8], task: &Task) -> Table {
+        fn draw<T: Copy>(values: &[T], kept: &[u8], order: &[usize]) -> Vec<T> {
+            order.iter().filter(|i| kept[**i] != 0).map(|&i| values[i]).collect()
         }
         let scored = task.scored();
-        fn part<T: Copy>(all: &[Vec<T>], counts: &[u8], order: &[Vec<usize>], scored: &[usize]) -> Vec<Vec<T>> {
-            let one = |c: usize| if scored.contains(&c) { draw(&all[c], counts, &order[c]) } else { vec![] };
+        fn part<T: Copy>(all: &[Vec<T>], kept: &[u8], order: &[Vec<usize>], scored: &[usize]) -> Vec<Vec<T>> {
+            let one = |c: usize| if scored.contains(&c) { draw(&all[c], kept, &order[c]) } else { vec![] };
             (0..all.len()).map(one).collect()
         }
         Table {
             images: vec![],
-            scores: part(&self.scores, counts, &self.order, &scored),
-            labels: part(&self.labels, counts, &self.order, &scored),
+            scores: part(&self.scores, kept, &self.order, &scored),
+            labels: part(&self.labels, kept, &self.order, &scored),
             order: vec![],
         }
     }

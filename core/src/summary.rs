@@ -101,6 +101,9 @@ pub enum State {
     Value {
         /// Over folds and trainings.
         mean: f64,
+        /// The mean over the maps that did not fail, where some did and it is another.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        without_failures: Option<f64>,
         /// Sample deviation over folds of the means over trainings; none for one fold, or where all folds have the same
         /// weights and value.
         #[schemars(range(min = 0))]
@@ -108,12 +111,15 @@ pub enum State {
         /// Mean over folds of the sample deviation over trainings; none for one training.
         #[schemars(range(min = 0))]
         seed_std: Option<f64>,
-        /// 95 % over images, by patient within classes (`stats::bootstrap`), of the mean over folds and trainings. None for pooled metrics.
+        /// 95 % over images, by patient within classes (`stats::interval`), of the mean over folds and trainings. None for pooled
+        /// metrics and for fewer than eight patients.
         interval: Option<[f64; 2]>,
         /// Of each fold and training.
         folds: Vec<FoldValue>,
         /// Images that count, a fold and training.
         images: usize,
+        /// Patients that the interval is over; 0 for pooled metrics.
+        patients: usize,
         /// Maps, over all folds and trainings, and how many of them failed or were constant.
         maps: usize,
         /// How many maps failed.

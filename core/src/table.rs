@@ -5,6 +5,7 @@
 //! images too.
 
 use crate::metrics::Level;
+use crate::stats::interval::LEAST;
 use crate::summary::{CHANCE, Column, MARKED, Seconds, ShownMetric, State, Summary};
 use crate::text::plain;
 use schemars::JsonSchema;
@@ -19,6 +20,9 @@ pub enum Cell {
     Value {
         /// Over folds and trainings.
         mean: f64,
+        /// The mean over the maps that did not fail, where some did and it is another.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        without_failures: Option<f64>,
         /// Over folds, else over trainings.
         std: Option<f64>,
         /// Deviation over trainings.
@@ -51,10 +55,21 @@ pub enum Cell {
 impl Cell {
     fn of(state: &State, percent: bool) -> Self {
         match state.clone() {
-            State::Value { mean, fold_std, seed_std, interval, folds, maps, failed, constant, .. } => {
+            State::Value {
+                mean,
+                without_failures,
+                fold_std,
+                seed_std,
+                interval,
+                folds,
+                maps,
+                failed,
+                constant,
+                ..
+            } => {
                 let std = fold_std.or(seed_std);
                 let folds = folds.iter().map(|f| f.value).collect();
-                Cell::Value { mean, std, seed_std, interval, folds, maps, failed, constant, percent }
+                Cell::Value { mean, without_failures, std, seed_std, interval, folds, maps, failed, constant, percent }
             }
             State::NotApplicable { reason } => Cell::NotApplicable { reason },
             State::Failed { reason } => Cell::Failed { reason },
@@ -63,8 +78,9 @@ impl Cell {
 
     /// A plain number.
     fn number(mean: f64) -> Self {
-        let (std, seed_std, interval, folds) = (None, None, None, vec![]);
-        Cell::Value { mean, std, seed_std, interval, folds, maps: 0, failed: 0, constant: 0, percent: false }
+        let (without_failures, std, seed_std, interval, folds) = (None, None, None, None, vec![]);
+        let (maps, failed, constant, percent) = (0, 0, 0, false);
+        Cell::Value { mean, without_failures, std, seed_std, interval, folds, maps, failed, constant, percent }
     }
 
     /// True where more maps failed than may pass unmarked.
@@ -75,12 +91,11 @@ impl Cell {
     fn text(&self, pm: &str) -> String {
         let mark = if self.is_marked() { "!" } else { "" };
         match self {
-            Cell::Value { mean, std, percent, .. } => {
+            Cell::Value { mean, without_failures, std, percent, .. } => {
                 let (factor, digits) = if *percent { (100.0, 1) } else { (1.0, 3) };
-                match std {
-                    Some(std) => format!("{:.digits$}{pm}{:.digits$}{mark}", mean * factor, std * factor),
-                    None => format!("{:.digits$}{mark}", mean * factor),
-                }
+                let spread = std.map(|s| format!("{pm}{:.digits$}", s * factor)).unwrap_or_default();
+                let other = without_failures.map(|m| format!(" ({:.digits$})", m * factor)).unwrap_or_default();
+                format!("{:.digits$}{spread}{mark}{other}", mean * factor)
             }
             Cell::NotApplicable { .. } => "N/A".into(),
             Cell::Failed { .. } => "failed".into(),
@@ -172,6 +187,127 @@ fn by_explainer(
     Some(Table { title, groups, rows, by_explainer: true, of_model: String::new(), notes })
 }
 
+/// Tables with a row an explainer: one, or of many metrics one a family, in parts that are not too wide.
+fn by_explainers(
+    summary: &Summary,
+    maps: &[&ShownMetric],
+    cell: &dyn Fn(&str, &str, &str, &ShownMetric) -> Cell,
+) -> Vec<Table> {
+    if maps.len() <= MANY {
+        return by_explainer(summary, "", maps, cell).into_iter().collect();
+    }
+    let mut families: Vec<&str> = Vec::new();
+    for metric in maps {
+        if !families.contains(&metric.family.as_str()) {
+            families.push(&metric.family);
+        }
+    }
+    let most = (WIDE / summary.models.len().max(1)).max(1);
+    let mut tables = Vec::new();
+    for family in families {
+        let mine: Vec<&ShownMetric> = maps.iter().copied().filter(|m| m.family == *family).collect();
+        for (part, metrics) in mine.chunks(most).enumerate() {
+            let number = if part > 0 { format!(", {}", part + 1) } else { String::new() };
+            let title = if tables.is_empty() { String::new() } else { format!("{family}{number}") };
+            tables.extend(by_explainer(summary, &title, metrics, cell));
+        }
+    }
+    tables
+}
+
+/// Of many metrics a table a model, with a row a metric; `notes` stand below the first.
+fn by_metrics(
+    summary: &Summary,
+    metrics: &[&ShownMetric],
+    cell: &dyn Fn(&str, &str, &str, &ShownMetric) -> Cell,
+    notes: Vec<String>,
+) -> Vec<Table> {
+    let chance = metrics.iter().any(|m| m.has_chance);
+    let mut columns: Vec<String> = summary.columns.iter().map(Column::title).collect();
+    columns.extend(chance.then(|| CHANCE.to_string()));
+    let mut notes = Some(notes);
+    let table = |model: &String| {
+        let row = |m: &&ShownMetric| {
+            let mut cells: Vec<Cell> =
+                summary.columns.iter().map(|c| cell(model, &c.explainer, &c.output, m)).collect();
+            let none = || Cell::NotApplicable { reason: "a constant map says nothing of this metric".into() };
+            cells.extend(chance.then(|| if m.has_chance { cell(model, CHANCE, "", m) } else { none() }));
+            Row { title: m.short.clone(), cells }
+        };
+        let title = "mean over images, or value of the set".into();
+        Table {
+            title: model.clone(),
+            groups: vec![Group { title, columns: columns.clone() }],
+            rows: metrics.iter().map(row).collect(),
+            by_explainer: false,
+            of_model: model.clone(),
+            notes: notes.take().unwrap_or_default(),
+        }
+    };
+    summary.models.iter().map(table).collect()
+}
+
+/// What stands below the first table of failed and constant maps, and of cells over too few patients: each with the metrics in
+/// which it happened.
+fn faults(summary: &Summary) -> Vec<String> {
+    #[derive(PartialEq)]
+    enum Fault {
+        Failed,
+        Constant,
+        Few,
+    }
+    let mut found: Vec<(Fault, String, usize, usize, Vec<&str>)> = Vec::new();
+    let mut without = false;
+    for cell in &summary.cells {
+        let State::Value { maps, failed, constant, patients, interval, without_failures, .. } = &cell.state else {
+            continue;
+        };
+        let Some(metric) = summary.metrics.iter().find(|m| m.label == cell.metric) else { continue };
+        let column = Column { explainer: cell.explainer.clone(), output: cell.output.clone() };
+        let place = format!("{} x {}", cell.model, column.title());
+        let few = interval.is_none() && *patients > 0;
+        without |= without_failures.is_some();
+        let of_maps = metric.level == Level::Image && cell.explainer != CHANCE;
+        for (fault, count, all, happened) in [
+            (Fault::Failed, *failed, *maps, metric.level == Level::Image && *failed > 0),
+            (Fault::Constant, *constant, *maps, of_maps && *constant > 0),
+            (Fault::Few, *patients, 0, few),
+        ] {
+            // Too few patients are said once a run, not once a cell.
+            let place = if fault == Fault::Few { String::new() } else { place.clone() };
+            let same = |f: &&mut (Fault, String, usize, usize, Vec<&str>)| {
+                (&f.0, &f.1, f.2, f.3) == (&fault, &place, count, all)
+            };
+            match found.iter_mut().find(same) {
+                _ if !happened => {}
+                Some((.., metrics)) if metrics.contains(&metric.short.as_str()) => {}
+                Some((.., metrics)) => metrics.push(&metric.short),
+                None => found.push((fault, place, count, all, vec![&metric.short])),
+            }
+        }
+    }
+    let mut notes: Vec<String> = Vec::new();
+    for (fault, place, count, all, metrics) in found {
+        let of = metrics.join(", ");
+        let share = 100.0 * count as f64 / all.max(1) as f64;
+        let marked = if count as f64 > MARKED * all as f64 { ", marked !" } else { "" };
+        notes.push(match fault {
+            Fault::Failed => format!(
+                "{place}: {count} of {all} maps failed ({share:.1} %) in {of}, and count as the worst value or, where that has \
+                 no end, in no mean{marked}."
+            ),
+            Fault::Constant => format!("{place}: {count} of {all} maps are constant and say nothing of any place ({of})."),
+            Fault::Few => format!(
+                "{of}: {count} patients are too few for an interval that holds what it says; from {LEAST} on there is one."
+            ),
+        });
+    }
+    if without {
+        notes.push("In brackets: the mean without the maps that failed.".into());
+    }
+    notes
+}
+
 /// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
 pub fn tables(summary: &Summary) -> Vec<Table> {
     type Key<'a> = (&'a str, &'a str, &'a str, &'a str);
@@ -193,26 +329,7 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
     let mut tables = Vec::new();
     let wide = summary.columns.len() > WIDE;
     if wide {
-        if maps.len() <= MANY {
-            tables.extend(by_explainer(summary, "", &maps, &cell));
-        } else {
-            // A family at a time, in tables that are not too wide.
-            let mut families: Vec<&str> = Vec::new();
-            for metric in &maps {
-                if !families.contains(&metric.family.as_str()) {
-                    families.push(&metric.family);
-                }
-            }
-            let most = (WIDE / summary.models.len().max(1)).max(1);
-            for family in families {
-                let mine: Vec<&ShownMetric> = maps.iter().copied().filter(|m| m.family == *family).collect();
-                for (part, metrics) in mine.chunks(most).enumerate() {
-                    let number = if part > 0 { format!(", {}", part + 1) } else { String::new() };
-                    let title = if tables.is_empty() { String::new() } else { format!("{family}{number}") };
-                    tables.extend(by_explainer(summary, &title, metrics, &cell));
-                }
-            }
-        }
+        tables.extend(by_explainers(summary, &maps, &cell));
         // What is left is the models' own table.
         maps.clear();
     }
@@ -263,61 +380,12 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         }
         tables.push(Table { title, groups, rows, by_explainer: false, of_model: String::new(), notes });
     }
-    // Of many metrics each model has a table, with a row a metric.
-    let chance = by_metric.iter().any(|m| m.has_chance);
-    for model in summary.models.iter().filter(|_| many) {
-        let mut columns: Vec<String> = summary.columns.iter().map(Column::title).collect();
-        columns.extend(chance.then(|| CHANCE.to_string()));
-        let row = |m: &&ShownMetric| {
-            let mut cells: Vec<Cell> =
-                summary.columns.iter().map(|c| cell(model, &c.explainer, &c.output, m)).collect();
-            let none = || Cell::NotApplicable { reason: "a constant map says nothing of this metric".into() };
-            cells.extend(chance.then(|| if m.has_chance { cell(model, CHANCE, "", m) } else { none() }));
-            Row { title: m.short.clone(), cells }
-        };
+    if many {
         let notes = if tables.is_empty() { summary.notes.clone() } else { vec![] };
-        tables.push(Table {
-            title: model.clone(),
-            groups: vec![Group { title: "mean over images, or value of the set".into(), columns }],
-            rows: by_metric.iter().map(row).collect(),
-            by_explainer: false,
-            of_model: model.clone(),
-            notes,
-        });
+        tables.extend(by_metrics(summary, &by_metric, &cell, notes));
     }
-    // By what happened: the metrics in which it did.
-    let mut failures: Vec<(String, usize, usize, Vec<&str>)> = Vec::new();
-    let mut faults = Vec::new();
-    for cell in &summary.cells {
-        let State::Value { maps, failed, constant, .. } = &cell.state else { continue };
-        let Some(metric) = summary.metrics.iter().find(|m| m.label == cell.metric && m.level == Level::Image) else {
-            continue;
-        };
-        let column = Column { explainer: cell.explainer.clone(), output: cell.output.clone() };
-        let place = format!("{} x {}", cell.model, column.title());
-        if *failed > 0 {
-            match failures.iter_mut().find(|(p, f, m, _)| (p, *f, *m) == (&place, *failed, *maps)) {
-                Some((.., metrics)) => metrics.push(&metric.short),
-                None => failures.push((place.clone(), *failed, *maps, vec![&metric.short])),
-            }
-        }
-        if *constant > 0 && cell.explainer != CHANCE {
-            faults.push(format!("{place}: {constant} of {maps} maps are constant and say nothing of any place."));
-        }
-    }
-    for (place, failed, maps, metrics) in failures {
-        let share = 100.0 * failed as f64 / maps as f64;
-        let marked = if failed as f64 > MARKED * maps as f64 { ", marked !" } else { "" };
-        let of = metrics.join(", ");
-        faults.push(format!(
-            "{place}: {failed} of {maps} maps failed ({share:.1} %) in {of}, and count as the worst value or, where that has no \
-             end, in no mean{marked}."
-        ));
-    }
-    let mut seen = std::collections::HashSet::new();
-    faults.retain(|f| seen.insert(f.clone()));
     if let Some(first) = tables.first_mut() {
-        first.notes.extend(faults);
+        first.notes.extend(faults(summary));
     }
     tables
 }
@@ -509,13 +577,14 @@ pub fn csv(tables: &[Table]) -> String {
         "maps",
         "failed",
         "constant",
+        "mean without failures",
         "reason",
     ];
     let mut lines = vec![header.map(str::to_string)];
     for table in tables {
         for row in &table.rows {
             for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
-                let mut line = <[String; 16]>::default();
+                let mut line = <[String; 17]>::default();
                 let (model, group, column) = match (table.by_explainer, table.of_model.as_str()) {
                     (true, _) => (column, group, row.title.as_str()),
                     (false, "") => (row.title.as_str(), group, column),
@@ -523,7 +592,18 @@ pub fn csv(tables: &[Table]) -> String {
                 };
                 (line[0], line[1], line[2], line[3]) = (table.title.clone(), model.into(), group.into(), column.into());
                 match cell {
-                    Cell::Value { mean, std, seed_std, interval, folds, maps, failed, constant, percent } => {
+                    Cell::Value {
+                        mean,
+                        without_failures,
+                        std,
+                        seed_std,
+                        interval,
+                        folds,
+                        maps,
+                        failed,
+                        constant,
+                        percent,
+                    } => {
                         let number = |v: f64| (if *percent { v * 100.0 } else { v }).to_string();
                         let optional = |v: Option<f64>| v.map(number).unwrap_or_default();
                         line[4] = "ok".into();
@@ -532,23 +612,24 @@ pub fn csv(tables: &[Table]) -> String {
                         (line[9], line[10]) = (optional(interval.map(|i| i[0])), optional(interval.map(|i| i[1])));
                         line[11] = folds.iter().map(|v| number(*v)).collect::<Vec<_>>().join(" ");
                         (line[12], line[13], line[14]) = (maps.to_string(), failed.to_string(), constant.to_string());
+                        line[15] = optional(*without_failures);
                     }
-                    Cell::NotApplicable { reason } => (line[4], line[15]) = ("n/a".into(), reason.clone()),
-                    Cell::Failed { reason } => (line[4], line[15]) = ("failed".into(), reason.clone()),
+                    Cell::NotApplicable { reason } => (line[4], line[16]) = ("n/a".into(), reason.clone()),
+                    Cell::Failed { reason } => (line[4], line[16]) = ("failed".into(), reason.clone()),
                 }
                 lines.push(line);
             }
         }
         for note in &table.notes {
-            let mut line = <[String; 16]>::default();
-            (line[0], line[4], line[15]) = (table.title.clone(), "note".into(), note.clone());
+            let mut line = <[String; 17]>::default();
+            (line[0], line[4], line[16]) = (table.title.clone(), "note".into(), note.clone());
             lines.push(line);
         }
     }
     // A spreadsheet takes a text that begins so for a formula.
     let formula = |s: &String| s.starts_with(['=', '+', '-', '@', '\t', '\r']);
     for mut line in lines {
-        for at in [0, 1, 2, 3, 15] {
+        for at in [0, 1, 2, 3, 16] {
             line[at] = plain(&line[at]).into_owned();
             if formula(&line[at]) {
                 line[at].insert(0, '\'');
@@ -568,6 +649,7 @@ mod tests {
     fn value(folds: &[f64], failed: usize) -> Cell {
         Cell::Value {
             mean: crate::stats::mean(folds),
+            without_failures: None,
             std: crate::stats::deviation(folds),
             seed_std: None,
             interval: (failed == 0).then_some([0.25, 0.5]),
@@ -677,9 +759,15 @@ mod tests {
         assert!(t.latex().contains("densenet & $92.0 \\pm 2.8$ & $31.0!$ & N/A \\\\"));
         let lines = csv(&[t.clone(), t.clone()]);
         assert_eq!(lines.lines().count(), 1 + 2 * (3 + 1));
-        assert!(lines.contains("Table,densenet,pixel AUPRC,gradcam,ok,%,31,,,,,31,20,1,0,\n"), "{lines}");
-        assert!(lines.contains("Table,,,,note,,,,,,,,,,,A note.\n"), "{lines}");
-        assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,,,,,,no attention"));
+        assert!(lines.contains("Table,densenet,pixel AUPRC,gradcam,ok,%,31,,,,,31,20,1,0,,\n"), "{lines}");
+        assert!(lines.contains("Table,,,,note,,,,,,,,,,,,A note.\n"), "{lines}");
+        assert!(lines.contains("Table,densenet,pixel AUPRC,attention,n/a,,,,,,,,,,,,no attention"));
+        // A cell of which maps failed shows both means.
+        let mut broken = value(&[0.31], 1);
+        if let Cell::Value { without_failures, .. } = &mut broken {
+            *without_failures = Some(0.4);
+        }
+        assert_eq!(broken.text(" ± "), "31.0! (40.0)");
         let mut odd = t.clone();
         odd.rows[0].title = "a_b|{50 %}^~\\$".into();
         odd.notes[0] = "two\nlines".into();

@@ -7,8 +7,7 @@ use crate::run::folder::{Environment, read_json};
 use clap::Args;
 use lightbox_core::metrics::{Better, Level, Status};
 use lightbox_core::results::{self, Names};
-use lightbox_core::seed;
-use lightbox_core::stats::bootstrap::{Bootstrap, middle};
+use lightbox_core::stats::interval::Patients;
 use lightbox_core::stats::mean;
 use lightbox_core::stats::paired::{holm, wilcoxon};
 use lightbox_core::stats::ranking::LEVEL;
@@ -227,11 +226,9 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
             };
             let gaps: Option<Vec<f64>> =
                 p.as_ref().zip(q.as_ref()).map(|(p, q)| p.iter().zip(q).map(|(p, q)| q - p).collect());
-            let draw = seed::derive(0, "compare", &[]);
-            let interval = match (Bootstrap::new(&numbers, &[], draw), &gaps) {
-                (Some(bootstrap), Some(gaps)) if !equal => bootstrap.means(&[gaps])?.into_iter().next().map(middle),
-                _ => None,
-            };
+            let open = [f64::NEG_INFINITY, f64::INFINITY];
+            let interval = gaps.as_deref().filter(|_| !equal);
+            let interval = interval.and_then(|g| Patients::new(&numbers, &[]).mean(g, open));
             let (before, after) = (p.as_deref().map(mean), q.as_deref().map(mean));
             let (model, explainer, output, _) = key.clone();
             mine.push(Row {

@@ -1,10 +1,11 @@
 //! `lightbox data make` and `lightbox data inspect`.
 
 use crate::error::{Error, Result};
+use crate::run::class_names;
 use crate::run::preflight::notes;
 use crate::run::spec::RunSpec;
 use clap::{Args, Subcommand};
-use lightbox_core::data::duplicates::Duplicates;
+use lightbox_core::data::duplicates::{Duplicates, to_split};
 use lightbox_core::data::phantom::Phantom;
 use lightbox_core::data::split::Split;
 use lightbox_core::data::{self, DataSpec, Truth, image, mha};
@@ -183,6 +184,9 @@ fn class_counts(task: &Task, samples: &[data::Sample], split: &Split) -> Vec<Cla
 }
 
 fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
+    let mut spec = spec.clone();
+    let source = data::open(&spec.data, &spec.task)?;
+    let unnamed = class_names::settle(&mut spec, source.as_ref()).err();
     let source = data::open(&spec.data, &spec.task)?;
     let task = spec.task.resolve(source.classes())?;
     let samples = source.samples();
@@ -200,7 +204,20 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let some: Vec<usize> = (0..8.min(samples.len())).map(|k| k * samples.len() / 8.min(samples.len())).collect();
     let read = some.par_iter().map(|&i| source.image(i)).collect::<Result<Vec<_>, _>>()?;
     let sizes: std::collections::BTreeSet<String> = read.iter().map(|g| format!("{}x{}", g.width, g.height)).collect();
-    let split = spec.split.split(samples)?;
+    let split = spec.split.split(&to_split(source.as_ref())?)?;
+    // A box off its image would end a run when its images are prepared.
+    let boxed = |i: &usize| matches!(&samples[*i].truth, Truth::Boxes(b) if !b.is_empty());
+    let off = |i: usize| -> Result<Vec<String>> {
+        let [width, height] = source.dimensions(i)?;
+        let Truth::Boxes(boxes) = &samples[i].truth else { return Ok(vec![]) };
+        Ok(boxes
+            .iter()
+            .filter_map(|b| b.fault(width, height))
+            .map(|f| format!("image {}: {f}", samples[i].id))
+            .collect())
+    };
+    let boxed: Vec<usize> = (0..samples.len()).filter(boxed).collect();
+    let off: Vec<String> = boxed.into_par_iter().map(off).collect::<Result<Vec<_>>>()?.concat();
     let classes = class_counts(&task, samples, &split);
     let duplicates = Duplicates::find(source.as_ref(), &split, &files::sha256)?;
     let share = |p: &[usize]| (p.len(), p.iter().filter(|&&i| found(&samples[i])).count());
@@ -209,7 +226,7 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
         let value = serde_json::json!({
             "images": samples.len(), "positive": positive, "patients": patients.len(), "unknown_masks": unknown,
             "boxes": boxes.len(), "box_side": quantiles(boxes), "sizes": sizes, "test": share(&split.test),
-            "folds": folds, "classes": classes, "duplicates": duplicates, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
+            "folds": folds, "classes": classes, "duplicates": duplicates, "boxes_off": off, "patients_known": source.knows_patients(), "notes": notes(source.as_ref()),
         });
         return Ok(serde_json::to_string_pretty(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
     }
@@ -251,6 +268,17 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let _ = writeln!(text, "\nMarked: with a box or mask. Output: the model's, in which the class is looked for.");
     for c in classes.iter().skip(usize::from(task.kind == Kind::Binary)).filter(|c| c.test_marked == 0) {
         let _ = writeln!(text, "warning   no test image has a box or mask of {}: its maps cannot be scored", c.name);
+    }
+    if let Some(first) = off.first() {
+        let what = if source.skips_boxes_off_the_image() {
+            "are left out"
+        } else {
+            "end a run (outside = \"leave-out\" leaves them out)"
+        };
+        let _ = writeln!(text, "warning   {} boxes lie outside their image and {what}: {first}", off.len());
+    }
+    if let Some(e) = unnamed {
+        let _ = writeln!(text, "warning   {e}");
     }
     for note in notes(source.as_ref()).into_iter().chain(duplicates.note()) {
         let _ = writeln!(text, "note      {note}");

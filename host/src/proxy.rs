@@ -6,8 +6,10 @@ use crate::transfer::{Transfer, own};
 use crate::watch::Watch;
 use lightbox_sdk::spec::{LoadReport, ModelSpec, Passes};
 use lightbox_sdk::{
-    Array, Error, ErrorKind, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result, Start,
+    Array, Error, ErrorKind, HessianProduct, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result,
+    Start,
 };
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +29,8 @@ impl Counter {
         let n = request.batch() as u64;
         let forward = if request.start.is_some() { &self.partial } else { &self.forward };
         forward.fetch_add(n, Ordering::Relaxed);
-        self.backward.fetch_add(n * request.objectives.len() as u64, Ordering::Relaxed);
+        self.backward
+            .fetch_add(n * (request.objectives.len() * (1 + request.products.len())) as u64, Ordering::Relaxed);
     }
 
     pub fn passes(&self) -> Passes {
@@ -83,6 +86,11 @@ impl Proxy {
             images: to(&request.images)?,
             start: request.start.as_ref().map(start).transpose()?,
             patches: request.patches.iter().map(patch).collect::<Result<_>>()?,
+            products: request
+                .products
+                .iter()
+                .map(|p| Ok(HessianProduct { site: p.site.clone(), direction: to(&p.direction)? }))
+                .collect::<Result<_>>()?,
             objectives: request
                 .objectives
                 .iter()
@@ -105,15 +113,16 @@ impl Model for Proxy {
         let Some(transfer) = &self.foreign else { return model.run(request) };
         let response = model.run(&self.outwards(request, transfer.as_ref())?)?;
         let back = |(name, array): (String, Array)| Ok((name, transfer.to_cpu(&array)?));
+        let sets = |all: Vec<BTreeMap<String, Array>>| {
+            let one = |set: BTreeMap<String, Array>| set.into_iter().map(back).collect::<Result<_>>();
+            all.into_iter().map(one).collect::<Result<Vec<_>>>()
+        };
         Ok(Response {
             logits: transfer.to_cpu(&response.logits)?,
             outputs: response.outputs.into_iter().map(back).collect::<Result<_>>()?,
             values: response.values.into_iter().map(back).collect::<Result<_>>()?,
-            grads: response
-                .grads
-                .into_iter()
-                .map(|set| set.into_iter().map(back).collect::<Result<_>>())
-                .collect::<Result<_>>()?,
+            grads: sets(response.grads)?,
+            products: sets(response.products)?,
         })
     }
 

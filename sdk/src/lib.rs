@@ -63,7 +63,7 @@ pub use explainer::{Bound, Context, Explainer, FitContext, Maps};
 pub use explainer_abi::{BoundHandle, ContextBuilder, ExplainInput, ExplainerHandle, FitInput};
 pub use guard::guard;
 pub use host::{FitBatch, Host};
-pub use model::{Model, Named, Objective, Patch, Request, Response, Start, Trainer};
+pub use model::{HessianProduct, Model, Named, Objective, Patch, Request, Response, Start, Trainer};
 pub use model_abi::{ModelHandle, ModelRef, TrainerHandle};
 pub use target::{Score, Target, objective, resolve, score_objective, scores};
 
@@ -98,8 +98,8 @@ pub mod prelude {
         Site, TargetKind, TrainerOptions,
     };
     pub use crate::{
-        Array, Bound, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext, Maps, Model,
-        ModelHandle, Named, Objective, Patch, Request, Response, Result, Score, Start, Target, Trainer, choice, export,
-        register_explainer, register_model,
+        Array, Bound, Context, ContextBuilder, DType, Error, ErrorKind, Explainer, FitBatch, FitContext,
+        HessianProduct, Maps, Model, ModelHandle, Named, Objective, Patch, Request, Response, Result, Score, Start,
+        Target, Trainer, choice, export, register_explainer, register_model,
     };
 }

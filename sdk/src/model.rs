@@ -46,6 +46,15 @@ pub enum Objective {
     Site(String, Array),
 }
 
+/// What second derivatives are asked for: `H v`, H the Hessian of a set of objectives with respect to a site's value, exactly.
+#[derive(Debug, Clone)]
+pub struct HessianProduct {
+    /// One of [`Request::grads`].
+    pub site: String,
+    /// v, of the site's shape.
+    pub direction: Array,
+}
+
 /// One run of a model. Sites are named by [`ModelSpec::sites`].
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -61,6 +70,8 @@ pub struct Request {
     pub objectives: Vec<Vec<Objective>>,
     /// Differentiate with respect to the values of these sites (after patches).
     pub grads: Vec<String>,
+    /// Second derivatives: for each set of objectives also the product of its Hessian with a direction. Without rules.
+    pub products: Vec<HessianProduct>,
     /// The batch is of pairs: its first half are images, its second half their baselines, in the same order. Rules of
     /// [`PAIR_RULES`](crate::spec::PAIR_RULES) are refused without it.
     pub pairs: bool,
@@ -71,8 +82,8 @@ pub struct Request {
 impl Request {
     /// A plain forward pass.
     pub fn forward(images: Array) -> Self {
-        let (start, patches, values, objectives, grads, pairs, rules) = Default::default();
-        Request { images, start, patches, values, objectives, grads, pairs, rules }
+        let (start, patches, values, objectives, grads, products, pairs, rules) = Default::default();
+        Request { images, start, patches, values, objectives, grads, products, pairs, rules }
     }
 
     /// A forward pass from a site on.
@@ -105,12 +116,14 @@ pub struct Response {
     pub values: BTreeMap<String, Array>,
     /// One map a set of objectives, from site to gradient, each of the site's shape.
     pub grads: Vec<BTreeMap<String, Array>>,
+    /// One map a set of objectives, from site to the Hessian's product with the direction asked for, each of the site's shape.
+    pub products: Vec<BTreeMap<String, Array>>,
 }
 
 impl Response {
     /// The answer of a model with one output that was asked for nothing else.
     pub fn of(logits: Array) -> Self {
-        Response { logits, outputs: BTreeMap::new(), values: BTreeMap::new(), grads: vec![] }
+        Response { logits, outputs: BTreeMap::new(), values: BTreeMap::new(), grads: vec![], products: vec![] }
     }
 
     /// One of the model's outputs; an error where the model has none of this name, or did not hand it back.
@@ -121,6 +134,12 @@ impl Response {
         model.output(name)?;
         let found = self.outputs.get(name);
         found.ok_or_else(|| Error::output(format!("model {} did not hand back its output {name}", model.name)))
+    }
+
+    /// The Hessian of the set of objectives at place `set` with respect to a site, times the direction asked for.
+    pub fn product(&self, set: usize, site: &str) -> Result<&Array> {
+        let found = self.products.get(set).and_then(|p| p.get(site));
+        found.ok_or_else(|| Error::output(format!("the model handed back no product with the Hessian at {site}")))
     }
 
     /// The gradient of the set of objectives at place `set` with respect to a site.

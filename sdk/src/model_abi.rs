@@ -6,16 +6,35 @@ use crate::message::{Packer, Unpacker, check_requires, pack_named, take, unpack_
 use crate::model::{ModelEntry, Start};
 use crate::spec::{LoadReport, ModelSpec, PAIR_RULES, TrainerOptions};
 use crate::wire::{ObjectiveMessage, PatchMessage, RequestMessage, ResponseMessage};
-use crate::{Array, DType, Error, Model, Named, Objective, Patch, Request, Response, Result, Trainer};
+use crate::{Array, DType, Error, HessianProduct, Model, Named, Objective, Patch, Request, Response, Result, Trainer};
 use std::mem::ManuallyDrop;
 
 /// What a request may require. A model built against an SDK without one of these refuses it.
 #[cfg(not(feature = "abi-next"))]
-const KNOWN: [&str; 8] =
-    ["patches", "objectives", "grads", "rules", "start", "pairs", "objective:output", "objective:runner-up"];
+const KNOWN: [&str; 9] = [
+    "patches",
+    "objectives",
+    "grads",
+    "rules",
+    "start",
+    "pairs",
+    "products",
+    "objective:output",
+    "objective:runner-up",
+];
 #[cfg(feature = "abi-next")]
-const KNOWN: [&str; 9] =
-    ["patches", "objectives", "grads", "rules", "start", "pairs", "objective:output", "objective:runner-up", "noise"];
+const KNOWN: [&str; 10] = [
+    "patches",
+    "objectives",
+    "grads",
+    "rules",
+    "start",
+    "pairs",
+    "products",
+    "objective:output",
+    "objective:runner-up",
+    "noise",
+];
 
 impl Request {
     fn pack(&self) -> Result<Message> {
@@ -35,6 +54,7 @@ impl Request {
         };
         let objectives = self.objectives.iter().map(|set| set.iter().map(&mut objective).collect()).collect();
         let start = self.start.as_ref().map(|s| (s.site.clone(), packer.add(&s.value)));
+        let products = self.products.iter().map(|p| (p.site.clone(), packer.add(&p.direction))).collect();
         let (values, grads, rules) = (self.values.clone(), self.grads.clone(), self.rules.clone());
         let used = [
             ("patches", !self.patches.is_empty()),
@@ -43,6 +63,7 @@ impl Request {
             ("rules", !self.rules.is_empty()),
             ("start", self.start.is_some()),
             ("pairs", self.pairs),
+            ("products", !self.products.is_empty()),
             ("objective:output", self.objectives.iter().flatten().any(|o| matches!(o, Objective::Output(..)))),
             ("objective:runner-up", self.objectives.iter().flatten().any(|o| matches!(o, Objective::RunnerUp(_)))),
         ];
@@ -50,7 +71,18 @@ impl Request {
         let requires: Vec<String> = used.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
         #[cfg(feature = "abi-next")]
         let requires = [requires, vec!["noise".into()]].concat();
-        packer.finish(&RequestMessage { requires, images, start, patches, values, objectives, grads, rules, pairs })
+        packer.finish(&RequestMessage {
+            requires,
+            images,
+            start,
+            patches,
+            values,
+            objectives,
+            grads,
+            products,
+            rules,
+            pairs,
+        })
     }
 
     fn unpack(message: Message) -> Result<Self> {
@@ -79,6 +111,11 @@ impl Request {
                 .map(|set| set.into_iter().map(objective).collect::<Result<Vec<_>>>())
                 .collect::<Result<_>>()?,
             grads: wire.grads,
+            products: wire
+                .products
+                .into_iter()
+                .map(|(site, i)| Ok(HessianProduct { site, direction: arrays.get(i)? }))
+                .collect::<Result<_>>()?,
             pairs: wire.pairs,
             rules: wire.rules,
         })
@@ -140,6 +177,15 @@ impl Request {
                 }
             }
         }
+        if let Some(product) = self.products.iter().find(|p| !self.grads.contains(&p.site)) {
+            return Err(Error::invalid(format!(
+                "a product with the Hessian at {}, which is not differentiated",
+                product.site
+            )));
+        }
+        if !self.products.is_empty() && !self.rules.is_empty() {
+            return Err(Error::invalid("products with the Hessian have no modified rules"));
+        }
         if self.pairs && b % 2 != 0 {
             return Err(Error::invalid(format!("a batch of pairs has an even number of images, not {b}")));
         }
@@ -161,7 +207,8 @@ impl Response {
         let logits = packer.add(&self.logits);
         let (outputs, values) = (packer.add_map(&self.outputs), packer.add_map(&self.values));
         let grads = self.grads.iter().map(|set| packer.add_map(set)).collect();
-        packer.finish(&ResponseMessage { logits, outputs, values, grads })
+        let products = self.products.iter().map(|set| packer.add_map(set)).collect();
+        packer.finish(&ResponseMessage { logits, outputs, values, grads, products })
     }
 
     fn unpack(message: Message) -> Result<Self> {
@@ -171,6 +218,7 @@ impl Response {
             outputs: arrays.map(wire.outputs)?,
             values: arrays.map(wire.values)?,
             grads: wire.grads.into_iter().map(|set| arrays.map(set)).collect::<Result<_>>()?,
+            products: wire.products.into_iter().map(|set| arrays.map(set)).collect::<Result<_>>()?,
         })
     }
 }

@@ -99,7 +99,7 @@ impl Context<'_> {
     /// The targets' scores of the batch itself.
     pub fn scores_now(&self, score: Score) -> Result<Vec<f64>> {
         let (outputs, values) = (self.outputs.clone(), BTreeMap::new());
-        let response = Response { logits: self.logits.clone(), outputs, values, grads: vec![] };
+        let response = Response { logits: self.logits.clone(), outputs, values, grads: vec![], products: vec![] };
         self.score_of(&response, &self.each(), score)
     }
 

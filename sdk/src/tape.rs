@@ -135,6 +135,12 @@ impl<'a> Tape<'a> {
         !self.request.rules.is_empty()
     }
 
+    /// True when every operation must be recorded as it is written down: under modified rules, and for second derivatives, which
+    /// fused operations and parts that a model differentiates itself do not have.
+    pub fn is_recorded(&self) -> bool {
+        self.has_rules() || !self.request.products.is_empty()
+    }
+
     /// True when the request wants gradients at this site.
     pub fn differentiates(&self, name: &str) -> bool {
         self.request.grads.iter().any(|s| s == name)
@@ -270,6 +276,38 @@ impl<'a> Tape<'a> {
         sum.ok_or_else(|| Error::invalid("an empty set of objectives"))
     }
 
+    /// The products that the request asks for, from gradients that are on the tape themselves: the gradient of `<G, v>`. Where
+    /// G does not depend on the site, as behind a piecewise linear part, that is 0. `more`: the tape is read again.
+    fn products(&self, grads: &[Tensor], leaves: &[&Tensor], more: bool) -> Result<BTreeMap<String, Array>> {
+        let mut found = BTreeMap::new();
+        let wanted = &self.request.products;
+        for (i, product) in wanted.iter().enumerate() {
+            let at = self.request.grads.iter().position(|s| *s == product.site);
+            let at = at.ok_or_else(|| Error::invalid(format!("site {} is not differentiated", product.site)))?;
+            let (grad, leaf) = (&grads[at], leaves[at]);
+            let direction = self.taken(&product.direction, leaf.f_kind()?)?;
+            if direction.size() != leaf.size() {
+                return Err(Error::invalid(format!(
+                    "a direction of shape {:?} for site {} of shape {:?}",
+                    direction.size(),
+                    product.site,
+                    leaf.size()
+                )));
+            }
+            let value = match grad.defined() && grad.requires_grad() {
+                true => {
+                    let inner = grad.f_mul(&direction)?.f_sum(Kind::Float)?;
+                    let mut second = Tensor::f_run_backward(&[&inner], &[leaf], more || i + 1 < wanted.len(), false)?;
+                    Some(second.remove(0)).filter(Tensor::defined)
+                }
+                false => None,
+            };
+            let value = value.map_or_else(|| leaf.f_zeros_like(), Ok)?;
+            found.insert(product.site.clone(), Array::from_tensor(&self.given(&value)?.f_detach()?)?);
+        }
+        Ok(found)
+    }
+
     fn finish(self, logits: Tensor) -> Result<Response> {
         let passed = self.begun || self.request.start.is_none();
         if let Some(site) = self.request.start.as_ref().filter(|_| !passed) {
@@ -291,7 +329,7 @@ impl<'a> Tape<'a> {
             leaves.push(leaf.ok_or_else(|| Error::invalid(format!("the model did not pass site {site}")))?);
         }
         let logits = self.given(&logits)?;
-        let mut grads = Vec::new();
+        let (mut grads, mut products) = (Vec::new(), Vec::new());
         for (i, set) in self.request.objectives.iter().enumerate() {
             let sum = self.sum_of(set, &logits)?;
             if leaves.is_empty() || !sum.requires_grad() {
@@ -299,7 +337,11 @@ impl<'a> Tape<'a> {
             }
             let logits_only = set.iter().all(|o| !matches!(o, Objective::Site(..)));
             let more = i + 1 < self.request.objectives.len();
-            let found = Tensor::f_run_backward(&[&sum], &leaves, more, false)?;
+            let second = !self.request.products.is_empty();
+            let found = Tensor::f_run_backward(&[&sum], &leaves, more || second, second)?;
+            if second {
+                products.push(self.products(&found, &leaves, more)?);
+            }
             let mut set = BTreeMap::new();
             for (site, grad) in self.request.grads.iter().zip(found) {
                 let grad = if grad.defined() {
@@ -317,7 +359,7 @@ impl<'a> Tape<'a> {
                     }
                     _ => grad,
                 };
-                set.insert(site.clone(), Array::from_tensor(&self.given(&grad)?)?);
+                set.insert(site.clone(), Array::from_tensor(&self.given(&grad)?.f_detach()?)?);
             }
             grads.push(set);
         }
@@ -325,6 +367,6 @@ impl<'a> Tape<'a> {
         for (name, value) in &self.outputs {
             outputs.insert(name.clone(), Array::from_tensor(&self.given(value)?.f_detach()?)?);
         }
-        Ok(Response { logits: Array::from_tensor(&logits)?, outputs, values: self.values, grads })
+        Ok(Response { logits: Array::from_tensor(&logits)?, outputs, values: self.values, grads, products })
     }
 }

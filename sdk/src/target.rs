@@ -359,8 +359,7 @@ mod tests {
         let model = model(vec![Output::boxes("boxes", 2, Activation::Softmax, 3)]);
         let rows = [[0.0, 0.0, 2.0, 2.0, 5.0, 1.0], [1.0, 1.0, 3.0, 3.0, 0.0, 2.0], [1.0, 1.0, 3.0, 3.0, 0.0, 4.0]];
         let boxes = Array::from_vec(&[1, 3, 6], rows.concat().into_iter().map(|v: f64| v as f32).collect()).unwrap();
-        let response =
-            Response { logits: boxes, outputs: Default::default(), values: Default::default(), grads: vec![] };
+        let response = Response::of(boxes);
         let mut targets = [Target::Box { class: 1, area: [1.0, 1.0, 3.5, 3.0], candidate: None }];
         resolve(&model, &mut targets, &response).unwrap();
         assert!(matches!(targets[0], Target::Box { candidate: Some(2), .. }));

@@ -167,7 +167,7 @@ pub enum ObjectiveMessage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RequestMessage {
     /// Those of its fields that change what is computed, where they are used: `patches`, `objectives`, `grads`, `rules`,
-    /// `start`, `pairs`, `objective:output`, `objective:runner-up`.
+    /// `start`, `pairs`, `products`, `objective:output`, `objective:runner-up`.
     #[serde(default)]
     pub requires: Vec<String>,
     /// [B, C, size...] float32, normalised.
@@ -187,6 +187,9 @@ pub struct RequestMessage {
     /// Sites to differentiate at.
     #[serde(default)]
     pub grads: Vec<String>,
+    /// Sites whose Hessian is multiplied, and the directions.
+    #[serde(default)]
+    pub products: Vec<(String, Place)>,
     /// Modified backward rules.
     #[serde(default)]
     pub rules: Vec<String>,
@@ -207,6 +210,9 @@ pub struct ResponseMessage {
     pub values: BTreeMap<String, Place>,
     /// A set a set of objectives.
     pub grads: Vec<BTreeMap<String, Place>>,
+    /// A set a set of objectives.
+    #[serde(default)]
+    pub products: Vec<BTreeMap<String, Place>>,
 }
 
 /// A batch of the training set: the answer to the call `fit-batch`, under `batch`.

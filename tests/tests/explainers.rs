@@ -287,6 +287,19 @@ fn methods_that_claim_completeness_are_complete() {
     complete("deit-mini", "deit", 1e-4, &["integratedgradients:steps=100"]);
 }
 
+/// Behind an inner layer of a DenseNet everything is piecewise linear, so the Hessian is 0 and ShapleyCAM is GradCAM, as
+/// pytorch-grad-cam has it to 1.2e-6; on a transformer the golden is another map.
+#[test]
+fn shapleycam_of_a_piecewise_linear_part_is_gradcam() {
+    for layer in ["features.denseblock2", "features.relu5"] {
+        let pair = ["gradcam", "shapleycam"].map(|name| format!("{name}:relu=false,layer={layer}"));
+        let found = explain("densenet-small", "densenet", &[&pair[0], &pair[1]]);
+        let (plain, second) = (get(&found, &pair[0]), get(&found, &pair[1]));
+        let off = relative(&second, &plain);
+        assert!(plain.std(false).double_value(&[]) > 0.0 && off < 1e-5, "{layer}: {off}");
+    }
+}
+
 #[test]
 fn class_activation_maps_of_deit_are_the_peers() {
     cams(

@@ -48,6 +48,10 @@ impl Rows {
         self.columns.iter().any(|c| c == column)
     }
 
+    pub(super) fn has_any(&self, columns: &[&str]) -> bool {
+        columns.iter().any(|c| self.has(c))
+    }
+
     /// Errors with all that are missing.
     pub(super) fn need(&self, columns: &[&str]) -> Result<()> {
         let missing: Vec<&str> = columns.iter().copied().filter(|c| !self.has(c)).collect();
@@ -102,7 +106,7 @@ impl Row<'_> {
         let b = BBox::new(self.number(x)?, self.number(y)?, self.number(width)?, self.number(height)?);
         match b.fault(usize::MAX, usize::MAX) {
             Some(fault) => Err(self.error(fault)),
-            None => Ok(b),
+            None => Ok(BBox { line: self.line, ..b }),
         }
     }
 }

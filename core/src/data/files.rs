@@ -3,6 +3,7 @@
 use super::image::{Image, Intensity};
 use super::{Sample, Source, Truth, mha, reader};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Errors when images of the table are not in the folder; all of them are counted.
@@ -26,6 +27,20 @@ pub(super) struct Files {
     pub patients: bool,
     pub colour: bool,
     pub intensity: Intensity,
+    pub outside: Outside,
+    /// The classes have an order of their own, which is that of a model's outputs.
+    pub ordered: bool,
+}
+
+/// What becomes of a box that does not touch its image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outside {
+    /// It ends the run.
+    #[default]
+    Error,
+    /// It is not used; `lightbox data inspect` counts such boxes.
+    LeaveOut,
 }
 
 impl Source for Files {
@@ -35,6 +50,18 @@ impl Source for Files {
 
     fn image(&self, i: usize) -> Result<Image> {
         reader::read_by(&self.folder.join(&self.samples[i].id), self.colour, self.intensity)
+    }
+
+    fn dimensions(&self, i: usize) -> Result<[usize; 2]> {
+        reader::dimensions(&self.folder.join(&self.samples[i].id))
+    }
+
+    fn orders_classes(&self) -> bool {
+        self.ordered
+    }
+
+    fn skips_boxes_off_the_image(&self) -> bool {
+        self.outside == Outside::LeaveOut
     }
 
     fn files(&self, i: usize) -> Vec<PathBuf> {

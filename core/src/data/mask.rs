@@ -1,7 +1,7 @@
 //! Boxes and the masks they become.
 
 /// A box in pixels of the original image; x and y are its left and top edge.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub struct BBox {
     /// Left edge, in pixels of the image's file.
     pub x: f64,
@@ -13,12 +13,22 @@ pub struct BBox {
     pub height: f64,
     /// What it marks; 1 in a binary task.
     pub class: usize,
+    /// Its line in the file that it was read from; 0 for none.
+    pub line: u64,
+}
+
+/// Two boxes are equal where they mark the same, wherever they were read.
+impl PartialEq for BBox {
+    fn eq(&self, other: &Self) -> bool {
+        let all = |b: &BBox| (b.x, b.y, b.width, b.height, b.class);
+        all(self) == all(other)
+    }
 }
 
 impl BBox {
     /// A box of a binary task's finding.
     pub fn new(x: f64, y: f64, width: f64, height: f64) -> Self {
-        BBox { x, y, width, height, class: 1 }
+        BBox { x, y, width, height, class: 1, line: 0 }
     }
 
     /// The same box of another class.
@@ -38,7 +48,10 @@ impl BBox {
         // Annotators' boxes may pass the border by a pixel or so; one that does not touch the image is wrong.
         let (iw, ih) = (width as f64, height as f64);
         if x >= iw || y >= ih || x + w <= 0.0 || y + h <= 0.0 {
-            return Some(format!("box ({x}, {y}, {w} x {h}) lies outside the image of {width} x {height} pixels"));
+            let line = if self.line > 0 { format!("line {}: ", self.line) } else { String::new() };
+            return Some(format!(
+                "{line}box ({x}, {y}, {w} x {h}) lies outside the image of {width} x {height} pixels"
+            ));
         }
         None
     }

@@ -1,5 +1,7 @@
 //! Sources of images with labels and masks. Each source is one file; [`open`] is where they are registered.
 
+mod boxes;
+pub mod chexpert;
 mod csv;
 mod dicom;
 mod dicom_walk;
@@ -118,6 +120,25 @@ pub trait Source: Send + Sync {
         Vec::new()
     }
 
+    /// Width and height of image `i`, from its file's head where that is enough.
+    ///
+    /// # Errors
+    /// Those of reading the image.
+    fn dimensions(&self, i: usize) -> Result<[usize; 2]> {
+        let image = self.image(i)?;
+        Ok([image.width, image.height])
+    }
+
+    /// Whether the classes have an order of their own, as published, which given weights can be expected to have.
+    fn orders_classes(&self) -> bool {
+        true
+    }
+
+    /// Whether a box that does not touch its image is left out; otherwise it is an error.
+    fn skips_boxes_off_the_image(&self) -> bool {
+        false
+    }
+
     /// Names of the classes, where the source has them.
     fn classes(&self) -> Vec<String> {
         Vec::new()
@@ -156,12 +177,15 @@ pub struct SourceInfo {
 }
 
 /// All sources, in the names' order.
-pub const SOURCES: [SourceInfo; 4] = [nih::INFO, node21::INFO, phantom::INFO, table::INFO];
+pub const SOURCES: [SourceInfo; 5] = [chexpert::INFO, nih::INFO, node21::INFO, phantom::INFO, table::INFO];
 
 /// The `[data]` section of a spec.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "kebab-case")]
 pub enum DataSpec {
+    /// CheXpert.
+    #[serde(rename = "chexpert")]
+    CheXpert(chexpert::CheXpert),
     /// ChestX-ray14.
     Nih(nih::Nih),
     /// NODE21.
@@ -172,15 +196,16 @@ pub enum DataSpec {
     Table(table::Table),
 }
 
-/// Opens a source: reads its tables, checks that its files are there, reads no image. Only `table` and `nih` know other
+/// Opens a source: reads its tables, checks that its files are there, reads no image. Only `table`, `nih` and `chexpert` know other
 /// tasks than a binary one.
 pub fn open(spec: &DataSpec, task: &Task) -> Result<Box<dyn Source>> {
-    if task.kind != Kind::Binary && !matches!(spec, DataSpec::Table(_) | DataSpec::Nih(_)) {
+    if task.kind != Kind::Binary && !matches!(spec, DataSpec::Table(_) | DataSpec::Nih(_) | DataSpec::CheXpert(_)) {
         return Err(
             Error::new("this data source has two classes").hint("task.kind = \"binary\", or source = \"table\"")
         );
     }
     let source = match spec {
+        DataSpec::CheXpert(s) => s.open(task)?,
         DataSpec::Nih(s) => s.open(task)?,
         DataSpec::Node21(s) => s.open()?,
         DataSpec::Phantom(s) => s.open()?,
@@ -204,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_samples_text_changes_with_each_of_its_fields() {
-        let area = BBox { x: 1.0, y: 2.0, width: 3.0, height: 4.0, class: 1 };
+        let area = BBox { x: 1.0, y: 2.0, width: 3.0, height: 4.0, class: 1, line: 0 };
         let sample = Sample::binary("a.png", "p", 1, Truth::Boxes(vec![area]));
         let others = [
             Sample { id: "b.png".into(), ..sample.clone() },

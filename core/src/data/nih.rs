@@ -3,15 +3,16 @@
 //! (image, findings, patient_id; image, finding, x, y, width, height). In a multi-label task each finding is a class, in the
 //! order of the paper and of CheXNet's outputs unless the task names others.
 
-use super::csv::Rows;
-use super::files::{Files, need_files};
+use super::boxes::{self, column};
+use super::csv::{Row, Rows};
+use super::files::{Files, Outside, need_files};
 use super::image::Intensity;
 use super::{Sample, Source, SourceInfo, Truth, sorted};
 use crate::task::{Kind, Task};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What lists show of it.
 pub const INFO: SourceInfo = SourceInfo {
@@ -58,18 +59,15 @@ pub struct Nih {
     pub negatives: String,
     /// `auto`, `full` or `percentile`.
     pub intensity: Intensity,
+    /// `error` or `leave-out`: a box that does not touch its image.
+    pub outside: Outside,
 }
 
 impl Default for Nih {
     fn default() -> Self {
-        let (labels, images, intensity) = Default::default();
-        Nih { labels, images, boxes: None, finding: "Nodule".into(), negatives: "all".into(), intensity }
+        let (labels, images, intensity, outside) = Default::default();
+        Nih { labels, images, boxes: None, finding: "Nodule".into(), negatives: "all".into(), intensity, outside }
     }
-}
-
-/// The name that this table uses for a column.
-fn column<'a>(rows: &Rows, names: &[&'a str]) -> &'a str {
-    names.iter().copied().find(|n| rows.has(n)).unwrap_or(names[0])
 }
 
 impl Nih {
@@ -127,34 +125,6 @@ impl Nih {
         Ok((samples, seen))
     }
 
-    /// Puts the boxes on the images that have their findings.
-    fn boxed(&self, path: &Path, classes: &[String], samples: &mut BTreeMap<String, Sample>) -> Result<()> {
-        let rows = Rows::read(path)?;
-        let image = column(&rows, &["image", "Image Index"]);
-        let finding = column(&rows, &["finding", "Finding Label"]);
-        // The release's header reads `Bbox [x,y,w,h]`, which a CSV reader splits in four.
-        let columns = [
-            column(&rows, &["x", "Bbox [x"]),
-            column(&rows, &["y"]),
-            column(&rows, &["width", "w"]),
-            column(&rows, &["height", "h]"]),
-        ];
-        rows.need(&[image, finding])?;
-        rows.need(&columns)?;
-        for row in rows.iter() {
-            // The release itself spells one finding in two ways.
-            let name = if row.text(finding) == "Infiltrate" { "Infiltration" } else { row.text(finding) };
-            let Some(class) = classes.iter().position(|c| c == name) else { continue };
-            let Some(sample) = samples.get_mut(row.text(image)).filter(|s| s.has(class)) else { continue };
-            let b = row.bbox(columns)?.of(class);
-            match &mut sample.truth {
-                Truth::Boxes(boxes) => boxes.push(b),
-                truth => *truth = Truth::Boxes(vec![b]),
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn open(&self, task: &Task) -> Result<Box<dyn Source>> {
         if !["no-finding", "all"].contains(&self.negatives.as_str()) {
             return Err(Error::new(format!("negatives = \"{}\" is neither no-finding nor all", self.negatives)));
@@ -169,18 +139,21 @@ impl Nih {
             let what = format!("no image has the finding {missing}");
             return Err(Error::at(&self.labels, what).hint(format!("findings are: {}", known.join(", "))));
         }
+        let mut notes = Vec::new();
         if let Some(path) = &self.boxes {
-            self.boxed(path, &classes, &mut samples)?;
+            let class = |row: &Row<'_>, finding: &str| {
+                // The release itself spells one finding in two ways.
+                let name = if row.text(finding) == "Infiltrate" { "Infiltration" } else { row.text(finding) };
+                classes.iter().position(|c| c == name)
+            };
+            boxes::place(path, &mut samples, &|name| name.to_string(), &class)?;
         }
         let samples = sorted(samples.into_values().collect());
         let boxed = samples.iter().any(|s| matches!(&s.truth, Truth::Boxes(b) if !b.is_empty()));
-        let notes = match &self.boxes {
-            Some(path) if !boxed => {
-                let what = if task.kind == Kind::Binary { self.finding.as_str() } else { "the task's findings" };
-                vec![format!("{} has no box of {what} on these images", path.display())]
-            }
-            _ => vec![],
-        };
+        if let Some(path) = self.boxes.as_ref().filter(|_| !boxed) {
+            let what = if task.kind == Kind::Binary { self.finding.as_str() } else { "the task's findings" };
+            notes.push(format!("{} has no box of {what} on these images", path.display()));
+        }
         need_files(&self.labels, &self.images, samples.iter().map(|s| self.images.join(&s.id)))?;
         let folder = self.images.clone();
         Ok(Box::new(Files {
@@ -191,6 +164,8 @@ impl Nih {
             patients: true,
             colour: false,
             intensity: self.intensity,
+            outside: self.outside,
+            ordered: true,
         }))
     }
 }

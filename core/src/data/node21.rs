@@ -3,7 +3,7 @@
 //! without nodules has one row of zeros. Images are .mha; PNG or DICOM of the same name are taken too.
 
 use super::csv::Rows;
-use super::files::{Files, need_files, unnamed};
+use super::files::{Files, Outside, need_files, unnamed};
 use super::mask::BBox;
 use super::{Sample, Source, SourceInfo, Truth, image, reader, sorted};
 use crate::{Error, Result};
@@ -30,6 +30,8 @@ pub struct Node21 {
     pub images: Option<PathBuf>,
     /// `auto`, `full` or `percentile`.
     pub intensity: image::Intensity,
+    /// `error` or `leave-out`: a box that does not touch its image.
+    pub outside: Outside,
 }
 
 impl Node21 {
@@ -68,6 +70,8 @@ impl Node21 {
             patients: false,
             colour: false,
             intensity: self.intensity,
+            outside: self.outside,
+            ordered: true,
         }))
     }
 }

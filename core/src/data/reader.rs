@@ -40,6 +40,22 @@ pub fn read_by(path: &Path, colour: bool, intensity: Intensity) -> Result<Image>
     Ok(if colour && image.channels == 1 { tripled(image) } else { image })
 }
 
+/// Width and height of an image, from its head where it is a PNG or JPEG without a turn.
+pub fn dimensions(path: &Path) -> Result<[usize; 2]> {
+    let head = || -> Option<[usize; 2]> {
+        use image::ImageDecoder;
+        let file = std::io::BufReader::new(files::open_regular(path).ok()?);
+        let mut decoder = image::ImageReader::new(file).with_guessed_format().ok()?.into_decoder().ok()?;
+        let turned = decoder.orientation().ok()? != image::metadata::Orientation::NoTransforms;
+        let (width, height) = decoder.dimensions();
+        (!turned).then_some([width as usize, height as usize])
+    };
+    match head() {
+        Some(size) => Ok(size),
+        None => read(path, false).map(|i| [i.width, i.height]),
+    }
+}
+
 fn tripled(image: Image) -> Image {
     fn three<T: Copy>(v: &[T]) -> Vec<T> {
         v.iter().flat_map(|&v| [v; 3]).collect()

@@ -1,6 +1,6 @@
 //! Who is trained on, who validates, who is tested: by patient, stratified by label, seeded, or read from files.
 
-use super::{Sample, csv::Rows};
+use super::{Sample, Truth, csv::Rows};
 use crate::{Error, Result, files};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -17,8 +17,10 @@ pub struct SplitSpec {
     /// trained.
     #[serde(with = "test_size")]
     pub test: f64,
-    /// As many test images of each class (half of them with the finding); otherwise the set's own shares.
-    pub balanced: bool,
+    /// As many test images of each class (half of them with the finding); otherwise the set's own shares. Where it is not said,
+    /// true, but where images have several classes or none, of which there cannot be as many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balanced: Option<bool>,
     /// Folds of the rest. With 1, a share `validation` of the rest validates.
     pub folds: usize,
     /// The share of the rest that validates, where there is one fold.
@@ -31,7 +33,7 @@ pub struct SplitSpec {
 
 impl Default for SplitSpec {
     fn default() -> Self {
-        SplitSpec { test: 0.2, balanced: true, folds: 1, validation: 0.2, seed: 0, files: None }
+        SplitSpec { test: 0.2, balanced: None, folds: 1, validation: 0.2, seed: 0, files: None }
     }
 }
 
@@ -115,8 +117,20 @@ impl SplitSpec {
         Ok(split)
     }
 
+    /// Whether the test set has as many images of each class: see [`SplitSpec::balanced`].
+    pub fn is_balanced(&self, samples: &[Sample]) -> bool {
+        self.balanced.unwrap_or_else(|| samples.iter().all(|s| s.classes.len() == 1))
+    }
+
     fn draw(&self, samples: &[Sample]) -> Result<Split> {
         let n = samples.len();
+        let balanced = self.is_balanced(samples);
+        if balanced && samples.iter().any(|s| s.classes.len() != 1) && self.test.is_finite() {
+            return Err(Error::new(
+                "balanced = true: images have several classes or none, of which there cannot be as many",
+            )
+            .hint("balanced = false"));
+        }
         if self.test == f64::INFINITY {
             if self.folds != 1 {
                 return Err(
@@ -142,30 +156,53 @@ impl SplitSpec {
 
         let count = if self.test < 1.0 { (self.test * n as f64).round() as usize } else { self.test as usize };
         let classes = (samples.iter().map(Sample::stratum).max().unwrap_or(0) + 1).max(2);
-        let stratum = |class: usize| samples.iter().filter(|s| s.stratum() == class).count() as f64;
-        let share = |class: usize| if self.balanced { 1.0 / classes as f64 } else { stratum(class) / n as f64 };
-        let mut want: Vec<usize> = (0..classes).map(|c| (count as f64 * share(c)).round() as usize).collect();
+        let strata = Strata::of(samples, classes);
+        let share = |class: usize| match balanced {
+            true => 1.0 / classes as f64,
+            false => strata.of_class(class).map(|s| strata.sizes[s]).sum::<usize>() as f64 / n as f64,
+        };
+        // Patients with an image of a class's rarer kind come first, before its other kind has filled the set.
+        let rare: Vec<usize> = (0..classes)
+            .filter(|c| strata.of_class(*c).count() > 1)
+            .filter_map(|c| strata.of_class(c).min_by_key(|s| strata.sizes[*s]))
+            .collect();
+        groups.sort_by_key(|group| !group.iter().any(|&i| rare.contains(&strata.of_sample[i])));
+        // Of a class's test images those with a mask are as many as in the whole set.
+        let mut want = vec![0; strata.classes.len()];
+        for class in 0..classes {
+            let whole = (count as f64 * share(class)).round() as usize;
+            let all: usize = strata.of_class(class).map(|s| strata.sizes[s]).sum();
+            let mut left = whole;
+            for s in strata.of_class(class).skip(1) {
+                want[s] = ((whole * strata.sizes[s]) as f64 / all.max(1) as f64).round() as usize;
+                left -= want[s];
+            }
+            want[strata.of_class(class).next().unwrap_or(0)] = left;
+        }
         want[0] = count.saturating_sub(want[1..].iter().sum());
-        let (mut have, mut test, mut rest) = (vec![0; classes], vec![], vec![]);
+        let (mut have, mut test, mut rest) = (vec![0; want.len()], vec![], vec![]);
         let largest = groups.iter().map(Vec::len).max().unwrap_or(1);
         for group in groups {
-            let of = |class: usize| group.iter().filter(|&&i| samples[i].stratum() == class).count();
-            let add: Vec<usize> = (0..classes).map(of).collect();
-            if (0..classes).all(|l| have[l] + add[l] <= want[l]) {
-                (0..classes).for_each(|l| have[l] += add[l]);
+            let of = |stratum: usize| group.iter().filter(|&&i| strata.of_sample[i] == stratum).count();
+            let add: Vec<usize> = (0..want.len()).map(of).collect();
+            if (0..want.len()).all(|s| have[s] + add[s] <= want[s]) {
+                (0..want.len()).for_each(|s| have[s] += add[s]);
                 test.extend(group);
             } else {
                 rest.push(group);
             }
         }
-        // Patients are not divided, so a set may fall short by less than one patient's images.
-        if (0..classes).any(|l| want[l] - have[l] >= largest) {
+        // Patients are not divided, so a set may fall short by less than one patient's images, of each kind.
+        let by_class =
+            |of: &[usize]| -> Vec<usize> { (0..classes).map(|c| strata.of_class(c).map(|s| of[s]).sum()).collect() };
+        let (wanted, found) = (by_class(&want), by_class(&have));
+        if (0..classes).any(|c| wanted[c] - found[c] >= largest * strata.of_class(c).count()) {
             return Err(Error::new(match classes {
                 2 => format!(
                     "a test set of {} images without and {} with the finding was asked for; whole patients give {} and {}",
-                    want[0], want[1], have[0], have[1]
+                    wanted[0], wanted[1], found[0], found[1]
                 ),
-                _ => format!("a test set of {want:?} images a class was asked for; whole patients give {have:?}"),
+                _ => format!("a test set of {wanted:?} images a class was asked for; whole patients give {found:?}"),
             })
             .hint("ask for fewer test images, or set balanced = false"));
         }
@@ -176,10 +213,10 @@ impl SplitSpec {
             k => vec![1.0 / k as f64; k],
         };
         let mut parts: Vec<Vec<usize>> = vec![vec![]; shares.len()];
-        let last = |group: &[usize]| group.iter().map(|&i| samples[i].stratum()).max().unwrap_or(0);
-        for class in (0..classes).rev() {
+        let last = |group: &[usize]| group.iter().map(|&i| strata.of_sample[i]).max().unwrap_or(0);
+        for stratum in (0..strata.classes.len()).rev() {
             let mut dealt = vec![0.0; shares.len()];
-            for group in rest.iter().filter(|g| last(g) == class) {
+            for group in rest.iter().filter(|g| last(g) == stratum) {
                 let next = (0..shares.len()).min_by(|&a, &b| (dealt[a] / shares[a]).total_cmp(&(dealt[b] / shares[b])));
                 let next = next.unwrap_or(0);
                 dealt[next] += group.len() as f64;
@@ -194,6 +231,45 @@ impl SplitSpec {
             Fold { train, validation: parts[k].clone() }
         };
         Ok(Split { test, folds: (0..self.folds).map(fold).collect() })
+    }
+}
+
+/// What a drawn split keeps the shares of: classes, and within a class the images with and without a mask or box.
+struct Strata {
+    /// The class of each stratum, rising.
+    classes: Vec<usize>,
+    /// How many images it has.
+    sizes: Vec<usize>,
+    /// By sample.
+    of_sample: Vec<usize>,
+}
+
+impl Strata {
+    fn of(samples: &[Sample], classes: usize) -> Self {
+        let marked = |s: &Sample| match &s.truth {
+            Truth::Unknown => false,
+            Truth::Boxes(boxes) => !boxes.is_empty(),
+            Truth::MaskFile(_) => true,
+        };
+        let key = |s: &Sample| (s.stratum(), marked(s));
+        let mut all: BTreeMap<(usize, bool), usize> = BTreeMap::new();
+        samples.iter().for_each(|s| *all.entry(key(s)).or_default() += 1);
+        for class in 0..classes {
+            // A class without images is missed where it is wanted.
+            if !all.contains_key(&(class, true)) {
+                all.entry((class, false)).or_default();
+            }
+        }
+        let places: BTreeMap<(usize, bool), usize> = all.keys().enumerate().map(|(at, key)| (*key, at)).collect();
+        Strata {
+            classes: all.keys().map(|(class, _)| *class).collect(),
+            sizes: all.into_values().collect(),
+            of_sample: samples.iter().map(|s| places[&key(s)]).collect(),
+        }
+    }
+
+    fn of_class(&self, class: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.classes.len()).filter(move |s| self.classes[*s] == class)
     }
 }
 
@@ -343,15 +419,40 @@ mod tests {
     #[test]
     fn one_fold_takes_a_share() {
         let samples = samples(1000);
-        let split = check(&SplitSpec { balanced: false, ..SplitSpec::default() }, &samples);
+        let split = check(&SplitSpec { balanced: Some(false), ..SplitSpec::default() }, &samples);
         assert_eq!((split.test.len(), split.folds.len(), split.folds[0].validation.len()), (200, 1, 160));
+    }
+
+    #[test]
+    fn the_test_set_keeps_the_share_of_images_with_a_box() {
+        // Of 200 positive images ten have a box: a tenth of the test set's does.
+        let mut samples = samples(1000);
+        let positive: Vec<usize> = (0..1000).filter(|&i| samples[i].has(1)).collect();
+        for &i in positive.iter().step_by(20) {
+            samples[i].truth = Truth::Boxes(vec![crate::data::BBox::new(1.0, 1.0, 2.0, 2.0)]);
+        }
+        let boxed = |p: &[usize]| p.iter().filter(|&&i| matches!(samples[i].truth, Truth::Boxes(_))).count();
+        for seed in 0..5 {
+            let split = check(&SplitSpec { seed, balanced: Some(false), test: 0.5, ..SplitSpec::default() }, &samples);
+            assert!((4..=6).contains(&boxed(&split.test)), "{}", boxed(&split.test));
+        }
+    }
+
+    #[test]
+    fn several_labels_have_no_balance() {
+        let mut samples = samples(100);
+        samples.iter_mut().step_by(3).for_each(|s| s.classes = vec![0, 1, 2]);
+        let spec = SplitSpec { test: 0.3, ..SplitSpec::default() };
+        assert!(!spec.is_balanced(&samples) && spec.split(&samples).is_ok());
+        let error = SplitSpec { balanced: Some(true), ..spec }.split(&samples).unwrap_err().to_string();
+        assert!(error.contains("several classes or none"), "{error}");
     }
 
     #[test]
     fn one_class_and_too_many_are_errors() {
         let mut one = samples(40);
         one.iter_mut().for_each(|s| s.classes = vec![0]);
-        let spec = SplitSpec { balanced: false, ..SplitSpec::default() };
+        let spec = SplitSpec { balanced: Some(false), ..SplitSpec::default() };
         let error = spec.split(&one).unwrap_err().to_string();
         assert!(
             error.starts_with("the test set has 8 images of which 0 are positive; both classes are needed"),

@@ -169,6 +169,9 @@ fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes:
         Truth::Boxes(boxes) => {
             for b in boxes {
                 if let Some(fault) = b.fault(image.width, image.height) {
+                    if source.skips_boxes_off_the_image() {
+                        continue;
+                    }
                     return Err(Error::new(format!("image {}: {fault}", sample.id)));
                 }
                 if let Some(bit) = sample.mask_bit(b.class) {

@@ -1,11 +1,12 @@
 //! Any CSV of images with labels and, where known, boxes or masks. One row an image, or one a box.
 
-use super::csv::Rows;
-use super::files::{Files, need_files, unnamed};
+use super::boxes;
+use super::csv::{Row, Rows};
+use super::files::{Files, Outside, need_files, unnamed};
 use super::image::Intensity;
 use super::{Sample, Source, SourceInfo, Truth, sorted};
-use crate::Result;
 use crate::task::{Kind, Task};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub const INFO: SourceInfo = SourceInfo {
     name: "table",
     title: "A CSV of images with labels and boxes or masks; PNG, JPEG, MetaImage, DICOM",
-    keys: "csv, images, colour, and columns: image, label, patient, x, y, width, height, mask",
+    keys: "csv, images, colour, boxes (a CSV of its own), and columns: image, label, patient, x, y, width, height, box_label, mask",
 };
 
 /// Keys of `[data] source = "table"`. The column keys name columns of the CSV.
@@ -31,6 +32,8 @@ pub struct Table {
     pub colour: bool,
     /// `auto`, `full` or `percentile`.
     pub intensity: Intensity,
+    /// `error` or `leave-out`: a box that does not touch its image.
+    pub outside: Outside,
     /// Column: 0 or 1; in a multi-class task a class's name or number; in a multi-label task several, joined by `|`, or
     /// none.
     pub label: String,
@@ -44,8 +47,14 @@ pub struct Table {
     pub width: String,
     /// The column of a box's height.
     pub height: String,
+    /// Optional column: the class that a row's box marks, where it is not all of the image's.
+    pub box_label: String,
     /// Optional column: a mask image of the row.
     pub mask: String,
+    /// Optional: a CSV of boxes of its own (image, label, x, y, width, height; in a binary task no label is
+    /// needed), relative to the table's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boxes: Option<PathBuf>,
 }
 
 impl Default for Table {
@@ -56,6 +65,7 @@ impl Default for Table {
             images: PathBuf::new(),
             colour: false,
             intensity: Intensity::Auto,
+            outside: Outside::Error,
             image: s("image"),
             label: s("label"),
             patient: s("patient"),
@@ -63,7 +73,9 @@ impl Default for Table {
             y: s("y"),
             width: s("width"),
             height: s("height"),
+            box_label: s("box_label"),
             mask: s("mask"),
+            boxes: None,
         }
     }
 }
@@ -81,6 +93,29 @@ impl Table {
         all
     }
 
+    /// Puts the boxes of their own file on the images; what is not used.
+    fn boxed(
+        &self,
+        path: &Path,
+        samples: &mut BTreeMap<String, Sample>,
+        classes: &[String],
+        task: &Task,
+    ) -> Result<Option<String>> {
+        let path = self.csv.parent().unwrap_or(Path::new(".")).join(path);
+        let binary = task.kind == Kind::Binary;
+        let class = |row: &Row<'_>, label: &str| match row.text(label) {
+            "" | "1" | "1.0" if binary => Some(1),
+            "0" | "0.0" if binary => None,
+            "" => None,
+            name => classes.iter().position(|c| c == name),
+        };
+        if !binary && !Rows::read(&path)?.has_any(&["finding", "Finding Label", "label"]) {
+            return Err(Error::at(&path, "the table has no column label, and an image may have several classes")
+                .hint("a column `label` says which class a box marks"));
+        }
+        boxes::place(&path, samples, &|name| name.to_string(), &class)
+    }
+
     pub(super) fn open(&self, task: &Task) -> Result<Box<dyn Source>> {
         let rows = Rows::read(&self.csv)?;
         rows.need(&[&self.image, &self.label])?;
@@ -94,9 +129,10 @@ impl Table {
             rows.need(&columns)?;
         }
         let (masked, patients) = (rows.has(&self.mask), rows.has(&self.patient));
+        let marked = rows.has(&self.box_label);
         let classes = self.classes(&rows, task);
         let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
-        let known = [&self.image, &self.label, &self.patient, &self.mask].map(String::as_str);
+        let known = [&self.image, &self.label, &self.patient, &self.mask, &self.box_label].map(String::as_str);
         let known = [&known[..], &columns].concat();
         let mut odd = 0;
         for row in rows.iter() {
@@ -127,9 +163,19 @@ impl Table {
             let truth = match (masked && !row.text(&self.mask).is_empty(), boxed) {
                 (true, _) => Truth::MaskFile(folder.join(row.text(&self.mask))),
                 (false, true) if !negative && !empty => {
-                    // A box of several labels marks each of them.
                     let one = row.bbox(columns)?;
-                    Truth::Boxes(mine.iter().map(|&class| one.of(class)).collect())
+                    let named = if marked { row.text(&self.box_label) } else { "" };
+                    let class = classes.iter().position(|c| c == named);
+                    match (named, class.filter(|c| mine.contains(c))) {
+                        // A box of several labels marks each of them.
+                        ("", _) => Truth::Boxes(mine.iter().map(|&class| one.of(class)).collect()),
+                        (_, Some(class)) => Truth::Boxes(vec![one.of(class)]),
+                        (_, None) => {
+                            return Err(
+                                row.error(format!("{} is `{named}`, which the image is not labelled", self.box_label))
+                            );
+                        }
+                    }
                 }
                 (false, _) if negative => Truth::Boxes(vec![]),
                 _ => Truth::Unknown,
@@ -151,10 +197,17 @@ impl Table {
                     old.classes.dedup();
                     match (&mut old.truth, truth) {
                         (Truth::Boxes(boxes), Truth::Boxes(more)) => boxes.extend(more),
+                        // A row for the image, and others for its boxes.
+                        (Truth::Boxes(_), Truth::Unknown) | (Truth::Unknown, Truth::Unknown) => {}
+                        (old @ Truth::Unknown, boxes @ Truth::Boxes(_)) => *old = boxes,
                         _ => return Err(row.error(format!("image {id} has several rows; only boxes may be several"))),
                     }
                 }
             }
+        }
+        let mut unused = None;
+        if let Some(path) = &self.boxes {
+            unused = self.boxed(path, &mut samples, &classes, task)?;
         }
         let samples: Vec<Sample> = sorted(samples.into_values().collect());
         let masks = samples.iter().filter_map(|s| match &s.truth {
@@ -163,6 +216,7 @@ impl Table {
         });
         need_files(&self.csv, &folder, samples.iter().map(|s| folder.join(&s.id)).chain(masks))?;
         let mut notes = unnamed(&folder, &samples);
+        notes.extend(unused);
         if odd > 0 {
             notes.push(format!("{odd} boxes stand beside images without the finding and are not used"));
         }
@@ -174,6 +228,8 @@ impl Table {
             patients,
             colour: self.colour,
             intensity: self.intensity,
+            outside: self.outside,
+            ordered: !task.classes.is_empty() || task.kind == Kind::Binary,
         }))
     }
 }
@@ -223,6 +279,47 @@ mod tests {
         check_error("image,label,x,y,width,height\na.png,1,nan,2,3,4\n", "line 2: x is nan");
         check_error("image,label,x,y,width,height\na.png,1,1,2,-3,4\n", "line 2: box (1, 2) has size -3 x 4");
         check_error("image,label\na.png,1\na.png,0\n", "line 3: image a.png has another label");
+    }
+
+    #[test]
+    fn a_box_marks_the_class_that_it_is_of() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.png", "b.png"] {
+            image::write_png(&folder.path().join(name), 8, 8, &[9; 64]).unwrap();
+        }
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let task = Task { kind: Kind::MultiLabel, ..Task::default() };
+        let classes = |table: &Table, image: usize| -> Vec<usize> {
+            let source = table.open(&task).unwrap();
+            let Truth::Boxes(boxes) = &source.samples()[image].truth else { return vec![99] };
+            boxes.iter().map(|b| b.class).collect()
+        };
+        // A row for the image, and one a box with its own label.
+        write(
+            "t.csv",
+            "image,label,x,y,width,height,box_label\na.png,cat|dog,,,,,\na.png,cat|dog,1,1,2,2,dog\nb.png,,,,,,\n",
+        );
+        let table = Table { csv: folder.path().join("t.csv"), ..Table::default() };
+        assert_eq!((classes(&table, 0), classes(&table, 1)), (vec![1], vec![]));
+        write("t.csv", "image,label,x,y,width,height,box_label\na.png,cat,1,1,2,2,dog\nb.png,dog,,,,,\n");
+        let error = table.open(&task).err().unwrap().to_string();
+        assert!(error.contains("line 2: box_label is `dog`, which the image is not labelled"), "{error}");
+        // A file of boxes of its own.
+        write("t.csv", "image,label\na.png,cat|dog\nb.png,\n");
+        write("b.csv", "image,label,x,y,width,height\na.png,cat,1,1,2,2\na.png,bird,1,1,2,2\nc.png,cat,1,1,2,2\n");
+        let table = Table { boxes: Some("b.csv".into()), ..table };
+        assert_eq!(classes(&table, 0), [0]);
+        let notes = table.open(&task).unwrap().notes();
+        assert!(notes[0].contains("1 boxes are of images that the table does not have, and 1 mark what"), "{notes:?}");
+        write("b.csv", "image,x,y,width,height\na.png,1,1,2,2\n");
+        let error = table.open(&task).err().unwrap().to_string();
+        assert!(error.contains("has no column label") && error.contains("which class a box marks"), "{error}");
+        // In a binary task a box needs no label.
+        write("t.csv", "image,label\na.png,1\nb.png,0\n");
+        let source = table.open(&Task::default()).unwrap();
+        assert!(
+            matches!(&source.samples()[0].truth, Truth::Boxes(b) if b.len() == 1 && b[0].class == 1 && b[0].line == 2)
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Hanley and McNeil, Radiology 143 (1982). Oracle: scikit-learn `roc_auc_score`.
 
 use super::{Better, Evaluation, Level, Metric, MetricSpec, Needs, Predictions, Reference, Score, over_classes};
+use crate::stats::interval;
 use crate::{Error, Result};
 use lightbox_sdk::params::ParamValues;
 
@@ -47,6 +48,10 @@ impl Metric for Auroc {
 
     fn predictions(&self, predictions: &Predictions<'_>) -> Result<Score> {
         Ok(over_classes(predictions, "a class is absent", auroc))
+    }
+
+    fn interval(&self, value: f64, variance: f64, positives: usize, negatives: usize) -> [f64; 2] {
+        interval::of_auroc(value, variance, positives, negatives)
     }
 }
 

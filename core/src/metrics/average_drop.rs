@@ -3,20 +3,15 @@
 //! normalised image, as in pytorch-grad-cam, so that 0 is the mean of the model's training images. A map that is 1 almost everywhere loses nothing:
 //! read it beside the controls.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{at_targets, plain};
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 use std::rc::Rc;
 
 /// See the file's head.
-pub static AVERAGE_DROP: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) },
-    constant: Constant::Fails,
-    axes: None,
-    score,
-};
+pub static AVERAGE_DROP: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) }, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -26,7 +21,7 @@ fn spec() -> MetricSpec {
         better: Better::Lower,
         chance: "that of the controls",
         cost: "1 forward, shared with `average-increase`",
-        edge_cases: "a score of 0 is N/A; a map that is not finite or constant is a failure and counts as 1",
+        edge_cases: "a score of 0 is N/A; a map that is not finite is a failure and counts as 1; a constant map becomes 0, hides all of the image and is counted",
         reference: Reference::new(
             "Chattopadhay, Sarkar, Howlader, Balasubramanian",
             "Grad-CAM++",
@@ -34,6 +29,7 @@ fn spec() -> MetricSpec {
             2018,
             "arXiv:1710.11063",
         ),
+        version: 2,
         ..share("average-drop", "faithfulness")
     }
 }
@@ -73,7 +69,10 @@ mod tests {
         let mut bench = Linear::new(&[1.0; 4]);
         let drop = check(&AVERAGE_DROP, &[], &images, &maps, 2, &mut bench);
         assert_eq!((drop[0].value, drop[1].value, drop[2].value), (Some(0.75), Some(0.25), Some(0.0)));
-        assert_eq!((drop[3].status, drop[4].status), (Status::Failed, Status::NotApplicable));
+        assert_eq!(
+            (drop[3].value, drop[3].reason, drop[4].status),
+            (Some(1.0), Score::CONSTANT, Status::NotApplicable)
+        );
         let more = check(&AVERAGE_INCREASE, &[], &images, &maps, 2, &mut bench);
         assert_eq!((more[0].value, more[1].value, more[2].value), (Some(0.0), Some(0.0), Some(1.0)));
     }

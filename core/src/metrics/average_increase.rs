@@ -2,18 +2,13 @@
 //! et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063, section 4.1. See `average-drop` for the multiplication.
 
 use super::average_drop::masked;
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 
 /// See the file's head.
-pub static AVERAGE_INCREASE: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) },
-    constant: Constant::Fails,
-    axes: None,
-    score,
-};
+pub static AVERAGE_INCREASE: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::MinMax) }, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {
@@ -22,7 +17,7 @@ fn spec() -> MetricSpec {
         formula: "1 where s(x m) > s(x), else 0; m the map scaled to [0, 1], x the normalised image",
         chance: "that of the controls",
         cost: "1 forward, shared with `average-drop`",
-        edge_cases: "a map that is not finite or constant is a failure and counts as 0",
+        edge_cases: "a map that is not finite is a failure and counts as 0; a constant map becomes 0, hides all of the image and is counted",
         reference: Reference::new(
             "Chattopadhay, Sarkar, Howlader, Balasubramanian",
             "Grad-CAM++",
@@ -30,6 +25,7 @@ fn spec() -> MetricSpec {
             2018,
             "arXiv:1710.11063",
         ),
+        version: 2,
         ..share("average-increase", "faithfulness")
     }
 }

@@ -2,13 +2,13 @@
 //! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631, with the norms of
 //! `max-sensitivity`.
 
-use super::map_metric::{Ask, Asking, Constant, Found};
+use super::map_metric::{Ask, Asking, Found};
 use super::perturbed::{NEEDS, base, change, score as vary};
 use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
-pub static AVERAGE_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
+pub static AVERAGE_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -2,7 +2,7 @@
 //! Deep Networks", ICML 2017, arXiv:1703.01365, section 3 (completeness). The sum is over the map as the explainer gave it,
 //! not brought to another size. Only methods whose maps are signed claim it. Quantus 0.6 asks for equality, after normalising.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{SetBaseline, at_targets, of_blank, plain};
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
@@ -10,13 +10,8 @@ use lightbox_sdk::params::Params;
 use tch::{Device, Kind};
 
 /// See the file's head.
-pub static COMPLETENESS_GAP: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static COMPLETENESS_GAP: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Native, Form::Raw) }, axes: None, score };
 
 /// A gain of the logit below this counts as this.
 const LEAST: f64 = 1e-3;

@@ -7,7 +7,7 @@
 //! id. The endpoints are the image itself and the baseline alone. Quantus `PixelFlipping` leaves out the first and takes
 //! steps of length 1.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
@@ -17,7 +17,6 @@ use lightbox_sdk::params::Params;
 pub static DELETION: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Counts,
     axes: Some(("share of pixels removed, highest first", "score of the explained class")),
     score,
 };

@@ -22,7 +22,7 @@ fn spec() -> MetricSpec {
         formula: "2 |P and g| / (|P| + |g|), P the pixels at or above the threshold of the map scaled to [0, 1], g the mask",
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
-        edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean value on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
+        edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean value on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite is a failure and counts as 0; a constant map marks nothing, gives 0 and is counted",
         reference: Reference::new(
             "Dice",
             "Measures of the Amount of Ecologic Association Between Species",
@@ -30,6 +30,7 @@ fn spec() -> MetricSpec {
             1945,
             "",
         ),
+        version: 2,
         ..share("dice", "localisation")
     }
 }

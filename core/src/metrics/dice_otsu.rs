@@ -14,7 +14,7 @@ fn spec() -> MetricSpec {
         title: "Dice coefficient of the mask and the map above its Otsu threshold",
         formula: "2 |P and g| / (|P| + |g|), P the pixels above Otsu's threshold of the map (256 levels), g the mask",
         chance: "that of the controls",
-        edge_cases: "an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0; a constant map marks nothing, gives 0 and is counted",
         reference: Reference::new(
             "Dice",
             "Measures of the Amount of Ecologic Association Between Species",
@@ -22,12 +22,13 @@ fn spec() -> MetricSpec {
             1945,
             "",
         ),
+        version: 2,
         ..share("dice-otsu", "localisation")
     }
 }
 
 fn score(image: &Image<'_>, _: &()) -> Score {
-    image.above_otsu().map_or(Score::failed(Score::CONSTANT), |o| Score::ok(o.dice()))
+    Score::ok(image.above_otsu().map_or(0.0, |o| o.dice()))
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ fn spec() -> MetricSpec {
         formula: "|{p: |a_p| > limit max |a|}| / N",
         better: Better::Lower,
         chance: "that of the control `noise`",
-        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
+        edge_cases: "a map that is not finite is a failure; a constant map, of zeros too, gives 1 and is counted",
         reference: Reference::new(
             "Nguyen, Martínez",
             "On quantitative aspects of model interpretability",
@@ -34,6 +34,7 @@ fn spec() -> MetricSpec {
             "arXiv:2007.07584",
         ),
         parameters: Settings::specs(),
+        version: 2,
         ..share("effective-complexity", "complexity")
     }
 }
@@ -42,7 +43,7 @@ fn score(image: &Image<'_>, Settings { limit }: &Settings) -> Score {
     let (low, high) = image.extremes();
     let largest = low.abs().max(high.abs());
     if largest == 0.0 {
-        return Score::failed("the map is zero everywhere");
+        return Score::ok(1.0); // Constant.
     }
     let limit = limit * f64::from(largest);
     let counts = image.map.iter().map(|v| usize::from(f64::from(v.abs()) > limit)).sum::<usize>();
@@ -58,6 +59,6 @@ mod tests {
     fn counts_what_is_not_negligible() {
         assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[-100.0, 6.0, 5.0, 0.0], &[], 2), Some(0.5));
         assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[0.5; 4], &[], 2), Some(1.0));
-        assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&EFFECTIVE_COMPLEXITY, Settings { limit: 0.05 }, &[0.0; 4], &[], 2), Some(1.0));
     }
 }

@@ -17,7 +17,7 @@ fn spec() -> MetricSpec {
         formula: "- sum p ln p / ln N, p the magnitudes over their sum",
         better: Better::Lower,
         chance: "that of the control `noise`",
-        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 1 and is counted",
+        edge_cases: "a map that is not finite is a failure; a constant map, of zeros too, gives 1 and is counted",
         reference: Reference::new(
             "Bhatt, Weller, Moura",
             "Evaluating and Aggregating Feature-based Model Explanations",
@@ -25,6 +25,7 @@ fn spec() -> MetricSpec {
             2020,
             "arXiv:2005.00631",
         ),
+        version: 2,
         ..share("entropy", "complexity")
     }
 }
@@ -32,7 +33,7 @@ fn spec() -> MetricSpec {
 fn score(image: &Image<'_>, _: &()) -> Score {
     let all = maps::sum(image.map, |v| f64::from(v.abs()));
     if all <= 0.0 {
-        return Score::failed("the map is zero everywhere");
+        return Score::ok(1.0); // Constant.
     }
     let entropy = maps::sum(image.map, |v| {
         let p = f64::from(v.abs()) / all;
@@ -53,6 +54,6 @@ mod tests {
         // Two halves of eight pixels: ln 2 / ln 8.
         let half = value(&ENTROPY, (), &[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], &[], 4).unwrap();
         assert!((half - 2f64.ln() / 8f64.ln()).abs() < 1e-12);
-        assert_eq!(value(&ENTROPY, (), &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&ENTROPY, (), &[0.0; 4], &[], 2), Some(1.0));
     }
 }

@@ -3,7 +3,7 @@
 //! Shifted images repeat their border; only pixels that both maps have are compared. A model that is not itself equivariant
 //! bounds the value.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::pearson;
 use crate::{Error, Result, maps};
@@ -11,13 +11,8 @@ use lightbox_sdk::params::Params;
 use tch::{Device, Tensor};
 
 /// See the file's head.
-pub static EQUIVARIANCE: Asking = Asking {
-    spec,
-    needs: Needs { explainer: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Fails,
-    axes: None,
-    score,
-};
+pub static EQUIVARIANCE: Asking =
+    Asking { spec, needs: Needs { explainer: true, ..Needs::of_maps(Size::Mask, Form::Raw) }, axes: None, score };
 
 #[derive(Params)]
 struct Settings {
@@ -35,7 +30,7 @@ fn spec() -> MetricSpec {
         unit: "",
         chance: "0; 1 for a map that only looks at the image",
         cost: "3 explanations",
-        edge_cases: "a map that is not finite or constant is a failure and counts as -1; a transformed image's constant map correlates by 0",
+        edge_cases: "a map that is not finite is a failure and counts as -1; a constant map correlates by 0 and is counted",
         reference: Reference::new(
             "Crabbé, van der Schaar",
             "Evaluating the Robustness of Interpretability Methods through Explanation Invariance and Equivariance",
@@ -44,6 +39,7 @@ fn spec() -> MetricSpec {
             "arXiv:2304.06715",
         ),
         parameters: Settings::specs(),
+        version: 2,
         ..share("equivariance", "robustness")
     }
 }
@@ -101,7 +97,6 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
     use super::super::removal::tests::{Linear, check};
     use super::*;
     use serde_json::Value;
@@ -120,7 +115,7 @@ mod tests {
             &mut Linear::new(&[1.0; 100]),
         );
         assert!((found[0].value.unwrap() - 1.0).abs() < 1e-6);
-        assert_eq!(found[1].status, Status::Failed);
+        assert_eq!((found[1].value, found[1].reason), (Some(0.0), Score::CONSTANT));
         // Weights of one corner alone: what was there is elsewhere now.
         let mut weights = [0f32; 100];
         weights[0] = 1.0;

@@ -60,14 +60,19 @@ impl<'a> Image<'a> {
         *self.facts.above_otsu.get_or_init(|| otsu::overlap(self.map, self.mask, self.extremes()))
     }
 
-    /// The share of the positive values that lies in the mask; none where no value is positive.
+    /// The share of the positive values that lies in the mask; none where no value is positive. A constant map has the same
+    /// mass everywhere.
     pub fn mass_inside(&self) -> Option<f64> {
         *self.facts.mass_inside.get_or_init(|| mass_inside(self.map, self.mask))
     }
 }
 
-/// The share of the positive mass in the mask; none where there is no positive value.
+/// The share of the positive mass in the mask; none where there is no positive value. Of a constant map, the mask's share of the
+/// pixels.
 fn mass_inside(map: &[f32], mask: &[u8]) -> Option<f64> {
+    if map.iter().all(|v| *v == map[0]) {
+        return Some(mask.iter().map(|m| f64::from(*m)).sum::<f64>() / map.len() as f64);
+    }
     let mass = |v: f32| if v > 0.0 { f64::from(v) } else { 0.0 };
     let all = maps::sum(map, mass);
     let marked = map.iter().zip(mask).filter(|(_, m)| **m == 1);

@@ -24,7 +24,7 @@ fn spec() -> MetricSpec {
         formula: "mean over r = 1/8, 1/4, 1/2, 1, 2, 4, 8 of the greatest share of findings found with at most r false alarms an image",
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
-        edge_cases: "the threshold of candidates is that of `dice`; equal peaks come together; a map that is not finite or constant has no candidate; without a finding N/A",
+        edge_cases: "the threshold of candidates is that of `dice`; equal peaks come together; a constant map has no candidate; a map that is not finite has one, a false alarm at every limit; without a finding N/A",
         reference: Reference::new(
             "Niemeijer et al.",
             "On Combining Computer-Aided Detection Systems",
@@ -32,6 +32,7 @@ fn spec() -> MetricSpec {
             2011,
             "",
         ),
+        version: 2,
         ..share("froc", "localisation")
     }
 }
@@ -113,5 +114,13 @@ mod tests {
         // One of two found, after an alarm in one of two images: 0 at 1/8 and 1/4, then 1/2.
         let (_, set) = check(&FROC, &[validation], &[found, missed], 4);
         assert!((set.unwrap().value.unwrap() - 5.0 * 0.5 / 7.0).abs() < 1e-12);
+        // A map that is not finite is worse than one that says nothing: an alarm before all others. Of two images with a
+        // finding each, one found: at 1/8 already beside the constant map, from 1/2 on beside the broken one.
+        let (constant, broken): ([f32; 4], [f32; 4]) = ([1.0; 4], [f32::NAN, 0.0, 0.0, 1.0]);
+        let beside = |map: &[f32]| {
+            let (_, set) = check(&FROC, &[validation], &[found, (map, &[0, 0, 0, 1])], 4);
+            set.unwrap().value.unwrap()
+        };
+        assert!((beside(&constant) - 0.5).abs() < 1e-12 && (beside(&broken) - 5.0 * 0.5 / 7.0).abs() < 1e-12);
     }
 }

@@ -15,7 +15,7 @@ fn spec() -> MetricSpec {
         title: "Gini index of the magnitudes",
         formula: "sum_i (2 i - N - 1) a_(i) / (N sum a), a the sorted magnitudes",
         chance: "that of the control `noise`",
-        edge_cases: "a map that is not finite is a failure, and so is a map of zeros; a constant map gives 0 and is counted",
+        edge_cases: "a map that is not finite is a failure; a constant map, of zeros too, gives 0 and is counted",
         reference: Reference::new(
             "Chalasani et al.",
             "Concise Explanations of Neural Networks using Adversarial Training",
@@ -23,6 +23,7 @@ fn spec() -> MetricSpec {
             2020,
             "arXiv:1810.06583",
         ),
+        version: 2,
         ..share("gini", "complexity")
     }
 }
@@ -56,7 +57,7 @@ fn ascending(map: &[f32]) -> Vec<f32> {
 fn score(image: &Image<'_>, _: &()) -> Score {
     let (n, all) = (image.map.len() as f64, maps::sum(image.map, |v| f64::from(v.abs())));
     if all <= 0.0 {
-        return Score::failed("the map is zero everywhere");
+        return Score::ok(0.0); // Constant.
     }
     let terms = ascending(image.map).into_iter().enumerate();
     let weighted: f64 = terms.map(|(i, v)| (2.0 * (i as f64 + 1.0) - n - 1.0) * f64::from(v)).sum();
@@ -78,7 +79,7 @@ mod tests {
         assert!((value(&GINI, (), &map, &[], 5).unwrap() - wanted).abs() < 1e-12);
         assert!(value(&GINI, (), &[0.5; 4], &[], 2).unwrap().abs() < 1e-12);
         assert_eq!(value(&GINI, (), &[0.0, 0.0, 0.0, 2.0], &[], 2), Some(0.75));
-        assert_eq!(value(&GINI, (), &[0.0; 4], &[], 2), None);
+        assert_eq!(value(&GINI, (), &[0.0; 4], &[], 2), Some(0.0));
     }
 
     #[test]

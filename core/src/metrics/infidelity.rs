@@ -4,7 +4,7 @@
 //! scale does not matter. A pixel of a map stands for what the pixel contributes, so the perturbation is 1 in the square: what Captum asks
 //! for of methods that multiply by the input. Quantus 0.6 removes squares one after the other and never puts them back.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{effects, squares, sums};
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
@@ -12,13 +12,8 @@ use crate::Result;
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
-pub static INFIDELITY: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static INFIDELITY: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) }, axes: None, score };
 
 #[derive(Params)]
 struct Settings {

@@ -3,7 +3,7 @@
 //! Gaussian of a twentieth of the image's width, so that a nodule vanishes in it (theirs has a deviation of 5 pixels of 224
 //! and ends after one deviation).
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{Baseline, Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
@@ -13,7 +13,6 @@ use lightbox_sdk::params::Params;
 pub static INSERTION: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Counts,
     axes: Some(("share of pixels inserted, highest first", "score of the explained class")),
     score,
 };

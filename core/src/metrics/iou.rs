@@ -21,7 +21,7 @@ fn spec() -> MetricSpec {
         formula: "|P and g| / |P or g|, P the pixels at or above the threshold of the map scaled to [0, 1], g the mask",
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
-        edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean Dice coefficient on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite or constant is a failure and counts as 0",
+        edge_cases: "the threshold (0.1 to 0.9) is that of the greatest mean Dice coefficient on the fold's validation images; an empty or unknown mask is N/A, and all is without validation images with a mask; a map that is not finite is a failure and counts as 0; a constant map marks nothing, gives 0 and is counted",
         reference: Reference::new(
             "Saporta et al.",
             "Benchmarking saliency methods for chest X-ray interpretation",
@@ -29,6 +29,7 @@ fn spec() -> MetricSpec {
             2022,
             "arXiv:2103.13059",
         ),
+        version: 2,
         ..share("iou", "localisation")
     }
 }

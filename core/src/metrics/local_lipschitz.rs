@@ -2,13 +2,13 @@
 //! Robustness of Interpretability Methods", 2018, arXiv:1806.08049, equation 2. It has the map's units: compare explainers
 //! whose maps have one scale, or read the sensitivities.
 
-use super::map_metric::{Ask, Asking, Constant, Found};
+use super::map_metric::{Ask, Asking, Found};
 use super::perturbed::{NEEDS, Pair, base, distance, greatest, score as vary};
 use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
-pub static LOCAL_LIPSCHITZ: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
+pub static LOCAL_LIPSCHITZ: Asking = Asking { spec, needs: NEEDS, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -108,20 +108,9 @@ impl<P: Send + Sync> Evaluation for Each<P> {
 pub struct Asking {
     pub spec: fn() -> MetricSpec,
     pub needs: Needs,
-    /// What a constant map is.
-    pub constant: Constant,
     /// What the axes of the curve behind the values show, if there is one; x goes from 0 to 1.
     pub axes: Option<(&'static str, &'static str)>,
     pub score: fn(&Ask<'_>, &mut dyn Bench) -> Result<Found>,
-}
-
-/// What a constant map is to a metric.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Constant {
-    /// Scored like another, and counted.
-    Counts,
-    /// A failure: the metric is about how a map varies.
-    Fails,
 }
 
 /// What is asked.
@@ -157,6 +146,16 @@ pub struct Found {
     pub curves: Vec<Vec<f64>>,
 }
 
+/// The correlation of two maps' values of which one or both may say nothing: one constant map correlates with nothing, and two
+/// are the same map.
+pub fn of_two_maps(a: &[f64], b: &[f64], correlation: impl Fn(&[f64], &[f64]) -> Option<f64>) -> f64 {
+    let constant = |v: &[f64]| v.iter().all(|x| *x == v[0]);
+    match constant(a) && constant(b) {
+        true => 1.0,
+        false => correlation(a, b).unwrap_or(0.0),
+    }
+}
+
 pub const NOT_FINITE: &str = "the map is not finite";
 
 impl Metric for Asking {
@@ -169,15 +168,14 @@ impl Metric for Asking {
     }
 
     fn start(&self, parameters: &ParamValues, seed: u64) -> Result<Box<dyn Evaluation>> {
-        let (score, axes, constant) = (self.score, self.axes, self.constant);
-        Ok(Box::new(Asked { score, axes, constant, parameters: parameters.clone(), seed, sum: vec![], curves: 0 }))
+        let (score, axes) = (self.score, self.axes);
+        Ok(Box::new(Asked { score, axes, parameters: parameters.clone(), seed, sum: vec![], curves: 0 }))
     }
 }
 
 struct Asked {
     score: fn(&Ask<'_>, &mut dyn Bench) -> Result<Found>,
     axes: Option<(&'static str, &'static str)>,
-    constant: Constant,
     parameters: ParamValues,
     seed: u64,
     /// Of the curves, and how many.
@@ -198,10 +196,10 @@ impl Evaluation for Asked {
         let ask = Ask { batch, parameters: &self.parameters, seed: self.seed };
         let found = (self.score)(&ask, bench)?;
         found.curves.iter().filter(|c| !c.is_empty()).for_each(|c| self.add(c, 1));
-        let kept = found.scores.into_iter().zip(batch.faults).map(|(score, fault)| match (fault, self.constant) {
-            (Fault::NotFinite, _) => Score::failed(NOT_FINITE),
-            (Fault::Constant, Constant::Fails) => Score::failed(Score::CONSTANT),
-            (Fault::Constant, Constant::Counts) if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
+        let kept = found.scores.into_iter().zip(batch.faults).map(|(score, fault)| match fault {
+            Fault::NotFinite => Score::failed(NOT_FINITE),
+            // It says nothing, which is neither evidence nor a failure.
+            Fault::Constant if score.value.is_some() => Score { reason: Score::CONSTANT, ..score },
             _ => score,
         });
         Ok(kept.collect())

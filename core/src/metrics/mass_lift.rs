@@ -17,8 +17,9 @@ fn spec() -> MetricSpec {
         range: [0.0, f64::INFINITY],
         unit: "times chance",
         chance: "1",
-        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0, and so is one without a positive value",
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0, and so is one that varies without a positive value; a constant map has the same mass everywhere and is counted",
         reference: Reference::new("Arras, Osman, Samek", "CLEVR-XAI", "Information Fusion", 2022, "arXiv:2003.07258"),
+        version: 2,
         ..share("mass-lift", "localisation")
     }
 }
@@ -40,6 +41,7 @@ mod tests {
     fn an_even_map_has_no_lift() {
         assert_eq!(value(&MASS_LIFT, (), &[0.5; 4], &[0, 1, 0, 0], 2), Some(1.0));
         assert_eq!(value(&MASS_LIFT, (), &[1.0, -5.0, 3.0, 0.0], &[0, 0, 1, 0], 2), Some(3.0));
-        assert_eq!(value(&MASS_LIFT, (), &[-1.0; 4], &[0, 0, 1, 0], 2), None);
+        assert_eq!(value(&MASS_LIFT, (), &[-1.0; 4], &[0, 0, 1, 0], 2), Some(1.0));
+        assert_eq!(value(&MASS_LIFT, (), &[-1.0, -2.0, -1.0, -1.0], &[0, 0, 1, 0], 2), None);
     }
 }

@@ -2,13 +2,13 @@
 //! Sensitivity of Explanations", NeurIPS 2019, arXiv:1901.09392, definition 3.1, over the map's own norm as in Captum
 //! `sensitivity_max`, which calls a map of zeros perfect; here it is a failure.
 
-use super::map_metric::{Ask, Asking, Constant, Found};
+use super::map_metric::{Ask, Asking, Found};
 use super::perturbed::{NEEDS, base, change, greatest, score as vary};
 use super::{Bench, MetricSpec, Reference};
 use crate::Result;
 
 /// See the file's head.
-pub static MAX_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, constant: Constant::Counts, axes: None, score };
+pub static MAX_SENSITIVITY: Asking = Asking { spec, needs: NEEDS, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -61,6 +61,7 @@ mod versions;
 
 use self::batch_cache::BatchCache;
 use crate::maps::{self, Fault, Flat};
+use crate::stats::interval;
 use crate::task::Task;
 use crate::{Error, Result};
 use lightbox_sdk::params::{ParamSpec, ParamValues};
@@ -468,6 +469,12 @@ pub trait Metric: Send + Sync {
     fn predictions(&self, predictions: &Predictions<'_>) -> Result<Score> {
         let _ = predictions;
         Err(Error::new(format!("{} is a metric of maps", self.spec().name)))
+    }
+
+    /// The 95 % interval of a metric of predictions, from 0 to 1: `variance` is the jackknife's, over so many patients with and
+    /// without the (rarest) class.
+    fn interval(&self, value: f64, variance: f64, positives: usize, negatives: usize) -> [f64; 2] {
+        interval::of_share(value, variance, positives.min(negatives))
     }
 }
 

@@ -2,22 +2,18 @@
 //! "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020, arXiv:2005.00631 (faithfulness); with Spearman's
 //! correlation and sets of cells of a grid as in Xplique 1.4 `MuFidelity`, which gives 0 where a side does not vary.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
+use crate::maps::Fault;
 use crate::stats::correlation::spearman;
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
-pub static MU_FIDELITY: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Fails,
-    axes: None,
-    score,
-};
+pub static MU_FIDELITY: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) }, axes: None, score };
 
 #[derive(Params)]
 struct Settings {
@@ -43,7 +39,7 @@ fn spec() -> MetricSpec {
         unit: "",
         chance: "0",
         cost: "samples forward, shared by all explainers",
-        edge_cases: "a logit that no set changes is N/A; a map that is not finite or constant is a failure and counts as -1",
+        edge_cases: "a logit that no set changes is N/A; a map that is not finite is a failure and counts as -1; a constant map, whose sums are all equal, correlates by 0 and is counted",
         reference: Reference::new(
             "Bhatt, Weller, Moura",
             "Evaluating and Aggregating Feature-based Model Explanations",
@@ -52,6 +48,7 @@ fn spec() -> MetricSpec {
             "arXiv:2005.00631",
         ),
         parameters: Settings::specs(),
+        version: 2,
         ..share("mu-fidelity", "faithfulness")
     }
 }
@@ -69,7 +66,10 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         if drops.iter().all(|d| *d == drops[0]) {
             return Score::not_applicable("no set of pixels changes the logit");
         }
-        // Sums that are all equal say nothing of the logit.
+        // A constant map says nothing of the logit, though its sums follow the cells' sizes.
+        if ask.batch.faults[i] == Fault::Constant {
+            return Score::ok(0.0);
+        }
         let sums = sums(&values[i * pixels..][..pixels], width, &effects.subsets[i]);
         Score::ok(spearman(&sums, drops).unwrap_or(0.0))
     }))
@@ -94,6 +94,9 @@ mod tests {
         assert_eq!(found.iter().map(|s| s.value.unwrap()).collect::<Vec<_>>(), [1.0, -1.0]);
         // The image itself, and 64 sets, of two images.
         assert_eq!(bench.runs, 2 * 65);
+        // A constant map says nothing, though its sums follow the sizes of a grid's cells that does not divide the image.
+        let flat = check(&MU_FIDELITY, &[("grid", Value::from(4))], &[&image], &[&[2.0; 81]], 9, &mut bench);
+        assert_eq!((flat[0].value, flat[0].reason), (Some(0.0), Score::CONSTANT));
         let none = check(&MU_FIDELITY, &zero, &[&image], &[&exact], 9, &mut Linear::new(&[0.0; 81]));
         assert_eq!(none[0].status, Status::NotApplicable);
     }

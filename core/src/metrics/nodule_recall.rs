@@ -15,7 +15,7 @@ fn spec() -> MetricSpec {
         formula: "findings with the peak of a candidate in them / findings; a finding is an 8-connected region of the mask, a candidate one of the pixels at or above the threshold",
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
-        edge_cases: "the threshold is that of `dice`; many candidates find more: read it beside `froc`; an empty or unknown mask is N/A; a map that is not finite or constant is a failure and counts as 0",
+        edge_cases: "the threshold is that of `dice`; many candidates find more: read it beside `froc`; an empty or unknown mask is N/A; a map that is not finite is a failure and counts as 0; a constant map marks nothing, gives 0 and is counted",
         reference: Reference::new(
             "Bandos, Rockette, Song, Gur",
             "Area under the Free-Response ROC Curve",
@@ -23,6 +23,7 @@ fn spec() -> MetricSpec {
             2009,
             "",
         ),
+        version: 2,
         ..share("nodule-recall", "localisation")
     }
 }

@@ -4,7 +4,7 @@
 //! permuting its own values, which keeps its scale and the sign of variances. It is a gate, not a ranking: noise passes it
 //! (Binder et al., CVPR 2023, arXiv:2211.12486).
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, of_two_maps, share};
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::{pearson, ranks};
 use crate::{Error, Result, maps, seed};
@@ -19,7 +19,6 @@ use tch::Tensor;
 pub static PARAMETER_RANDOMISATION: Asking = Asking {
     spec,
     needs: Needs { explainer: true, fork: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Fails,
     axes: None,
     score,
 };
@@ -44,7 +43,7 @@ fn spec() -> MetricSpec {
         unit: "",
         chance: "1, of a map that does not look at the model; 0 of one that is drawn anew",
         cost: "seeds x stages explanations, each of a copy of the model",
-        edge_cases: "a map that is not finite or constant is a failure and counts as 1; a randomised model's constant map correlates by 0, and one of its that is not finite is left out",
+        edge_cases: "a map that is not finite is a failure and counts as 1; a constant map correlates by 0 with another and by 1 with a constant one, and is counted; a randomised model's map that is not finite is left out",
         reference: Reference::new(
             "Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim",
             "Sanity Checks for Saliency Maps",
@@ -53,6 +52,7 @@ fn spec() -> MetricSpec {
             "arXiv:1810.03292",
         ),
         parameters: Settings::specs(),
+        version: 2,
         ..share("parameter-randomisation", "randomisation")
     }
 }
@@ -118,7 +118,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
                 return Ok(ask.each(|_| Score::failed("a randomised model's map has another size")));
             }
             let correlate = |(own, b): (&Vec<f64>, &[f32])| {
-                b.iter().all(|v| v.is_finite()).then(|| pearson(own, &magnitudes(b)).unwrap_or(0.0))
+                b.iter().all(|v| v.is_finite()).then(|| of_two_maps(own, &magnitudes(b), pearson))
             };
             let now: Vec<Option<f64>> = of_own.par_iter().zip(found.par_chunks(size)).map(correlate).collect();
             values.iter_mut().zip(now).for_each(|(values, now)| values.extend(now));

@@ -29,9 +29,9 @@ impl Metric for PixelAuprcPooled {
             chance_is_constant: true,
             unit: "share",
             cost: "0",
-            edge_cases: "as pixel-auprc; a constant map becomes 0, and so does one that is not finite",
+            edge_cases: "as pixel-auprc; a constant map becomes 0; one that is not finite is the worst, 0 in the mask and 1 elsewhere",
             reference: reference(),
-            version: 1,
+            version: 2,
             parameters: vec![],
         }
     }
@@ -136,7 +136,12 @@ mod tests {
     fn edge_cases_are_as_documented() {
         let value = |maps: &[&[f32]], masks: &[&[u8]]| score(&PixelAuprcPooled, maps, masks).1.unwrap();
         assert_eq!(value(&[&[0.5; 4]], &[&[0, 0, 0, 1]]), Score::ok(0.25));
-        assert_eq!(value(&[&[0.0, f32::NAN, 1.0, 0.0]], &[&[0, 0, 0, 1]]), Score::ok(0.25));
+        // The finding's pixel comes last: below chance, and so is the device's way of counting.
+        let worst = value(&[&[0.0, f32::NAN, 1.0, 0.0], &[1.0, 0.0, 0.0, 0.0]], &[&[0, 0, 0, 1], &[1, 0, 0, 0]]);
+        let alone = value(&[&[1.0, 0.0, 0.0, 0.0]], &[&[1, 0, 0, 0]]);
+        // By falling value: the one finding and the broken map's three pixels at 1, then four at 0 with the other.
+        assert_eq!(alone, Score::ok(1.0));
+        assert!((worst.value.unwrap() - (0.5 * 0.25 + 0.5 * 0.25)).abs() < 1e-12, "{worst:?}");
         assert_eq!(value(&[&[0.5, 1.0]], &[&[0, 0]]).status, super::super::Status::NotApplicable);
     }
 }

@@ -20,7 +20,7 @@ impl Metric for PixelAurocPooled {
             formula: "P(pixel of a mask > pixel outside) + P(equal) / 2 over the pixels of all images with a mask, each map scaled to [0, 1] by its own range and rounded to 65,536 levels",
             chance: "0.5",
             chance_is_constant: true,
-            edge_cases: "as pixel-auroc; a constant map becomes 0, and so does one that is not finite",
+            edge_cases: "as pixel-auroc; a constant map becomes 0; one that is not finite is the worst, 0 in the mask and 1 elsewhere",
             reference: Reference::new(
                 "Fawcett",
                 "An introduction to ROC analysis",
@@ -28,6 +28,7 @@ impl Metric for PixelAurocPooled {
                 2006,
                 "",
             ),
+            version: 2,
             ..share("pixel-auroc-pooled", "localisation")
         }
     }

@@ -68,8 +68,11 @@ impl Histograms {
             match (none, batch.faults[i]) {
                 (Some(_), _) => {}
                 (None, Fault::NotFinite) => {
-                    self.all[0] += size as i64;
-                    self.positives[0] += mask.iter().map(|m| i64::from(*m)).sum::<i64>();
+                    // The worst map: least where the finding is, greatest elsewhere.
+                    let marked = mask.iter().map(|m| i64::from(*m)).sum::<i64>();
+                    self.all[0] += marked;
+                    self.positives[0] += marked;
+                    self.all[LEVELS - 1] += size as i64 - marked;
                 }
                 (None, _) => self.count_here(map, mask),
             }
@@ -104,7 +107,9 @@ impl Histograms {
             let map = maps.f_get(i)?.f_flatten(0, -1)?;
             let broken = batch.faults[i as usize] == Fault::NotFinite;
             scores.push(Score::counted(batch.faults[i as usize]));
-            there.push((if broken { map.f_zeros_like()? } else { map }, mask));
+            // The worst map: least where the finding is, greatest elsewhere.
+            let map = if broken { mask.f_to_kind(map.kind())?.f_neg()?.f_add_scalar(1.0)? } else { map };
+            there.push((map, mask));
         }
         self.count_there(&there)?;
         Ok(scores)

@@ -2,7 +2,7 @@
 //! Many Modified BP Attributions Fail", ICML 2020, arXiv:1912.09818, section 4. Rank correlation in place of their SSIM, which
 //! needs a scale; the other class is drawn from the run's seed and the image's id.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, of_two_maps, share};
 use super::removal::plain;
 use super::{Bench, Better, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::stats::correlation::spearman;
@@ -12,7 +12,6 @@ use crate::{Result, maps, seed};
 pub static RANDOM_LOGIT: Asking = Asking {
     spec,
     needs: Needs { model: true, explainer: true, ..Needs::of_maps(Size::Native, Form::Raw) },
-    constant: Constant::Fails,
     axes: None,
     score,
 };
@@ -27,8 +26,9 @@ fn spec() -> MetricSpec {
         unit: "",
         chance: "1, of a map that does not look at the class",
         cost: "1 explanation",
-        edge_cases: "N/A for a model of one output; a map that is not finite or constant is a failure and counts as 1; the other class's constant map correlates by 0",
+        edge_cases: "N/A for a model of one output; a map that is not finite is a failure and counts as 1; a constant map correlates by 0 with another and by 1 with a constant one, and is counted",
         reference: Reference::new("Sixt, Granz, Landgraf", "When Explanations Lie", "ICML", 2020, "arXiv:1912.09818"),
+        version: 2,
         ..share("random-logit", "randomisation")
     }
 }
@@ -54,7 +54,7 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
         let list = |v: &[f32]| v[i * size..][..size].iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
         let (own, theirs) = (list(&own), list(&theirs));
         match theirs.iter().all(|v| v.is_finite()) {
-            true => Score::ok(spearman(&own, &theirs).unwrap_or(0.0)),
+            true => Score::ok(of_two_maps(&own, &theirs, spearman)),
             false => Score::failed("the other class's map is not finite"),
         }
     }))
@@ -64,6 +64,15 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
 mod tests {
     use super::super::removal::tests::{Linear, check};
     use super::*;
+
+    #[test]
+    fn constant_maps_say_nothing_of_another_and_are_the_same_as_each_other() {
+        let (flat, other) = ([1.0, 1.0, 1.0], [1.0, 2.0, 4.0]);
+        assert_eq!(of_two_maps(&flat, &other, spearman), 0.0);
+        assert_eq!(of_two_maps(&other, &flat, spearman), 0.0);
+        assert_eq!(of_two_maps(&flat, &[0.0; 3], spearman), 1.0);
+        assert_eq!(of_two_maps(&other, &[3.0, 2.0, 1.0], spearman), -1.0);
+    }
 
     #[test]
     fn evidence_of_the_other_of_two_classes_is_the_negative() {

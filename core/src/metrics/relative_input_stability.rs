@@ -3,14 +3,13 @@
 //! not count. Values below a thousandth of the largest count as that in a denominator: as the paper has it, one pixel near 0 decides
 //! the value (in Quantus 0.6 by factors of 10^3 to 10^5).
 
-use super::map_metric::{Ask, Asking, Constant, Found};
+use super::map_metric::{Ask, Asking, Found};
 use super::perturbed::{NEEDS, Pair, base, greatest, relative, relative_change, score as vary};
 use super::{Bench, MetricSpec, Needs, Reference};
 use crate::Result;
 
 /// See the file's head.
-pub static RELATIVE_INPUT_STABILITY: Asking =
-    Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
+pub static RELATIVE_INPUT_STABILITY: Asking = Asking { spec, needs: Needs { model: true, ..NEEDS }, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -2,14 +2,14 @@
 //! Stability for Attribution-based Explanations", 2022, arXiv:2203.06877, equation 5, with the floors of
 //! `relative-input-stability`.
 
-use super::map_metric::{Ask, Asking, Constant, Found};
+use super::map_metric::{Ask, Asking, Found};
 use super::perturbed::{NEEDS, Pair, base, greatest, relative, score as vary};
 use super::{Bench, MetricSpec, Needs, Reference};
 use crate::Result;
 
 /// See the file's head.
 pub static RELATIVE_OUTPUT_STABILITY: Asking =
-    Asking { spec, needs: Needs { model: true, ..NEEDS }, constant: Constant::Counts, axes: None, score };
+    Asking { spec, needs: Needs { model: true, ..NEEDS }, axes: None, score };
 
 fn spec() -> MetricSpec {
     MetricSpec {

@@ -15,8 +15,9 @@ fn spec() -> MetricSpec {
         title: "Relevance mass accuracy: share of the positive mass that lies in the mask",
         formula: "sum over the mask of max(a, 0) / sum of max(a, 0)",
         chance: "share of mask pixels, of a map that is the same everywhere",
-        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure, and so is one without a positive value",
+        edge_cases: "an empty or unknown mask is N/A; a map that is not finite is a failure, and so is one that varies without a positive value; a constant map has the same mass everywhere and is counted",
         reference: Reference::new("Arras, Osman, Samek", "CLEVR-XAI", "Information Fusion", 2022, "arXiv:2003.07258"),
+        version: 2,
         ..share("relevance-mass", "localisation")
     }
 }

@@ -4,19 +4,14 @@
 //! removed, the mean over four shares. A smooth map gains by it (arXiv:2304.13836): read it beside the control `centre`.
 //! Quantus 0.6 takes the first batch alone and fails on colour images.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{Baseline, Order, scores};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
 
 /// See the file's head.
-pub static ROAD: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Counts,
-    axes: None,
-    score,
-};
+pub static ROAD: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) }, axes: None, score };
 
 /// Shares that are removed, in percent.
 const SHARES: [usize; 4] = [20, 40, 60, 80];

@@ -3,22 +3,18 @@
 //! of cells of a grid, their sizes spread evenly on a logarithm from one cell to four fifths of them. Quantus 0.6 draws its sets along the map's order and correlates across images of
 //! the first batch, which is another quantity.
 
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::SetBaseline;
 use super::subsets::{cells, effects, sums};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
+use crate::maps::Fault;
 use crate::stats::correlation::pearson;
 use lightbox_sdk::params::Params;
 
 /// See the file's head.
-pub static SENSITIVITY_N: Asking = Asking {
-    spec,
-    needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Fails,
-    axes: None,
-    score,
-};
+pub static SENSITIVITY_N: Asking =
+    Asking { spec, needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) }, axes: None, score };
 
 #[derive(Params)]
 struct Settings {
@@ -44,7 +40,7 @@ fn spec() -> MetricSpec {
         unit: "",
         chance: "0",
         cost: "sizes x samples forward, shared by all explainers",
-        edge_cases: "sizes at which no set changes the logit are left out, and where that is all the image is N/A; sums that are all equal correlate by 0; a map that is not finite or constant is a failure and counts as -1",
+        edge_cases: "sizes at which no set changes the logit are left out, and where that is all the image is N/A; sums that are all equal correlate by 0, as those of a constant map do, which is counted; a map that is not finite is a failure and counts as -1",
         reference: Reference::new(
             "Ancona, Ceolini, Öztireli, Gross",
             "Towards better understanding of gradient-based attribution methods",
@@ -53,6 +49,7 @@ fn spec() -> MetricSpec {
             "arXiv:1711.06104",
         ),
         parameters: Settings::specs(),
+        version: 2,
         ..share("sensitivity-n", "faithfulness")
     }
 }
@@ -78,9 +75,12 @@ fn score(ask: &Ask<'_>, bench: &mut dyn Bench) -> Result<Found> {
     let pixels = values.len() / ask.batch.targets.len().max(1);
     Ok(ask.each(|i| {
         let sums = sums(&values[i * pixels..][..pixels], width, &effects.subsets[i]);
+        // A constant map says nothing of the logit, though its sums follow the cells' sizes.
+        let constant = ask.batch.faults[i] == Fault::Constant;
+        let correlate = |a: &[f64], b: &[f64]| if constant { 0.0 } else { pearson(a, b).unwrap_or(0.0) };
         let parts = sums.chunks(samples).zip(effects.drops[i].chunks(samples));
         let varies = parts.filter(|(_, drops)| drops.iter().any(|d| *d != drops[0]));
-        let found: Vec<f64> = varies.map(|(sums, drops)| pearson(sums, drops).unwrap_or(0.0)).collect();
+        let found: Vec<f64> = varies.map(|(sums, drops)| correlate(sums, drops)).collect();
         match found.is_empty() {
             true => Score::not_applicable("no set of pixels changes the logit"),
             false => Score::ok(crate::stats::mean(&found)),

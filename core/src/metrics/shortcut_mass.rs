@@ -17,7 +17,7 @@ fn spec() -> MetricSpec {
         formula: "sum over h of max(a, 0) / sum of max(a, 0), h the shortcut's pixels",
         better: Better::Lower,
         chance: "share of the shortcut's pixels, of a map that is the same everywhere",
-        edge_cases: "an image without the shortcut is N/A; a map that is not finite is a failure and counts as 1, and so is one without a positive value",
+        edge_cases: "an image without the shortcut is N/A; a map that is not finite is a failure and counts as 1, and so is one that varies without a positive value; a constant map has the same mass everywhere and is counted",
         reference: Reference::new(
             "Adebayo, Muelly, Abelson, Kim",
             "Post hoc Explanations may be Ineffective for Detecting Unknown Spurious Correlation",
@@ -25,6 +25,7 @@ fn spec() -> MetricSpec {
             2022,
             "arXiv:2212.04629",
         ),
+        version: 2,
         ..share("shortcut-mass", "localisation")
     }
 }
@@ -44,6 +45,6 @@ mod tests {
     #[test]
     fn is_the_mass_on_its_pixels() {
         assert_eq!(value(&SHORTCUT_MASS, (), &[1.0, -5.0, 3.0, 0.0], &[1, 0, 0, 0], 2), Some(0.25));
-        assert_eq!(value(&SHORTCUT_MASS, (), &[0.0; 4], &[1, 0, 0, 0], 2), None);
+        assert_eq!(value(&SHORTCUT_MASS, (), &[0.0; 4], &[1, 0, 0, 0], 2), Some(0.25));
     }
 }

@@ -4,7 +4,7 @@
 //! and insertion alone do not. With `s` the score it is the area between the curves (ABPC) of Samek et al., TNNLS 2017.
 
 use super::deletion::Settings;
-use super::map_metric::{Ask, Asking, Constant, Found, share};
+use super::map_metric::{Ask, Asking, Found, share};
 use super::removal::{Order, area, even, scores};
 use super::{Bench, Form, MetricSpec, Needs, Reference, Score, Size};
 use crate::Result;
@@ -14,7 +14,6 @@ use lightbox_sdk::params::Params;
 pub static SRG: Asking = Asking {
     spec,
     needs: Needs { model: true, ..Needs::of_maps(Size::Mask, Form::Raw) },
-    constant: Constant::Counts,
     axes: Some(("share of pixels removed", "score, lowest first less highest first")),
     score,
 };

@@ -167,7 +167,11 @@ impl Entry {
             let inside: Vec<bool> = scaled.iter().map(|v| predicted(*v)).collect();
             let nodule = |p: usize| nodules.at(p).map_or(-1, |n| n as i64);
             let candidate = |p: usize| Candidate { peak: f64::from(map[p]), nodule: nodule(p) };
-            entry.candidates.push(Regions::of(&inside, width).peaks(map).into_iter().map(candidate).collect());
+            entry.candidates.push(match fault {
+                // The worst: a false alarm before all others.
+                Fault::NotFinite => vec![Candidate { peak: f64::INFINITY, nodule: -1 }],
+                _ => Regions::of(&inside, width).peaks(map).into_iter().map(candidate).collect(),
+            });
         }
         entry
     }
@@ -177,7 +181,6 @@ impl Entry {
         super::facts::no_mask(Masks::Finding, self.state & KNOWN != 0, self.overlaps[0].marked > 0).or(
             match self.state {
                 s if s & NOT_FINITE != 0 => Some(Score::failed("the map is not finite")),
-                s if s & CONSTANT != 0 => Some(Score::failed(Score::CONSTANT)),
                 _ => None,
             },
         )
@@ -334,6 +337,7 @@ impl Evaluation for Tuned {
         let score = |e: &Entry| match (e.without(), self.threshold) {
             (Some(score), _) => score,
             (None, None) => Score::not_applicable(NO_VALIDATION),
+            (None, Some(step)) if e.state & CONSTANT != 0 => Score { reason: Score::CONSTANT, ..image(e, step) },
             (None, Some(step)) => image(e, step),
         };
         Ok(self.entries.iter().map(|e| (e.id, e.target, score(e))).collect())
@@ -478,6 +482,7 @@ pub mod tests {
         let empty: (&[f32], &[u8]) = (&[0.0, 5.0, 6.0, 10.0], &[0; 4]);
         let (images, _) = check(&super::super::dice::DICE, &[validation], &[broken, flat, empty], 2);
         let status: Vec<Status> = images.iter().map(|s| s.status).collect();
-        assert_eq!(status, [Status::Failed, Status::Failed, Status::NotApplicable]);
+        assert_eq!(status, [Status::Failed, Status::Ok, Status::NotApplicable]);
+        assert_eq!((images[1].value, images[1].reason), (Some(0.0), Score::CONSTANT));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Spread over folds and over trainings is one thing, uncertainty over images another: nothing here pools the two.
 
-pub mod bootstrap;
 pub mod correlation;
+pub mod interval;
 pub mod paired;
 pub mod ranking;
 pub mod reliability;

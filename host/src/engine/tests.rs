@@ -88,6 +88,7 @@ impl Model for Strict {
             outputs: BTreeMap::new(),
             values: found.values.into_iter().map(there).collect(),
             grads: found.grads.into_iter().map(|set| set.into_iter().map(there).collect()).collect(),
+            products: found.products.into_iter().map(|set| set.into_iter().map(there).collect()).collect(),
         })
     }
 
@@ -122,7 +123,7 @@ impl Explainer for Reader {
     type Params = ();
 
     fn spec(&self) -> ExplainerSpec {
-        let spec = ExplainerSpec::new("reader", "Reader", Family::Other, Reference::own("none"));
+        let spec = ExplainerSpec::new("reader", "Reader", Family::Other, lightbox_sdk::spec::Reference::own("none"));
         ExplainerSpec { cpu_only: true, ..spec }
     }
 

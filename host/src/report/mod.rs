@@ -196,10 +196,21 @@ impl Run {
             let place = self.model(&cell.model).zip(self.metric(&cell.metric));
             let Some(((m, k), c)) = place.zip(self.column(&cell.explainer, &cell.output)) else { continue };
             cells.push(match &cell.state {
-                State::Value { mean, fold_std, seed_std, interval, images, maps, failed, constant, .. } => json!({
+                State::Value {
+                    mean,
+                    without_failures,
+                    fold_std,
+                    seed_std,
+                    interval,
+                    images,
+                    maps,
+                    failed,
+                    constant,
+                    ..
+                } => json!({
                     "m": m, "c": c, "k": k, "mean": round(*mean), "fold_std": fold_std.map(round),
                     "seed_std": seed_std.map(round), "interval": interval.map(|i| i.map(round)), "images": images,
-                    "maps": maps, "failed": failed, "constant": constant
+                    "maps": maps, "failed": failed, "constant": constant, "without": without_failures.map(round)
                 }),
                 State::NotApplicable { reason } => json!({ "m": m, "c": c, "k": k, "state": "n/a", "reason": reason }),
                 State::Failed { reason } => json!({ "m": m, "c": c, "k": k, "state": "failed", "reason": reason }),
@@ -225,7 +236,7 @@ impl Run {
                     .collect();
                 Some(json!({
                     "m": m, "k": k, "columns": c.columns, "patients": c.ranking.patients, "mean_ranks": ranks,
-                    "friedman": c.ranking.friedman, "cliques": c.ranking.cliques, "best": c.best, "hits": c.hits,
+                    "friedman": c.ranking.friedman, "least_p": c.least_p, "cliques": c.ranking.cliques, "best": c.best, "hits": c.hits,
                     "control": c.control,
                     "differences": differences, "alpha": c.alpha
                 }))

@@ -128,6 +128,7 @@
     if (found.fold_std !== null) lines.push(`Standard deviation over ${D.folds} folds: ${shown(found.fold_std, metric)}`);
     if (found.seed_std !== null) lines.push(`Standard deviation over trainings: ${shown(found.seed_std, metric)}`);
     if (found.maps) lines.push(`${found.images} images, ${found.maps} maps: ${found.failed} failed, ${found.constant} constant`);
+    if (found.without !== null && found.without !== undefined) lines.push(`${shown(found.without, metric)} without the maps that failed`);
     const compared = comparison(m, k), at = compared?.columns.indexOf(c);
     if (compared && at >= 0) {
       const d = compared.differences[at];
@@ -157,7 +158,7 @@
       return node;
     }
     const compared = comparison(m, k), at = compared ? compared.columns.indexOf(c) : -1;
-    node.append(shown(found.mean, metric) + (found.failed > 0.01 * found.maps ? "!" : ""));
+    node.append(shown(found.mean, metric) + (found.failed > 0.01 * found.maps ? "!" : "") + (found.without === null ? "" : ` (${shown(found.without, metric)})`));
     if (at >= 0 && at === compared.best) {
       node.className = "best";
       node.append(el("span", { "aria-hidden": "true", text: " ★" }), el("span", { className: "hidden", text: " best" }));
@@ -337,9 +338,10 @@
       return;
     }
     const test = found.hits ? "McNemar's test" : "the Wilcoxon signed-rank test (Pratt)";
+    const power = found.least_p >= 0.05 ? " So few patients that no test could have found a difference, whatever the maps." : "";
     const f = found.friedman ? ` Friedman: chi-squared ${found.friedman.chi_square.toFixed(1)}, ${p(found.friedman.p)}.` : "";
     const alpha = found.alpha === null ? "" : ` Krippendorff's alpha of their orders: ${found.alpha.toFixed(2)}.`;
-    $("cd-caption").textContent = `${D.models[found.m]}, ${metric.short}: mean rank over ${found.patients} ${patients}, 1 the best. A vertical line joins explainers that ${test} does not tell apart (Holm-corrected over all pairs, 5 %).${f}${alpha}`;
+    $("cd-caption").textContent = `${D.models[found.m]}, ${metric.short}: mean rank over ${found.patients} ${patients}, 1 the best. A vertical line joins explainers that ${test} does not tell apart (Holm-corrected over all pairs, 5 %).${power}${f}${alpha}`;
     const order = found.columns.map((_, i) => i).sort((a, b) => found.mean_ranks[a] - found.mean_ranks[b]);
     plain($("cd-table"), ["explainer", "mean rank", `${axisTitle(metric)}: less the best's`, "95 %", "Holm-corrected p", "beats the best control"], order.map((i) => {
       const d = found.differences[i], best = i === found.best;

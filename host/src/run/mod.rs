@@ -22,6 +22,7 @@
 mod background_scoring;
 mod cache;
 mod chunk;
+pub mod class_names;
 pub mod events;
 pub mod executor;
 pub mod folder;

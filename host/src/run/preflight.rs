@@ -7,10 +7,11 @@ use super::spec::{ModelChoice, RunSpec};
 use crate::binding::{default_paths, parameter_files};
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
+use lightbox_core::data::duplicates::to_split;
 use lightbox_core::data::split::{Split, SplitSpec};
-use lightbox_core::data::{self, DataSpec, Sample, Source, Truth};
+use lightbox_core::data::{self, Sample, Source, Truth};
 use lightbox_core::files;
-use lightbox_core::task::{Explained, Kind};
+use lightbox_core::task::Explained;
 use lightbox_sdk::spec::{InputSpec, ModelOptions, ParamSpec, ParamValues};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -128,8 +129,11 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
     resolve_parameters(&mut spec, registry)?;
     check_models(&spec, machine)?;
     let source = data::open(&spec.data, &spec.task)?;
-    check_class_names(&spec, source.as_ref())?;
+    let given = spec.task.classes.len();
+    super::class_names::settle(&mut spec, source.as_ref())?;
+    let source = if spec.task.classes.len() == given { source } else { data::open(&spec.data, &spec.task)? };
     spec.task = spec.task.resolve(source.classes())?;
+    spec.split.balanced = Some(spec.split.is_balanced(source.samples()));
     if spec.split.files.is_some() {
         // The files say how many folds there are.
         spec.split.folds = spec.split.split(source.samples())?.folds.len();
@@ -144,7 +148,7 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
         Some(folder) => SplitSpec { files: Some(folder.clone()), ..spec.split.clone() },
         None => spec.split.clone(),
     };
-    let split = split.split(source.samples())?;
+    let split = split.split(&to_split(source.as_ref())?)?;
     if split.folds.iter().any(|fold| fold.train.is_empty())
         && let Some(model) = spec.models.iter().find(|m| m.train.is_some())
     {
@@ -161,22 +165,6 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
     let signed = signed.into_iter().flatten().collect();
     let resolved = Resolved { schema, spec, environment, inputs, signed, split, identities, notes };
     Ok(Preflight { resolved, source })
-}
-
-/// Given weights have their outputs in an order that only their maker knows: names in the order of the alphabet would explain
-/// another class.
-fn check_class_names(spec: &RunSpec, source: &dyn Source) -> Result<()> {
-    let fixed = spec.models.iter().find(|m| m.train.is_none() && m.weights_file(0).is_some());
-    let told =
-        !spec.task.classes.is_empty() || spec.task.kind == Kind::Binary || !matches!(spec.data, DataSpec::Table(_));
-    match fixed.filter(|_| !told) {
-        None => Ok(()),
-        Some(model) => Err(Error::input(format!(
-            "model {}: which class each of its outputs is, its weights do not say",
-            model.label()
-        ))
-        .hint(format!("task.classes = [...], in the outputs' order; the data have: {}", source.classes().join(", ")))),
-    }
 }
 
 /// Explanations of which none has anything to be compared with are not computed.

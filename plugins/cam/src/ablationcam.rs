@@ -46,7 +46,7 @@ impl Cam for AblationCam {
             let keep = Tensor::f_from_slice(&keep)?.f_to_device(device)?.f_to_kind(kind)?;
             let scale = layer.channels(&keep.f_reshape([pairs.len() as i64, channels as i64])?)?;
             let scale = Some(Array::from_tensor(&scale.f_contiguous()?)?);
-            layer.part(pairs, Patch { site: layer.site.name.clone(), scale, shift: None })
+            layer.part(pairs, vec![Patch { site: layer.site.name.clone(), scale, shift: None }])
         })?;
         let whole = context.score_of(&layer.pass.response, &context.each(), Score::Logit)?;
         let mut weights = Vec::new();

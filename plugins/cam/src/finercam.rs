@@ -94,12 +94,11 @@ impl Cam for FinerCam {
         let seeds = Tensor::f_from_slice(&seeds)?.f_reshape(logits.size())?;
         let seeds = Array::from_tensor(&seeds.f_to_device(layer.value.device())?)?;
         let output = context.model.outputs.first().ok_or_else(|| Error::invalid("the model has no output"))?;
-        let none = Patch { site: layer.site.name.clone(), scale: None, shift: None };
         let request = Request {
             patches: vec![],
             objectives: vec![vec![Objective::Output(output.name.clone(), seeds)]],
             grads: vec![layer.site.name.clone()],
-            ..layer.part(&pairs, none)?
+            ..layer.part(&pairs, vec![])?
         };
         let response = context.run_model()?.run(&request)?;
         let found = response.gradient(0, &layer.site.name)?;

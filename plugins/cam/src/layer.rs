@@ -74,11 +74,11 @@ impl Layer<'_> {
     }
 
     /// A run for `pairs` from the last site before the layer at which one can begin, whose value [`Cam::reads`] names.
-    pub fn part(&self, pairs: Pairs<'_>, patch: Patch) -> Result<Request> {
+    pub fn part(&self, pairs: Pairs<'_>, patches: Vec<Patch>) -> Result<Request> {
         let site = self.entry()?;
         let value = self.rows(self.raw(&site.name)?, pairs)?;
         let request = Request::from_site(&site.name, Array::from_tensor(&value)?)?;
-        Ok(Request { patches: vec![patch], ..request })
+        Ok(Request { patches, ..request })
     }
 
     /// What multiplies the layer's own value, from a number a row and channel [rows, C].

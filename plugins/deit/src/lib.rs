@@ -294,10 +294,10 @@ impl Deit {
         let q = site(tape, &name("attn.q"), q)?;
         let k = site(tape, &name("attn.k"), k)?;
         let v = site(tape, &name("attn.v"), v)?;
-        // The weights exist only where somebody asks for them, under rules, and where a gradient on CUDA is wanted: libtorch's
+        // The weights exist only where somebody asks for them, under rules, for second derivatives, and where a gradient on CUDA is wanted: libtorch's
         // fused attention adds that up in an order that varies.
         let varies = q.device().is_cuda() && [&q, &k, &v].iter().any(|t| t.requires_grad());
-        let ruled = tape.as_ref().is_some_and(|t| t.has_rules());
+        let ruled = tape.as_ref().is_some_and(|t| t.is_recorded());
         let plain = lightbox_sdk::is_plain();
         let y = if plain || varies || ruled || wants(tape, &name("attn")) || wants(tape, &name("attn.logits")) {
             let scale = ((dim / heads) as f64).powf(-0.5);

@@ -355,7 +355,7 @@ impl Network for DenseNet {
         let inside =
             self.base.spec.sites.iter().any(|s| tape.wants(&s.name) && before(s)) || tape.is_objective("input");
         let cpu = self.base.params.device() == Device::Cpu;
-        if !self.folded || !cpu || inside || tape.has_rules() || tape.start().is_some() {
+        if !self.folded || !cpu || inside || tape.is_recorded() || tape.start().is_some() {
             return self.forward(images, false, Some(tape));
         }
         let images = tape.site("input", images)?;

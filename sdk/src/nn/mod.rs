@@ -362,7 +362,7 @@ impl<N: Network> Model for NetModel<N> {
     }
 
     fn run(&self, request: &Request) -> Result<Response> {
-        if self.kind == Kind::Float || !request.rules.is_empty() {
+        if self.kind == Kind::Float || !request.rules.is_empty() || !request.products.is_empty() {
             return Tape::run(request, |tape, images| self.network.infer(images, tape));
         }
         let low = self.low()?;

@@ -1,0 +1,87 @@
+//! Which class each output of given weights is: the spec says it, the data source has an order of its own, or a file beside the
+//! weights says it. Names in the order of the alphabet would explain another class.
+
+use super::spec::RunSpec;
+use crate::error::{Error, Result};
+use lightbox_core::data::Source;
+use lightbox_core::files;
+use lightbox_core::task::Kind;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Names of a model's classes in the order of its outputs, from a file beside its weights: `config.json` of Hugging Face
+/// (`id2label`), or `classes.txt`, a name a line. None where there is neither.
+fn beside(weights: &Path) -> Result<Option<Vec<String>>> {
+    let folder = weights.parent().unwrap_or(Path::new("."));
+    let config = folder.join("config.json");
+    if config.is_file() {
+        let value: serde_json::Value = serde_json::from_slice(&files::read(&config)?)
+            .map_err(|e| Error::input(format!("{}: {e}", config.display())))?;
+        let labels: Option<BTreeMap<String, String>> = serde_json::from_value(value["id2label"].clone()).ok();
+        let numbered = labels.iter().flatten().filter_map(|(n, name)| Some((n.parse::<usize>().ok()?, name.clone())));
+        let numbered: BTreeMap<usize, String> = numbered.collect();
+        if !numbered.is_empty() && numbered.keys().copied().eq(0..numbered.len()) {
+            return Ok(Some(numbered.into_values().collect()));
+        }
+    }
+    let list = folder.join("classes.txt");
+    if !list.is_file() {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&files::read(&list)?).into_owned();
+    let names: Vec<String> = text.lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()).collect();
+    Ok((!names.is_empty()).then_some(names))
+}
+
+/// Gives the task the names that a file beside given weights has, where the spec has none.
+///
+/// # Errors
+/// Given weights in a task of several classes whose order nothing says.
+pub fn settle(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
+    let told = !spec.task.classes.is_empty() || spec.task.kind == Kind::Binary || source.orders_classes();
+    if told {
+        return Ok(());
+    }
+    let fixed = spec.models.iter().filter(|m| m.train.is_none());
+    for (label, weights) in fixed.filter_map(|m| Some((m.label().to_string(), m.weights_file(0)?))) {
+        match beside(Path::new(&weights))? {
+            Some(names) => {
+                spec.task.classes = names;
+                return Ok(());
+            }
+            None => {
+                return Err(Error::input(format!(
+                    "model {label}: which class each of its outputs is, its weights do not say"
+                ))
+                .hint(format!(
+                    "task.classes = [...], in the outputs' order, or beside the weights a classes.txt with a name a line; the data \
+                     have: {}",
+                    source.classes().join(", ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_beside_weights_are_in_the_outputs_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("w.pth");
+        assert_eq!(beside(&weights).unwrap(), None);
+        std::fs::write(folder.path().join("classes.txt"), "zebra\n ant \n\n").unwrap();
+        assert_eq!(beside(&weights).unwrap().unwrap(), ["zebra", "ant"]);
+        let config = folder.path().join("config.json");
+        std::fs::write(&config, r#"{"id2label": {"10": "k", "0": "z", "1": "a"}}"#).unwrap();
+        assert_eq!(beside(&weights).unwrap().unwrap(), ["zebra", "ant"], "a config with a gap says nothing");
+        let labels: Vec<String> = (0..11).map(|i| format!("\"{i}\": \"c{i}\"")).collect();
+        std::fs::write(&config, format!("{{\"id2label\": {{{}}}}}", labels.join(","))).unwrap();
+        assert_eq!(beside(&weights).unwrap().unwrap()[10], "c10");
+        std::fs::write(&config, "{").unwrap();
+        assert!(beside(&weights).unwrap_err().message.contains("config.json"));
+    }
+}
