@@ -210,6 +210,7 @@ impl<'a> Gather<'a> {
             columns,
             metrics: metrics.collect(),
             cells,
+            interventions: vec![],
             seconds: vec![],
             notes: plan.notes.iter().cloned().chain(without_power(&comparisons)).collect(),
         };

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod data;
 mod error;
 pub mod files;
+pub mod intervention;
 pub mod maps;
 pub mod maps_file;
 pub mod metrics;

@@ -219,6 +219,9 @@ pub struct Summary {
     pub metrics: Vec<ShownMetric>,
     /// One a model, column and metric.
     pub cells: Vec<Cell>,
+    /// What a planted shortcut does to each model, where the run's task asks for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interventions: Vec<crate::intervention::Effect>,
     /// What explanations took, where the run's spec asks for it: measured, so other in every run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seconds: Vec<Seconds>,

@@ -76,6 +76,16 @@ impl Cell {
         }
     }
 
+    /// A number without a spread, shown in percent or as it is.
+    fn share(mean: f64, percent: bool) -> Self {
+        match Cell::number(mean) {
+            Cell::Value { mean, without_failures, std, seed_std, interval, folds, maps, failed, constant, .. } => {
+                Cell::Value { mean, without_failures, std, seed_std, interval, folds, maps, failed, constant, percent }
+            }
+            other => other,
+        }
+    }
+
     /// A plain number.
     fn number(mean: f64) -> Self {
         let (without_failures, std, seed_std, interval, folds) = (None, None, None, None, vec![]);
@@ -247,6 +257,38 @@ fn by_metrics(
     summary.models.iter().map(table).collect()
 }
 
+/// What a planted shortcut does to each model.
+fn of_interventions(summary: &Summary) -> Option<Table> {
+    let number = |value: Option<f64>, percent: bool| match value {
+        Some(mean) => Cell::share(mean, percent),
+        None => Cell::NotApplicable { reason: "no such image".into() },
+    };
+    let row = |e: &crate::intervention::Effect| {
+        let cells = e.cells.iter().flatten().map(|v| number(*v, true));
+        let mut all: Vec<Cell> = e.logit.iter().map(|v| number(*v, false)).collect();
+        all.extend([number(e.auroc_without, true), number(e.auroc_with, true)]);
+        Row { title: e.model.clone(), cells: all.into_iter().chain(cells).collect() }
+    };
+    let group =
+        |title: &str, columns: [&str; 2]| Group { title: title.into(), columns: columns.map(String::from).to_vec() };
+    (!summary.interventions.is_empty()).then(|| Table {
+        title: "The planted shortcut, painted in and out".into(),
+        groups: vec![
+            group("rise of the logit, painted in", ["finding", "none"]),
+            group("AUROC, all images", ["without it", "with it"]),
+            group("score, finding", ["shortcut", "none"]),
+            group("score, no finding", ["shortcut", "none"]),
+        ],
+        rows: summary.interventions.iter().map(row).collect(),
+        by_explainer: false,
+        of_model: String::new(),
+        notes: vec![
+            "Means over all test images; a model that follows the shortcut rises by it and needs it for its AUROC."
+                .into(),
+        ],
+    })
+}
+
 /// What stands below the first table of failed and constant maps, and of cells over too few patients: each with the metrics in
 /// which it happened.
 fn faults(summary: &Summary) -> Vec<String> {
@@ -384,6 +426,7 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         let notes = if tables.is_empty() { summary.notes.clone() } else { vec![] };
         tables.extend(by_metrics(summary, &by_metric, &cell, notes));
     }
+    tables.extend(of_interventions(summary));
     if let Some(first) = tables.first_mut() {
         first.notes.extend(faults(summary));
     }

@@ -31,11 +31,14 @@ pub struct Task {
     pub explain: String,
     /// Explain `masked` images (those with a mask of the explained class), or `all` of the test set.
     pub select: String,
+    /// Classify each test image with the planted shortcut painted in and out too (binary tasks, data with one).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub intervene: bool,
 }
 
 impl Default for Task {
     fn default() -> Self {
-        Task { kind: Kind::Binary, classes: vec![], explain: String::new(), select: "masked".into() }
+        Task { kind: Kind::Binary, classes: vec![], explain: String::new(), select: "masked".into(), intervene: false }
     }
 }
 

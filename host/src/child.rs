@@ -5,6 +5,7 @@
 //! prints goes to stderr. A child dies with its parent.
 
 use crate::error::{Error, Exit, Result};
+use crate::process_state::guard_descriptors;
 use crate::signals;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -73,16 +74,33 @@ impl Process {
     }
 }
 
+/// Each line of a channel begins with its number, which the parent draws: what a plugin writes to the descriptor by mistake is no
+/// line of it, however well it is formed.
+static CHANNEL: Mutex<String> = Mutex::new(String::new());
+
+/// Where a started child finds its channel's number.
+const VARIABLE: &str = "LIGHTBOX_CHANNEL";
+
+fn draw() -> String {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library keys each by the system's random numbers.
+    let number = || std::hash::RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", number(), number())
+}
+
 /// Reads a child's lines on a thread of its own.
 fn read<T: DeserializeOwned + Send + 'static>(
     output: impl Read + Send + 'static,
+    channel: String,
     mut sink: impl FnMut(Reply<T>) + Send + 'static,
 ) -> Option<JoinHandle<()>> {
     Some(std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
-            sink(match serde_json::from_str(&line) {
-                Ok(line) => Reply::Line(line),
-                Err(e) => Reply::Malformed(format!("`{line}`: {e}")),
+            let own = line.strip_prefix(&channel).and_then(|l| l.strip_prefix(' '));
+            sink(match own.map(serde_json::from_str) {
+                Some(Ok(line)) => Reply::Line(line),
+                Some(Err(e)) => Reply::Malformed(format!("`{line}`: {e}")),
+                None => Reply::Malformed(format!("`{line}`: it does not begin as a line of this channel")),
             });
         }
         sink(Reply::Ended);
@@ -100,11 +118,13 @@ impl Child {
         let binary = std::env::current_exe()?;
         let mut command = Command::new(binary);
         command.envs(variables.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied());
+        let channel = draw();
+        command.env(VARIABLE, &channel);
         let mut process =
             command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn()?;
         let stdin = process.stdin.take();
         let output = process.stdout.take().ok_or_else(|| Error::new(Exit::Other, "a child has no stdout"))?;
-        Ok(Child { process: Process::Spawned(process), stdin, reader: read(output, sink) })
+        Ok(Child { process: Process::Spawned(process), stdin, reader: read(output, channel, sink) })
     }
 
     /// A child that does `work` and ends, without a start of this program, most of which is libtorch's. Only while this
@@ -117,6 +137,8 @@ impl Child {
             return Ok(None);
         }
         let (ours, theirs) = std::io::pipe()?;
+        let channel = draw();
+        *CHANNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = channel.clone();
         let nothing = File::open("/dev/null")?;
         // SAFETY: there is no other thread, so memory is as whole in the child as here.
         match unsafe { libc::fork() } {
@@ -132,7 +154,9 @@ impl Child {
                     libc::_exit(if done.is_ok() { 0 } else { 101 })
                 }
             }
-            id => Ok(Some(Child { process: Process::Forked(id, None), stdin: None, reader: read(ours, sink) })),
+            id => {
+                Ok(Some(Child { process: Process::Forked(id, None), stdin: None, reader: read(ours, channel, sink) }))
+            }
         }
     }
 
@@ -193,7 +217,7 @@ impl Drop for Child {
 }
 
 /// The child's side of the channel; any thread may speak.
-pub struct EventWriter(Mutex<File>);
+pub struct EventWriter(Mutex<File>, String);
 
 impl EventWriter {
     /// To be called once, first of all, in a child.
@@ -207,12 +231,18 @@ impl EventWriter {
             libc::dup2(2, 1);
             File::from_raw_fd(out)
         };
-        EventWriter(Mutex::new(out))
+        guard_descriptors(&[out.as_raw_fd()]);
+        let forked = CHANNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let channel = std::env::var(VARIABLE).unwrap_or(forked);
+        // SAFETY: a child has one thread when it opens its channel.
+        unsafe { std::env::remove_var(VARIABLE) };
+        EventWriter(Mutex::new(out), channel)
     }
 
     /// Says a line. A parent that is gone has taken us with it, or will.
     pub fn say(&self, line: &impl Serialize) {
-        let mut text = serde_json::to_vec(line).unwrap_or_default();
+        let mut text = format!("{} ", self.1).into_bytes();
+        text.extend(serde_json::to_vec(line).unwrap_or_default());
         text.push(b'\n');
         let mut out = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = out.write_all(&text);

@@ -16,8 +16,8 @@ mod weights;
 use crate::binding::{self, default_paths};
 use crate::choice::ExplainerChoice;
 use crate::error::{Error, Result};
-use crate::float_mode::FloatMode;
 use crate::host_calls::{Batches, Calls};
+use crate::process_state::ProcessState;
 use crate::proxy::{self, Counter, Shared};
 use crate::registry;
 use crate::transfer::{Copies, Transfer, own};
@@ -216,8 +216,9 @@ impl Engine {
         file: &Path,
         choice: ExplainerChoice,
     ) -> Result<()> {
-        let bound =
-            FloatMode::keep(&spec.name, || binding::bind(handle, &self.spec, &self.settings.targets, &choice.params));
+        let bound = ProcessState::keep(&format!("explainer {}", spec.name), || {
+            binding::bind(handle, &self.spec, &self.settings.targets, &choice.params)
+        });
         let place = |e: lightbox_sdk::Error| match e.message.starts_with("explainer ") {
             true => Error::from(e),
             false => Error::from(e.context(format!("explainer {}", choice.name))),
@@ -254,7 +255,7 @@ impl Engine {
             runner: needs_model.then(|| explainer.runner.as_ref()),
             host: &serving,
         };
-        Ok(FloatMode::keep(&explainer.spec.name, || explainer.bound.fit(input))?)
+        Ok(ProcessState::keep(&format!("explainer {}", explainer.spec.name), || explainer.bound.fit(input))?)
     }
 
     /// What explainer `index` may ask of the host.
@@ -437,7 +438,8 @@ impl Engine {
                 host: &serving,
             };
             let called = Instant::now();
-            let maps = FloatMode::keep(&explainer.spec.name, || explainer.bound.explain(input));
+            let maps =
+                ProcessState::keep(&format!("explainer {}", explainer.spec.name), || explainer.bound.explain(input));
             seconds = called.elapsed().as_secs_f64();
             let axes = self.spec.input.size.len();
             let outputs = maps.and_then(|maps| check_maps(maps, call.ids.len(), axes, &explainer.spec.name));

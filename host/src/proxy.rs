@@ -2,6 +2,7 @@
 //! explainer is alive, ends it when the user wants to stop, counts the runs, and brings arrays to the model's device and
 //! back for an explainer that reads CPU memory only.
 
+use crate::process_state::ProcessState;
 use crate::transfer::{Transfer, own};
 use crate::watch::Watch;
 use lightbox_sdk::spec::{LoadReport, ModelSpec, Passes};
@@ -110,8 +111,10 @@ impl Model for Proxy {
         self.check()?;
         self.runs.add(request);
         let model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(transfer) = &self.foreign else { return model.run(request) };
-        let response = model.run(&self.outwards(request, transfer.as_ref())?)?;
+        let name = format!("model {}", self.spec.name);
+        let Some(transfer) = &self.foreign else { return ProcessState::keep(&name, || model.run(request)) };
+        let request = self.outwards(request, transfer.as_ref())?;
+        let response = ProcessState::keep(&name, || model.run(&request))?;
         let back = |(name, array): (String, Array)| Ok((name, transfer.to_cpu(&array)?));
         let sets = |all: Vec<BTreeMap<String, Array>>| {
             let one = |set: BTreeMap<String, Array>| set.into_iter().map(back).collect::<Result<_>>();

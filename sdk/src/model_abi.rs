@@ -244,6 +244,17 @@ impl ModelHandle {
         ModelHandle(model)
     }
 
+    /// Sends the header of a request and its arrays as they are, as another process or a plugin of another SDK would, and gives the
+    /// header of the answer.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the message, and the model's own errors.
+    pub fn send(&self, header: &str, arrays: &[Array]) -> Result<String> {
+        let tensors: Vec<abi::WireTensor> = arrays.iter().map(Array::to_wire).collect();
+        let message = Message { json: header.into(), tensors: tensors.into() };
+        Ok(abi::receive(self.0.run(message))?.json.into_string())
+    }
+
     /// A borrowed handle.
     pub fn as_ref(&self) -> ModelRef<'_> {
         ModelRef(&self.0)

@@ -1,7 +1,9 @@
 //! `lightbox run`: results, continuing, and plugins that misbehave.
 
+use lightbox_core::results::{self, Names};
 use lightbox_tests::{built, fail, interrupt, lightbox, run, small_spec, succeed, texts, values};
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -259,6 +261,9 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
         "plan",
         "pairs",
         "channel",
+        "forge",
+        "signals",
+        "closes",
         "rounding",
     ];
     let mut extra = String::from(CONTROLS);
@@ -292,6 +297,10 @@ fn a_hostile_explainer_costs_its_cell_and_no_other() {
     check("plan", "failed", "it crashed (SIGSEGV, segmentation fault)");
     check("pairs", "failed", "rule relu:rescale needs pairs of images");
     check("channel", "failed", "it said what is no event: `this is no event`");
+    check("forge", "failed", "it does not begin as a line of this channel");
+    check("signals", "failed", "explainer hostile-signals changed which signals are blocked; it was set back");
+    check("closes", "failed", "changed where a descriptor of the program leads; it was set back");
+    assert!(!err.lines().any(|line| line.starts_with("note: FORGED")), "{err}");
     if cfg!(target_arch = "x86_64") {
         check("rounding", "failed", "changed how the processor rounds; it was set back");
     }
@@ -531,4 +540,65 @@ fn prepared_images_are_found_by_the_next_run_of_the_same_data() {
     // What was kept may go.
     std::fs::remove_dir_all(at("cache")).unwrap();
     assert!(start("third", "cache").contains("done before"));
+}
+
+/// A run of a random model over phantoms with a planted marker; the folder, which goes with the value.
+fn marked_run(extra: &str, metrics: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics: String = metrics.iter().map(|m| format!("[[metrics]]\nname = \"{m}\"\n")).collect();
+    let spec = format!(
+        "name = \"marked\"\noutput = \"{}\"\n[data]\nsource = \"phantom\"\ncount = 24\npixels = 64\nshortcut = 0.8\n[task]\n{extra}\n\
+         [split]\ntest = \"all\"\n[[models]]\nname = \"densenet-small\"\nweights = \"random\"\nparams = {{ size = 64 }}\n\
+         [[explainers]]\nname = \"edges\"\n{metrics}",
+        folder.path().join("out").display()
+    );
+    let path = folder.path().join("s.toml");
+    std::fs::write(&path, spec).unwrap();
+    succeed(&["run", &path.to_string_lossy()]);
+    folder
+}
+
+/// Each image is classified with the marker painted in and out; as it is, it has the run's own logit, but for the rounding of another
+/// batch.
+#[test]
+fn a_shortcut_is_painted_in_and_out() {
+    let folder = marked_run("intervene = true", &["auroc", "hit"]);
+    let out = folder.path().join("out");
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
+    let effect = &summary["summary"]["interventions"][0];
+    assert_eq!((effect["images"].as_u64(), effect["model"].as_str()), (Some(24), Some("densenet-small")));
+    assert!(effect["logit"][0].as_f64().unwrap() != 0.0, "{effect}");
+    assert!(
+        std::fs::read_to_string(out.join("summary.md")).unwrap().contains("The planted shortcut, painted in and out")
+    );
+    let (mut logits, mut names) = (HashMap::new(), Names::default());
+    results::read_predictions(&out.join("predictions.parquet"), &mut names, &mut |p| {
+        logits.insert((p.image, p.class), p.logit);
+    })
+    .unwrap();
+    let file = std::fs::read_dir(out.join("units")).unwrap().flatten().map(|e| e.path());
+    let file = file.into_iter().find(|p| p.to_string_lossy().ends_with("interventions.jsonl")).unwrap();
+    let mut planted = 0;
+    for line in std::fs::read_to_string(file).unwrap().lines() {
+        let one: lightbox_core::intervention::Intervention = serde_json::from_str(line).unwrap();
+        let key = (names.find(&one.image).unwrap(), names.find("positive").unwrap());
+        let (as_it_is, of_run) = (one.logits[usize::from(one.planted)], logits[&key]);
+        assert!((as_it_is - of_run).abs() < 1e-6, "{}: {as_it_is} {of_run}", one.image);
+        assert_ne!(one.logits[0], one.logits[1]);
+        planted += usize::from(one.planted);
+    }
+    assert!((6..=18).contains(&planted), "{planted}");
+}
+
+/// Without a metric of predictions an image that is not explained is not run.
+#[test]
+fn only_what_is_needed_is_run() {
+    let images = |metrics: &[&str]| {
+        let folder = marked_run("", metrics);
+        let (mut seen, mut names) = (HashSet::new(), Names::default());
+        let path = folder.path().join("out/predictions.parquet");
+        results::read_predictions(&path, &mut names, &mut |p| drop(seen.insert(p.image))).unwrap();
+        seen.len()
+    };
+    assert_eq!((images(&["auroc", "hit"]), images(&["hit"])), (24, 12));
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod docs;
+mod fuzz;
 mod setup;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +50,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Fuzz every reader for a while, guided by coverage; what is found lies in target/fuzz/found
+    #[command(
+        after_help = "Examples:\n  cargo xtask fuzz --seconds 60\n  cargo xtask fuzz --only image --seconds 3600"
+    )]
+    Fuzz(fuzz::FuzzArgs),
     /// Make docs/explainers.md and its pictures anew, by a run of every explainer
     Docs,
 }
@@ -94,6 +100,7 @@ fn main() -> ExitCode {
             build::test(&args)
         }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
+        Task::Fuzz(args) => setup::setup(false).and_then(|()| fuzz::fuzz(&args)),
         Task::Docs => setup::setup(false).and_then(|()| docs::docs()),
         Task::Bench { args } => setup::setup(false).and_then(|()| build::bench(&args)),
     };

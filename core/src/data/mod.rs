@@ -139,6 +139,21 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Image `i` with the planted shortcut, or without it, all else being equal. None where the source plants none.
+    ///
+    /// # Errors
+    /// Those of reading the image.
+    fn with_shortcut(&self, i: usize, present: bool) -> Result<Option<Image>> {
+        let _ = (i, present);
+        Ok(None)
+    }
+
+    /// Whether image `i` has the planted shortcut.
+    fn has_shortcut(&self, i: usize) -> bool {
+        let _ = i;
+        false
+    }
+
     /// Names of the classes, where the source has them.
     fn classes(&self) -> Vec<String> {
         Vec::new()

@@ -65,6 +65,9 @@ impl Default for Phantom {
     }
 }
 
+/// More phantoms would not be listed in the memory of a usual machine.
+const MOST: usize = 10_000_000;
+
 /// Mean and standard deviation of ln(sqrt(width * height) / image side).
 const LOG_SIZE: (f64, f64) = (-2.9432, 0.3874);
 /// Mean and standard deviation of ln(width / height).
@@ -272,8 +275,8 @@ impl Phantom {
     pub(super) fn open(&self) -> Result<Box<dyn Source>> {
         let bad =
             |key: &str, value: String, wanted: &str| Err(Error::new(format!("{key} = {value}: {wanted} expected")));
-        if self.count == 0 {
-            return bad("count", "0".into(), "at least 1");
+        if self.count == 0 || self.count > MOST {
+            return bad("count", self.count.to_string(), "1 to 10 000 000");
         }
         if !(0.0..=1.0).contains(&self.nodules) {
             return bad("nodules", self.nodules.to_string(), "a share from 0 to 1");
@@ -361,12 +364,9 @@ impl Open {
     }
 }
 
-impl Source for Open {
-    fn samples(&self) -> &[Sample] {
-        &self.samples
-    }
-
-    fn image(&self, i: usize) -> Result<Image> {
+impl Open {
+    /// Image `i`, with the marker or without.
+    fn made(&self, i: usize, marked: bool) -> Result<Image> {
         let (mut image, size) = match &self.backgrounds {
             Some((source, each)) => {
                 let grey = source.image(each[i])?;
@@ -377,11 +377,29 @@ impl Source for Open {
         for nodule in &self.nodules[i] {
             nodule.insert(&mut image, size);
         }
-        if self.marked[i] {
+        if marked {
             mark(&mut image, size);
         }
         let bytes = image.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
         Image::grey(size.0, size.1, Pixels::U8(bytes))
+    }
+}
+
+impl Source for Open {
+    fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    fn image(&self, i: usize) -> Result<Image> {
+        self.made(i, self.marked[i])
+    }
+
+    fn with_shortcut(&self, i: usize, present: bool) -> Result<Option<Image>> {
+        self.spec.shortcut.map(|_| self.made(i, present)).transpose()
+    }
+
+    fn has_shortcut(&self, i: usize) -> bool {
+        self.marked[i]
     }
 
     fn files(&self, i: usize) -> Vec<PathBuf> {

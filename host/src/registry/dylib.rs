@@ -3,8 +3,8 @@
 use super::source::{OpenPlugin, PluginSource};
 use super::{Found, Rejected};
 use crate::error::{Error, Result};
-use crate::float_mode::FloatMode;
 use crate::loader::{self, Plugin};
+use crate::process_state::ProcessState;
 use lightbox_core::files;
 use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
 use lightbox_sdk::{ExplainerHandle, ModelHandle};
@@ -46,11 +46,11 @@ impl PluginSource for Dylibs {
     }
 
     fn open(&self, file: &Path) -> Result<Box<dyn OpenPlugin>> {
-        let mode = FloatMode::here();
+        let state = ProcessState::here();
         let plugin = loader::load(file, lightbox_sdk::BUILT_WITH_TORCH);
         // A library that was linked with -ffast-math does so for the whole process.
-        if mode.restore() {
-            eprintln!("note: {} changed how the processor rounds when it was opened; it was set back", file.display());
+        if let Some(changed) = state.restore() {
+            eprintln!("note: {} changed {changed} when it was opened; it was set back", file.display());
         }
         Ok(Box::new(plugin.map_err(|e| Error::plugin(format!("plugin {}: {e}", file.display())))?))
     }

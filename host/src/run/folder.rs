@@ -414,8 +414,14 @@ impl RunFolder {
         for path in entries.flatten().map(|e| e.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // The stem ends with eight digits of a hash, whatever dots a label has.
-            let kinds =
-                ["scores.parquet", "predictions.parquet", "states.safetensors", "curves.jsonl", "agreement.jsonl"];
+            let kinds = [
+                "scores.parquet",
+                "predictions.parquet",
+                "states.safetensors",
+                "curves.jsonl",
+                "agreement.jsonl",
+                INTERVENTIONS,
+            ];
             let plain = kinds.iter().find_map(|kind| name.strip_suffix(&format!(".{kind}")));
             let of_maps = name.strip_suffix(".safetensors").unwrap_or_default();
             // Labels of models and explainers may hold the word too.
@@ -531,6 +537,9 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = files::read(path)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("{}: {e}", path.display())))
 }
+
+/// What a unit's file of interventions ends in.
+pub const INTERVENTIONS: &str = "interventions.jsonl";
 
 /// How alike the maps of explainers are, in a unit that reduces: sums over images ([`lightbox_core::agreement::Sums`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

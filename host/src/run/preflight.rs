@@ -11,7 +11,7 @@ use lightbox_core::data::duplicates::to_split;
 use lightbox_core::data::split::{Split, SplitSpec};
 use lightbox_core::data::{self, Sample, Source, Truth};
 use lightbox_core::files;
-use lightbox_core::task::Explained;
+use lightbox_core::task::{Explained, Kind};
 use lightbox_sdk::spec::{InputSpec, ModelOptions, ParamSpec, ParamValues};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -157,6 +157,10 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
             model.label()
         ))
         .hint("split.test = a number or a share, or no [models.train]"));
+    }
+    if spec.task.intervene && (spec.task.kind != Kind::Binary || source.with_shortcut(0, true)?.is_none()) {
+        return Err(Error::input("task.intervene: it needs a binary task and data with a planted shortcut")
+            .hint("[data] source = \"phantom\", shortcut = 0.8"));
     }
     check_something_is_scored(&spec, source.samples(), &split)?;
     let sizes = spec.models.iter().map(|m| Ok(inputs[m.label()].flat()?)).collect::<Result<Vec<_>>>()?;

@@ -1,7 +1,9 @@
 //! Gathers the tables of a run's units into one summary, and writes its forms and the pictures.
 
 use super::chunk::prepared::explained_rows;
-use super::folder::{AgreementRecord, CurveRecord, RunFolder, read_json, read_lines, write_json, write_lines};
+use super::folder::{
+    AgreementRecord, CurveRecord, INTERVENTIONS, RunFolder, read_json, read_lines, write_json, write_lines,
+};
 use super::index::Index;
 use super::manifest::RunManifest;
 use super::spec::{ModelChoice, RANDOM, RunSpec, file_name};
@@ -14,6 +16,7 @@ use lightbox_core::compare::{Comparisons, MapAgreement};
 use lightbox_core::data::store::Store;
 use lightbox_core::data::{Sample, Source};
 use lightbox_core::files;
+use lightbox_core::intervention::{self, Intervention};
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::maps_file::MapsFile;
 use lightbox_core::metrics::{self, threshold::Regions};
@@ -140,6 +143,7 @@ fn gather(
     let mut gather = Gather::new(&shape);
     let mut sink = ScoreWriter::new(&folder.0.join("scores.parquet"))?;
     let mut curves = Vec::new();
+    let mut interventions = Vec::new();
     let mut alike: BTreeMap<&str, Vec<AgreementRecord>> = BTreeMap::new();
     let (of_maps, chance) = (map_metrics(spec)?, chance_metrics(spec)?);
     for model in &spec.models {
@@ -151,6 +155,10 @@ fn gather(
             for chunk in 0..ids.chunks() {
                 if let Some(stem) = index.predictions(place, chunk, &ids.predictions(label, fold, training, chunk)?) {
                     gather.predictions(&folder.unit(stem, "predictions.parquet"))?;
+                    let file = folder.unit(stem, INTERVENTIONS);
+                    if spec.task.intervene && file.is_file() {
+                        interventions.extend(read_lines::<Intervention>(&file)?);
+                    }
                 }
                 for explainer in running.iter().map(|(e, _)| e.as_str()).chain([CHANCE]) {
                     let maps = ids.maps(label, fold, training, chunk, explainer)?;
@@ -192,6 +200,7 @@ fn gather(
     let (predictions, names) = gather.all_predictions();
     results::write_predictions(&folder.0.join("predictions.parquet"), names, &predictions)?;
     let (mut summary, mut comparisons) = gather.finish(&absent)?;
+    summary.interventions = intervention::effects(&summary.models, &interventions);
     comparisons.maps = alike.into_iter().map(|(model, records)| agreement_of(&summary, model, &records)).collect();
     let measured = |((model, explainer), (seconds, images)): (&(String, String), &(f64, usize))| summary::Seconds {
         model: model.clone(),

@@ -172,6 +172,34 @@ register_explainer!(Hostile("hostile-rounding", |c| {
     map(c, 0.5)
 }));
 
+// Writes what would be an event, well-formed, wherever somebody may listen.
+register_explainer!(Hostile("hostile-forge", |c| {
+    for number in 3..40 {
+        let line = b"{\"event\":\"note\",\"text\":\"FORGED\"}\n";
+        // SAFETY: `write` only reads the line; a descriptor that is not there is an error.
+        unsafe { libc::write(number, line.as_ptr().cast(), line.len()) };
+    }
+    map(c, 0.5)
+}));
+
+// Blocks all signals of its thread, and closes what it did not open.
+register_explainer!(Hostile("hostile-signals", |c| {
+    // SAFETY: the set is filled in before it is used.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+    map(c, 0.5)
+}));
+register_explainer!(Hostile("hostile-closes", |c| {
+    // SAFETY: that it is not ours to close is the point.
+    for number in 0..20 {
+        let _ = unsafe { libc::close(number) };
+    }
+    map(c, 0.5)
+}));
+
 /// A model that misbehaves where gradients are: a sum of tanh over the image, whose gradient it hands back wrongly.
 struct HostileModel(&'static str);
 

@@ -10,11 +10,13 @@
 
 pub(super) mod classified;
 mod explained;
+mod intervened;
 pub(super) mod prepared;
 mod scored;
 mod written;
 
 use super::events::Event;
+use super::folder::{INTERVENTIONS, write_lines};
 use super::scorer::failed;
 use super::state;
 use super::timings::Timings;
@@ -167,6 +169,14 @@ impl Worker {
         if *predict {
             result.predictions = Some(self.identities.predictions(*chunk)?.to_string());
             classified.write(&self.folder.unit(stem, "predictions.parquet"), place)?;
+            if spec.task.intervene {
+                let mut images = [prepared.rows.images(), prepared.rest.clone()].concat();
+                images.sort_unstable();
+                images.dedup();
+                let of = (source.as_ref(), &spec.task, plan.input(label)?);
+                let found = intervened::intervene(engine, of, &images, place, spec.batch_size)?;
+                write_lines(&self.folder.unit(stem, INTERVENTIONS), &found)?;
+            }
         }
         result.timings.files += started.elapsed().as_secs_f64();
         Ok(result)

@@ -6,6 +6,7 @@ use crate::run::spec::RunSpec;
 use lightbox_core::data::split::Split;
 use lightbox_core::data::store::{Batches, Store};
 use lightbox_core::data::{Sample, Truth};
+use lightbox_core::metrics;
 use lightbox_core::task::{Explained, Task};
 use lightbox_sdk::Target;
 use tch::Tensor;
@@ -111,6 +112,16 @@ pub fn validation_images(
     Ok((0..n).map(|k| all[k * all.len() / n]).collect())
 }
 
+/// Whether a run says anything of predictions: what classification alone is for.
+pub fn has_metrics_of_predictions(spec: &RunSpec) -> Result<bool> {
+    for choice in &spec.metrics {
+        if metrics::find(&choice.name)?.needs().maps.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(spec.explainers.is_empty())
+}
+
 /// A chunk, sorted into what is explained and what is only classified.
 pub struct Prepared {
     /// Explanations, images in their order.
@@ -130,9 +141,11 @@ impl Prepared {
         predict: bool,
     ) -> Result<Self> {
         let (mut rows, mut rest) = (Vec::new(), Vec::new());
+        // An image that is not explained is run for what is said of predictions alone.
+        let classifies = predict && (spec.task.intervene || has_metrics_of_predictions(spec)?);
         for i in images_of(split, samples, &spec.task, fold, spec.chunk, chunk)? {
             let mine = explained_rows(&spec.task, &samples[i], store, i)?;
-            if mine.is_empty() && predict {
+            if mine.is_empty() && classifies {
                 rest.push(i);
             }
             rows.extend(mine);
