@@ -3,13 +3,16 @@
 
 use crate::Result;
 use crate::compare::{self, Comparisons, Values};
-use crate::metrics::{Level, Score, Status};
+use crate::metrics::{Level, Predictions, Score, Status};
 use crate::predictions::Table;
 use crate::results::{self, Names, Prediction, Row};
 use crate::stats::interval::{LEAST, Patients};
 use crate::stats::ranking::LEVEL;
 use crate::stats::{deviation, mean};
-use crate::summary::{Absent, CHANCE, Cell, Column, FoldValue, MetricColumn, Plan, ShownMetric, State, Summary};
+use crate::summary::{
+    Absent, CHANCE, Cell, ClassMean, ClassValue, Column, FoldValue, MetricColumn, Plan, ShownMetric, State, Summary,
+};
+use crate::task::{Kind, Task};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -210,6 +213,8 @@ impl<'a> Gather<'a> {
             columns,
             metrics: metrics.collect(),
             cells,
+            class_values: self.class_values()?,
+            class_means: class_means(&comparisons, plan.task.classes.len()),
             interventions: vec![],
             seconds: vec![],
             notes: plan.notes.iter().cloned().chain(without_power(&comparisons)).collect(),
@@ -421,6 +426,32 @@ impl<'a> Gather<'a> {
         images.iter().map(|i| numbers.number(patient(i))).collect()
     }
 
+    /// Metrics of predictions by class, where there are several.
+    fn class_values(&self) -> Result<Vec<ClassValue>> {
+        let (task, mut found) = (&self.plan.task, Vec::new());
+        let one = Task { kind: Kind::Binary, classes: vec![String::new(), String::new()], ..Task::default() };
+        for (model, _) in self.plan.models.iter().filter(|_| task.classes.len() > 2) {
+            let Some(number) = self.names.find(model) else { continue };
+            let mine = self.predictions.iter().filter(|((m, ..), _)| *m == number);
+            let sets: Vec<Table> = mine.map(|(_, p)| Table::new(p, task, &self.names)).collect();
+            for metric in self.plan.metrics.iter().filter(|m| m.metric.needs().maps.is_none()) {
+                for (at, class) in task.classes.iter().enumerate() {
+                    let (mut values, mut images) = (Vec::new(), 0);
+                    for set in &sets {
+                        let (scores, labels) = set.of_class(at);
+                        images = images.max(labels[1].iter().filter(|l| **l == 1).count());
+                        let of = Predictions { task: &one, scores: &scores, labels: &labels };
+                        values.extend(metric.metric.predictions(&of)?.value);
+                    }
+                    let value = (!values.is_empty() && values.len() == sets.len()).then(|| mean(&values));
+                    let (model, metric, class) = (model.clone(), metric.label.clone(), class.clone());
+                    found.push(ClassValue { model, metric, class, value, images });
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// These images by patient and class.
     fn grouped(&self, images: &[u32]) -> Patients {
         let class = |i: &u32| self.plan.images.get(image_of(self.names.name(*i))).map_or(0, |f| f.class as u32);
@@ -455,6 +486,19 @@ impl<'a> Gather<'a> {
     }
 }
 
+/// Means of metrics of maps by class; of two classes there is one that is explained.
+fn class_means(all: &Comparisons, classes: usize) -> Vec<ClassMean> {
+    let of_class = all.strata.iter().filter(|s| s.by == "class" && classes > 2);
+    let mean = |s: &compare::Stratum| ClassMean {
+        model: s.model.clone(),
+        metric: s.metric.clone(),
+        column: s.column,
+        class: s.name.clone(),
+        mean: s.mean,
+    };
+    of_class.map(mean).collect()
+}
+
 /// Says of which comparisons the test could not have found any difference.
 fn without_power(all: &Comparisons) -> Vec<String> {
     let mut found: BTreeMap<(usize, usize), BTreeSet<&str>> = BTreeMap::new();
@@ -487,7 +531,6 @@ impl Gathered {
 mod tests {
     use super::*;
     use crate::metrics;
-    use crate::task::Task;
 
     fn plan(folds: usize, shared: bool) -> Plan {
         let column = |name: &str| {

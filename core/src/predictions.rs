@@ -47,6 +47,13 @@ impl Table {
         Predictions { task, scores: &self.scores, labels: &self.labels }
     }
 
+    /// The task of one class: its scores and labels beside their complements.
+    pub(crate) fn of_class(&self, class: usize) -> (Vec<Vec<f64>>, Vec<Vec<u8>>) {
+        let (scores, labels) = (self.scores[class].clone(), self.labels[class].clone());
+        let complements = (scores.iter().map(|s| 1.0 - s).collect(), labels.iter().map(|l| 1 - l).collect());
+        (vec![complements.0, scores], vec![complements.1, labels])
+    }
+
     /// Patients with and without a class, of the class of which there are fewest in either.
     pub(crate) fn patients(&self, patients: &[u32], task: &Task) -> (usize, usize) {
         let all: HashSet<u32> = patients.iter().copied().collect();

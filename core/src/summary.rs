@@ -219,6 +219,12 @@ pub struct Summary {
     pub metrics: Vec<ShownMetric>,
     /// One a model, column and metric.
     pub cells: Vec<Cell>,
+    /// Metrics of predictions by class, in tasks of several classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_values: Vec<ClassValue>,
+    /// Metrics of maps by class, in tasks of several classes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_means: Vec<ClassMean>,
     /// What a planted shortcut does to each model, where the run's task asks for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interventions: Vec<crate::intervention::Effect>,
@@ -227,6 +233,36 @@ pub struct Summary {
     pub seconds: Vec<Seconds>,
     /// Sentences below the tables.
     pub notes: Vec<String>,
+}
+
+/// A metric of predictions of one class of several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClassValue {
+    /// Its label.
+    pub model: String,
+    /// Its label.
+    pub metric: String,
+    /// The class's name.
+    pub class: String,
+    /// Mean over folds and trainings; none where the class is absent from the test set or in all of it.
+    pub value: Option<f64>,
+    /// Test images with the class.
+    pub images: usize,
+}
+
+/// The mean of a metric of maps over the explanations of one class of several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClassMean {
+    /// Its label.
+    pub model: String,
+    /// Its label.
+    pub metric: String,
+    /// The column of maps, as its place in the summary's list.
+    pub column: usize,
+    /// The class's name.
+    pub class: String,
+    /// Mean over the class's explanations.
+    pub mean: f64,
 }
 
 /// Seconds an image in an explainer's own code and its runs of the model, beyond the run that all share.

@@ -194,7 +194,7 @@ fn by_explainer(
         );
     }
     let title = if title.is_empty() { summary.title.clone() } else { title.to_string() };
-    Some(Table { title, groups, rows, by_explainer: true, of_model: String::new(), notes })
+    Some(Table { title, groups, rows, by_explainer: true, by_class: false, of_model: String::new(), notes })
 }
 
 /// Tables with a row an explainer: one, or of many metrics one a family, in parts that are not too wide.
@@ -250,11 +250,72 @@ fn by_metrics(
             groups: vec![Group { title, columns: columns.clone() }],
             rows: metrics.iter().map(row).collect(),
             by_explainer: false,
+            by_class: false,
             of_model: model.clone(),
             notes: notes.take().unwrap_or_default(),
         }
     };
     summary.models.iter().map(table).collect()
+}
+
+/// A table a model with a row a class, in tasks of several: metrics of predictions, and of maps (all where they are few, else the
+/// first).
+fn by_class(summary: &Summary) -> Vec<Table> {
+    let none = || Cell::NotApplicable { reason: "no test image of the class that can be scored".into() };
+    let mut tables = Vec::new();
+    let maps: Vec<&ShownMetric> = summary.metrics.iter().filter(|m| m.of_maps && m.level == Level::Image).collect();
+    let maps = &maps[..if maps.len() <= MANY { maps.len() } else { 1 }];
+    for model in &summary.models {
+        let values: Vec<_> = summary.class_values.iter().filter(|v| v.model == *model).collect();
+        let means: Vec<_> = summary.class_means.iter().filter(|m| m.model == *model).collect();
+        let mut classes: Vec<&String> = Vec::new();
+        for class in values.iter().map(|v| &v.class).chain(means.iter().map(|m| &m.class)) {
+            if !classes.contains(&class) {
+                classes.push(class);
+            }
+        }
+        if classes.is_empty() {
+            continue;
+        }
+        let predictions: Vec<&ShownMetric> =
+            summary.metrics.iter().filter(|m| !m.of_maps && values.iter().any(|v| v.metric == m.label)).collect();
+        let mut groups = Vec::new();
+        if !predictions.is_empty() {
+            let columns = predictions.iter().map(|m| m.short.clone()).collect();
+            groups.push(Group { title: "classification".into(), columns });
+        }
+        let columns: Vec<String> = summary.columns.iter().map(Column::title).collect();
+        groups.extend(maps.iter().map(|m| Group { title: m.short.clone(), columns: columns.clone() }));
+        let row = |class: &&String| {
+            let mut cells = Vec::new();
+            for metric in &predictions {
+                let found = values.iter().find(|v| v.class == **class && v.metric == metric.label);
+                let found = found.and_then(|v| v.value);
+                cells.push(found.map_or_else(none, |v| Cell::share(v, metric.unit == "share")));
+            }
+            for metric in maps {
+                for column in 0..summary.columns.len() {
+                    let found =
+                        means.iter().find(|m| m.class == **class && m.metric == metric.label && m.column == column);
+                    cells.push(found.map_or_else(none, |m| Cell::share(m.mean, metric.unit == "share")));
+                }
+            }
+            let images = values.iter().find(|v| v.class == **class).map(|v| format!(", {} images", v.images));
+            Row { title: format!("{class}{}", images.unwrap_or_default()), cells }
+        };
+        tables.push(Table {
+            by_class: true,
+            title: format!("{model}, by class"),
+            groups,
+            rows: classes.iter().map(row).collect(),
+            by_explainer: false,
+            of_model: model.clone(),
+            notes: vec![
+                "Each explanation counts with the class that it is of; the tables above are over all classes.".into(),
+            ],
+        });
+    }
+    tables
 }
 
 /// What a planted shortcut does to each model.
@@ -281,6 +342,7 @@ fn of_interventions(summary: &Summary) -> Option<Table> {
         ],
         rows: summary.interventions.iter().map(row).collect(),
         by_explainer: false,
+        by_class: false,
         of_model: String::new(),
         notes: vec![
             "Means over all test images; a model that follows the shortcut rises by it and needs it for its AUROC."
@@ -409,7 +471,15 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
             (_, Some(metric)) => metric.short.clone(),
         };
         if wide {
-            tables.push(Table { title, groups, rows, by_explainer: false, of_model: String::new(), notes: vec![] });
+            tables.push(Table {
+                title,
+                groups,
+                rows,
+                by_explainer: false,
+                by_class: false,
+                of_model: String::new(),
+                notes: vec![],
+            });
             break;
         }
         let spread = spread(summary);
@@ -420,12 +490,21 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
         if many && predictions.is_empty() {
             break;
         }
-        tables.push(Table { title, groups, rows, by_explainer: false, of_model: String::new(), notes });
+        tables.push(Table {
+            title,
+            groups,
+            rows,
+            by_explainer: false,
+            by_class: false,
+            of_model: String::new(),
+            notes,
+        });
     }
     if many {
         let notes = if tables.is_empty() { summary.notes.clone() } else { vec![] };
         tables.extend(by_metrics(summary, &by_metric, &cell, notes));
     }
+    tables.extend(by_class(summary));
     tables.extend(of_interventions(summary));
     if let Some(first) = tables.first_mut() {
         first.notes.extend(faults(summary));
@@ -445,7 +524,10 @@ pub struct Table {
     /// Rows are explainers, and columns models.
     #[serde(default)]
     pub by_explainer: bool,
-    /// Rows are metrics, of this model; empty otherwise.
+    /// Rows are classes, of the model `of_model`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_class: bool,
+    /// Rows are metrics, or classes, of this model; empty otherwise.
     #[serde(default)]
     pub of_model: String,
     /// Sentences below the table.
@@ -476,6 +558,7 @@ impl Table {
         match (self.by_explainer, self.of_model.is_empty()) {
             (true, _) => "explainer",
             (_, true) => "model",
+            _ if self.by_class => "class",
             (_, false) => "metric",
         }
     }
@@ -628,9 +711,14 @@ pub fn csv(tables: &[Table]) -> String {
         for row in &table.rows {
             for ((group, column), cell) in table.columns().into_iter().zip(&row.cells) {
                 let mut line = <[String; 17]>::default();
+                let of_class;
                 let (model, group, column) = match (table.by_explainer, table.of_model.as_str()) {
                     (true, _) => (column, group, row.title.as_str()),
                     (false, "") => (row.title.as_str(), group, column),
+                    (false, model) if table.by_class => {
+                        of_class = format!("{}: {group}", row.title);
+                        (model, of_class.as_str(), column)
+                    }
                     (false, model) => (model, row.title.as_str(), column),
                 };
                 (line[0], line[1], line[2], line[3]) = (table.title.clone(), model.into(), group.into(), column.into());
@@ -721,6 +809,7 @@ mod tests {
                 ],
             }],
             by_explainer: false,
+            by_class: false,
             of_model: String::new(),
             notes: vec!["A note.".into()],
         }
@@ -756,6 +845,9 @@ mod tests {
             columns: explainers.iter().map(|e| Column { explainer: e.clone(), output: String::new() }).collect(),
             metrics: vec![metric("ap", true), metric("deletion", false)],
             cells: vec![value("b", "e3", "ap", 0.5), value("a", CHANCE, "ap", 0.25)],
+            class_values: vec![],
+            class_means: vec![],
+            interventions: vec![],
             seconds: vec![Seconds { model: "b".into(), explainer: "e3".into(), seconds: 0.5 }],
             notes: vec!["A note.".into()],
         };

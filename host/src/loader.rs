@@ -102,11 +102,11 @@ fn check_elf(bytes: &[u8]) -> Result<usize, LoadError> {
         return Err(LoadError::NotElf);
     }
     let (headers, each, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-    let mut need = headers.saturating_add(each * count);
-    need = need.max(number(40, 8)?.saturating_add(number(58, 2)? * number(60, 2)?));
+    let mut need = headers.saturating_add(each.saturating_mul(count));
+    need = need.max(number(40, 8)?.saturating_add(number(58, 2)?.saturating_mul(number(60, 2)?)));
     let mut loaded = 0;
     for i in 0..count {
-        let at = usize::try_from(headers.saturating_add(i * each)).unwrap_or(usize::MAX / 2);
+        let at = usize::try_from(headers.saturating_add(i * each)).unwrap_or(usize::MAX / 2).min(usize::MAX / 2);
         loaded = loaded.max(number(at + 8, 8)?.saturating_add(number(at + 32, 8)?));
     }
     need = need.max(loaded);

@@ -120,4 +120,36 @@ fn each_of_fourteen_labels_is_explained_for_itself() {
         checked += 1;
     }
     assert_eq!(checked, 28);
+
+    // By class: means of the rows, and AUROC as the share of ordered pairs, both found here once more.
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(at("out/summary.json")).unwrap()).unwrap();
+    let of = |key: &str| summary["summary"][key].as_array().unwrap().clone();
+    let (values, means) = (of("class_values"), of("class_means"));
+    assert_eq!((values.len(), means.len()), (CLASSES, 4 * 3 * CLASSES));
+    for v in &values {
+        let k: usize = v["class"].as_str().unwrap()[1..].parse().unwrap();
+        let positive = |image: &String| labels.contains(&(image.clone(), k));
+        let all: Vec<(&String, f64)> = scores.iter().filter(|((_, c), _)| *c == k).map(|((i, _), s)| (i, *s)).collect();
+        let (mut sum, mut pairs) = (0.0, 0.0);
+        for (_, p) in all.iter().filter(|(i, _)| positive(i)) {
+            for (_, n) in all.iter().filter(|(i, _)| !positive(i)) {
+                sum += if p > n { 1.0 } else { 0.5 * f64::from(u8::from(p == n)) };
+                pairs += 1.0;
+            }
+        }
+        assert!((v["value"].as_f64().unwrap() - sum / pairs).abs() < 1e-12, "{v}");
+        assert_eq!(v["images"].as_u64(), Some(2));
+    }
+    let column = |m: &serde_json::Value| summary["summary"]["columns"][m["column"].as_u64().unwrap() as usize].clone();
+    for m in &means {
+        let k: i32 = m["class"].as_str().unwrap()[1..].parse().unwrap();
+        let (explainer, metric) = (column(m)["explainer"].clone(), m["metric"].as_str().unwrap());
+        let same = rows.iter().filter(|r| {
+            r.target == k && names.name(r.metric) == metric && names.name(r.explainer) == explainer && r.value.is_some()
+        });
+        let found: Vec<f64> = same.filter_map(|r| r.value).collect();
+        let mean = found.iter().sum::<f64>() / found.len() as f64;
+        assert!((m["mean"].as_f64().unwrap() - mean).abs() < 1e-12, "{m} {found:?}");
+    }
+    assert!(table.contains("densenet-small, by class") && table.contains("c13, 2 images"), "{table}");
 }

@@ -17,6 +17,20 @@ fn long(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+/// The value representations of PS3.5 6.2. Another one would be read with a length of two bytes here and of four there.
+const KNOWN: [&[u8; 2]; 34] = [
+    b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"OB", b"OD", b"OF", b"OL",
+    b"OV", b"OW", b"PN", b"SH", b"SL", b"SQ", b"SS", b"ST", b"SV", b"TM", b"UC", b"UI", b"UL", b"UN", b"UR", b"US",
+    b"UT", b"UV",
+];
+
+fn unknown(group: u16, element: u16, kind: &[u8]) -> Error {
+    let kind = String::from_utf8_lossy(kind);
+    Error::new(format!(
+        "the DICOM file is broken: element ({group:04x},{element:04x}) has the unknown representation `{kind}`"
+    ))
+}
+
 /// What a level of the walk is in.
 struct Level {
     /// Where it ends; none where an end mark says so.
@@ -38,7 +52,7 @@ pub fn check(bytes: &[u8], explicit: bool) -> Result<()> {
             levels.pop();
             continue;
         }
-        let (Some(group), Some(element)) = (word(bytes, at), word(bytes, at + 2)) else { return Ok(()) };
+        let (Some(group), Some(element)) = (word(bytes, at), word(bytes, at + 2)) else { break };
         let (in_fragments, explicit) = (level.fragments, level.explicit);
         let is_item = group == 0xfffe;
         let (header, length) = match (is_item, explicit, bytes.get(at + 4..at + 6)) {
@@ -53,8 +67,11 @@ pub fn check(bytes: &[u8], explicit: bool) -> Result<()> {
             (false, true, Some(_)) => (8, word(bytes, at + 6).map(u32::from)),
             _ => (8, long(bytes, at + 4)),
         };
-        let Some(length) = length else { return Ok(()) };
+        let Some(length) = length else { break };
         let kind = bytes.get(at + 4..at + 6).unwrap_or_default();
+        if !is_item && explicit && !KNOWN.iter().any(|k| *k == kind) {
+            return Err(unknown(group, element, kind));
+        }
         at += header;
         let left = bytes.len().saturating_sub(at);
         if length != UNDEFINED && length as usize > left {
@@ -88,7 +105,11 @@ pub fn check(bytes: &[u8], explicit: bool) -> Result<()> {
             None => at += length as usize,
         }
     }
-    Ok(())
+    // What has no length ends with a mark.
+    match levels.iter().skip(1).any(|level| level.end.is_none_or(|end| end > bytes.len())) {
+        true => Err(Error::new("the DICOM file is truncated: it ends within a sequence")),
+        false => Ok(()),
+    }
 }
 
 /// The transfer syntax of file meta elements (group 2, explicit, little-endian), and where they end.
@@ -99,6 +120,10 @@ pub fn meta(bytes: &[u8]) -> Result<(String, usize)> {
     let (mut at, mut syntax) = (0, String::new());
     while word(bytes, at) == Some(2) {
         let element = word(bytes, at + 2).unwrap_or_default();
+        let kind = bytes.get(at + 4..at + 6).unwrap_or_default();
+        if !KNOWN.iter().any(|k| *k == kind) {
+            return Err(unknown(2, element, kind));
+        }
         let wide = matches!(bytes.get(at + 4..at + 6), Some(b"OB" | b"OW" | b"UN" | b"UT" | b"UC" | b"UR" | b"SQ"));
         let (header, length) = if wide { (12, long(bytes, at + 8)) } else { (8, word(bytes, at + 6).map(u32::from)) };
         let Some(length) = length else { break };

@@ -216,7 +216,8 @@ fn prepare_one(source: &dyn Source, i: usize, preparation: &Preparation, planes:
     Ok(Prepared { levels, marks, known })
 }
 
-/// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread.
+/// Prepares `file` from a source unless it is there. `progress(done, of)` is called from this thread, `reading`
+/// from any, before an image is read and after it.
 /// A broken image or a box outside its image is an error that names it; nothing is left half written.
 ///
 /// Each image keeps its own depth. A set of 8-bit images takes a byte a value; it is read anew, once, if an image is deeper than
@@ -226,15 +227,17 @@ pub fn prepare(
     size: [usize; 2],
     file: &Path,
     progress: &mut dyn FnMut(usize, usize),
+    reading: &(dyn Fn(Option<usize>) + Sync),
 ) -> Result<()> {
     if file.is_file() {
         return Ok(());
     }
-    let deep = source.image(0)?.is_8_bit() && write(source, size, file, 1, progress)?;
+    reading(Some(0));
+    let deep = source.image(0)?.is_8_bit() && write(source, size, file, 1, progress, reading)?;
     if !deep && file.is_file() {
         return Ok(());
     }
-    write(source, size, file, 2, progress).map(drop)
+    write(source, size, file, 2, progress, reading).map(drop)
 }
 
 /// Writes the file with so many bytes a value; true, and nothing is written, if an image is deeper.
@@ -244,6 +247,7 @@ fn write(
     file: &Path,
     bytes: usize,
     progress: &mut dyn FnMut(usize, usize),
+    reading: &(dyn Fn(Option<usize>) + Sync),
 ) -> Result<bool> {
     let n = source.samples().len();
     let [height, width] = size;
@@ -276,7 +280,12 @@ fn write(
         let done: Vec<_> = range
             .clone()
             .into_par_iter()
-            .map(|i| prepare_one(source, i, &preparation, planes))
+            .map(|i| {
+                reading(Some(i));
+                let made = prepare_one(source, i, &preparation, planes);
+                reading(None);
+                made
+            })
             .collect::<Result<_>>()?;
         if bytes == 1 && done.iter().any(|p| p.levels.depth != Depth::Eight) {
             return Ok(true);
@@ -491,7 +500,7 @@ mod tests {
         let file = folder.path().join("images.safetensors");
         let source = phantoms(9);
         let mut seen = 0;
-        prepare(source.as_ref(), [32, 32], &file, &mut |done, _| seen = done).unwrap();
+        prepare(source.as_ref(), [32, 32], &file, &mut |done, _| seen = done, &|_| {}).unwrap();
         assert_eq!(seen, 9);
         let (mean, std) = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]);
         let open = |budget| Store::open(&file, &mean, &std, Device::Cpu, budget).unwrap();
@@ -516,7 +525,7 @@ mod tests {
         let source = open(&DataSpec::Phantom(phantom), &Task::default()).unwrap();
         for side in [128, 64] {
             let file = folder.path().join(format!("{side}.safetensors"));
-            prepare(source.as_ref(), [side, side], &file, &mut |_, _| {}).unwrap();
+            prepare(source.as_ref(), [side, side], &file, &mut |_, _| {}, &|_| {}).unwrap();
             let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
             for (i, sample) in source.samples().iter().enumerate() {
                 let shortcut = store.shortcut(i);
@@ -548,7 +557,7 @@ mod tests {
         let sample = crate::data::Sample::binary("d", "d", 1, Truth::Unknown);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
-        prepare(&Deep(vec![sample]), [2, 2], &file, &mut |_, _| {}).unwrap();
+        prepare(&Deep(vec![sample]), [2, 2], &file, &mut |_, _| {}, &|_| {}).unwrap();
         let store = Store::open(&file, &[0.0], &[1.0], Device::Cpu, 0).unwrap();
         let values = Vec::<f32>::try_from(store.batch(&[0]).unwrap().flatten(0, -1)).unwrap();
         for (value, wanted) in values.iter().zip([0.0, 0.25, 0.5, 1.0]) {
@@ -597,7 +606,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = |name: &str, samples: Vec<crate::data::Sample>| {
             let file = folder.path().join(name);
-            prepare(&Mixed(samples), [4, 5], &file, &mut |_, _| {}).unwrap();
+            prepare(&Mixed(samples), [4, 5], &file, &mut |_, _| {}, &|_| {}).unwrap();
             Store::open(&file, &[0.48, 0.45, 0.4], &[0.23, 0.22, 0.2], Device::Cpu, 0).unwrap()
         };
         let (alone, both) = (open("a", vec![sample("a")]), open("b", vec![sample("a"), sample("b")]));

@@ -24,7 +24,7 @@ fn spec() -> MetricSpec {
         formula: "mean over r = 1/8, 1/4, 1/2, 1, 2, 4, 8 of the greatest share of findings found with at most r false alarms an image",
         chance: "that of the controls",
         cost: "0; maps of up to a chunk of validation images a fold",
-        edge_cases: "the threshold of candidates is that of `dice`; equal peaks come together; a constant map has no candidate; a map that is not finite has one, a false alarm at every limit; without a finding N/A",
+        edge_cases: "false alarms are counted an explained image: with task.select = `masked` those all have a finding, and images without one count with `all`; the threshold of candidates is that of `dice`; equal peaks come together; a constant map has no candidate; a map that is not finite has one, a false alarm at every limit; without a finding N/A",
         reference: Reference::new(
             "Niemeijer et al.",
             "On Combining Computer-Aided Detection Systems",

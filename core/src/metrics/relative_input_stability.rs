@@ -17,7 +17,7 @@ fn spec() -> MetricSpec {
         title: "Relative input stability: greatest relative change of the map over that of the image",
         formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|(x' - x) / x|, 1e-6), Euclidean norms of ratios of values",
         cost: "copies explanations and copies forward, shared with the other metrics of robustness",
-        edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
+        edge_cases: "in a ratio of values the one below counts as at least a thousandth of its largest, so that zeros of a map do not divide: on maps with many zeros that floor is much of the value, which is one draw of a skewed law; N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: Reference::new(
             "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju",
             "Rethinking Stability for Attribution-based Explanations",

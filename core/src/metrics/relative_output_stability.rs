@@ -17,7 +17,7 @@ fn spec() -> MetricSpec {
         title: "Relative output stability: greatest relative change of the map over the change of the logits",
         formula: "max over copies x' of the same class of |(a(x') - a(x)) / a(x)| / max(|f(x') - f(x)|, 1e-6), f the logits, Euclidean norms",
         cost: "copies explanations and copies forward, shared with the other metrics of robustness",
-        edge_cases: "N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
+        edge_cases: "in a ratio of values the one below counts as at least a thousandth of its largest, so that zeros of a map do not divide: on maps with many zeros that floor is much of the value, which is one draw of a skewed law; N/A where every copy has another predicted class; a map that is not finite, its own or a copy's, is a failure, and so is a map of zeros; a failure is in no mean",
         reference: Reference::new(
             "Agarwal, Johnson, Pawelczyk, Krishna, Saxena, Zitnik, Lakkaraju",
             "Rethinking Stability for Attribution-based Explanations",

@@ -11,6 +11,7 @@
 
 mod bibtex;
 mod gallery;
+mod http;
 pub mod serve;
 
 use crate::error::{Error, Result};

@@ -5,11 +5,10 @@
 
 use super::Run;
 use super::gallery::{file, png, tile};
+use super::http::{Answer, Server};
 use crate::error::{Error, Exit, Result};
 use crate::signals;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::Tensor;
 
 /// Files of a run that are served as they are.
@@ -24,23 +23,8 @@ const FILES: [(&str, &str); 8] = [
     ("images.parquet", "application/vnd.apache.parquet"),
 ];
 
-/// How many answers are sent at a time.
-const READERS: usize = 64;
-
-/// What every answer says: a page runs its own scripts and shows its own pictures, and nothing of another site's, nor in one.
-const HEADERS: [(&str, &str); 4] = [
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; \
-         connect-src 'self'; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"),
-];
-
 /// A page or file; none where there is nothing of this name.
-type Answer = Option<(String, Vec<u8>)>;
+type Found = Option<(String, Vec<u8>)>;
 
 struct Site {
     runs: Vec<(String, Run)>,
@@ -63,7 +47,7 @@ impl Site {
         )
     }
 
-    fn answer(&mut self, path: &str) -> Result<Answer> {
+    fn answer(&mut self, path: &str) -> Result<Found> {
         let path = path.split('?').next().unwrap_or_default();
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         if parts == [""] {
@@ -132,50 +116,20 @@ pub fn serve(folders: &[PathBuf], port: u16, ready: &mut dyn FnMut(&str)) -> Res
     }
     let pages = vec![None; runs.len()];
     let mut site = Site { runs, pages };
-    let server = tiny_http::Server::http(("127.0.0.1", port));
+    let server = Server::open(port);
     let server = server.map_err(|e| Error::input(format!("port {port}: {e}")).hint("--port 0 takes a free one"))?;
-    ready(&format!("http://{}/", server.server_addr()));
-    let busy = Arc::new(AtomicUsize::new(0));
+    ready(&format!("http://{}/", server.address()));
     while !signals::interrupted() {
-        let wait = std::time::Duration::from_millis(200);
-        let received = server.recv_timeout(wait).map_err(|e| Error::new(Exit::Other, e.to_string()))?;
-        let Some(request) = received else { continue };
-        // A page of another site may send its user's browser here; only what is addressed to loopback is answered.
-        let host = request.headers().iter().find(|h| h.field.equiv("Host")).map(|h| h.value.to_string());
-        let local = host.is_none_or(|h| {
-            let name = h.rsplit_once(':').map_or(h.as_str(), |(name, _)| name);
-            ["127.0.0.1", "localhost", "[::1]"].contains(&name)
-        });
-        let known = matches!(request.method(), tiny_http::Method::Get | tiny_http::Method::Head);
-        let found = if local && known { site.answer(request.url()) } else { Ok(None) };
-        let (status, kind, body) = match found {
-            _ if !known => (405, "text/plain; charset=utf-8".into(), b"GET or HEAD expected".to_vec()),
-            Ok(Some((kind, body))) if kind == "redirect" => (301, kind, body),
-            Ok(Some((kind, body))) => (200, kind, body),
-            Ok(None) => (404, "text/plain; charset=utf-8".into(), b"there is nothing of this name".to_vec()),
-            Err(e) => (500, "text/plain; charset=utf-8".into(), e.to_string().into_bytes()),
+        let Some(question) = server.next(std::time::Duration::from_millis(200)) else { continue };
+        let answer = match site.answer(&question.path) {
+            Ok(Some((kind, body))) if kind == "redirect" => {
+                Answer { status: 301, kind: String::from_utf8_lossy(&body).into_owned(), body: vec![] }
+            }
+            Ok(Some((kind, body))) => Answer { status: 200, kind, body },
+            Ok(None) => Answer::text(404, "there is nothing of this name"),
+            Err(e) => Answer::text(500, e.to_string()),
         };
-        let header = match status {
-            301 => tiny_http::Header::from_bytes("Location", body.clone()),
-            _ => tiny_http::Header::from_bytes("Content-Type", kind),
-        };
-        let mut response = tiny_http::Response::from_data(body).with_status_code(status);
-        let fixed = HEADERS.iter().map(|(name, value)| tiny_http::Header::from_bytes(*name, *value));
-        fixed.chain([header]).flatten().for_each(|header| response.add_header(header));
-        // A reader that takes its time does not stop the others; one that has gone away is no failure. Of too many at once the
-        // last are not answered.
-        if busy.load(Ordering::SeqCst) >= READERS {
-            continue;
-        }
-        busy.fetch_add(1, Ordering::SeqCst);
-        let count = busy.clone();
-        let answering = std::thread::Builder::new().spawn(move || {
-            drop(request.respond(response));
-            count.fetch_sub(1, Ordering::SeqCst);
-        });
-        if answering.is_err() {
-            busy.fetch_sub(1, Ordering::SeqCst);
-        }
+        question.answer(answer);
     }
     Ok(Exit::Ok)
 }

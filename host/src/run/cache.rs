@@ -130,7 +130,7 @@ mod tests {
         let data = DataSpec::Phantom(Phantom { count: 3, pixels: 32, ..Phantom::default() });
         let source = open(&data, &Task::default()).unwrap();
         let (made, taken) = (folder.path().join("a/images"), folder.path().join("b/images"));
-        store::prepare(source.as_ref(), [32, 32], &made, &mut |_, _| {}).unwrap();
+        store::prepare(source.as_ref(), [32, 32], &made, &mut |_, _| {}, &|_| {}).unwrap();
         assert!(!cache.take("x", 3, &taken).unwrap() && !taken.exists());
         cache.keep(&made, "x").unwrap();
         cache.keep(&made, "x").unwrap();

@@ -324,6 +324,11 @@ impl RunFolder {
     }
 
     /// What the images' files were.
+    /// The images that a worker is reading while it prepares them.
+    pub fn reading(&self) -> PathBuf {
+        self.0.join("prepared/reading")
+    }
+
     pub fn sources(&self) -> PathBuf {
         self.0.join("prepared").join("files.json")
     }

@@ -30,6 +30,7 @@ pub mod identities;
 pub mod index;
 pub mod manifest;
 pub mod preflight;
+mod reading;
 pub mod reporter;
 pub mod scheduler;
 mod scorer;

@@ -529,7 +529,12 @@ impl Supervisor<'_> {
                 let reason = format!("{workers} lost at {key}: {reason}; the same command tries again ({hint})");
                 self.fail(id, Failure { transient: true, ..failure(model, None, reason) })
             }
-            None => Err(Error::new(Exit::Other, format!("{key}: {reason}")).hint(hint)),
+            None => {
+                let read = super::reading::last(&self.folder.reading());
+                let while_it =
+                    if read.is_empty() { String::new() } else { format!(" while it read {}", read.join(", ")) };
+                Err(Error::new(Exit::Other, format!("{key}: {reason}{while_it}")).hint(hint))
+            }
         }
     }
 }

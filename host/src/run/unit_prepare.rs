@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::events::Event;
 use super::folder::{FileState, hash, read_json, write_json};
+use super::reading::Reading;
 use super::unit::{Unit, size_text};
 use super::worker::Worker;
 use crate::error::{Error, Exit, Result};
@@ -68,7 +69,10 @@ impl Worker {
             rayon::ThreadPoolBuilder::new().build().map_err(|e| Error::new(Exit::Other, format!("threads: {e}")))?;
         pool.install(|| {
             let mut progress = |done, of| sink.say(Event::Progress { unit: key.clone(), done, of });
-            store::prepare(source.as_ref(), size, &file, &mut progress)
+            let now = Reading::new(&self.folder.reading());
+            let samples = source.samples();
+            let reading = |i: Option<usize>| now.set(i.map(|i| samples[i].id.as_str()));
+            store::prepare(source.as_ref(), size, &file, &mut progress, &reading)
         })?;
         // What was hashed is what was read, or the set has no name.
         let same = || states.iter().all(|s| s.is_unchanged().unwrap_or(false));

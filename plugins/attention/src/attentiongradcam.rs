@@ -25,7 +25,7 @@ impl Explainer for AttentionGradCam {
         ExplainerSpec::new("attentiongradcam", "Attention GradCAM", Family::Attention, reference)
             .version(env!("CARGO_PKG_VERSION"))
             .any_dimensions()
-            .formula("relu(mean_h w_h A_h[cls]), w_h = mean_tokens dS/dA_h[cls], the last layer's")
+            .formula("relu(mean_h w_h A_h[cls]), w_h = mean over patch tokens (not the class token) of dS/dA_h[cls], the last layer's")
             .cost("1 F, 1 B")
     }
 

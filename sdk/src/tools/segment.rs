@@ -5,7 +5,8 @@ use ndarray::{Array2, ArrayView3};
 /// Squares: `rows` x `columns` parts as even as they come.
 pub fn grid(height: usize, width: usize, rows: usize, columns: usize) -> Array2<u32> {
     let (rows, columns) = (rows.clamp(1, height.max(1)), columns.clamp(1, width.max(1)));
-    let part = |at: usize, size: usize, parts: usize| at * parts / size.max(1);
+    // Edges are at `k size / parts`, rounded down, as those of the metrics' cells.
+    let part = |at: usize, size: usize, parts: usize| ((at + 1) * parts - 1) / size.max(1);
     Array2::from_shape_fn((height, width), |(y, x)| (part(y, height, rows) * columns + part(x, width, columns)) as u32)
 }
 
