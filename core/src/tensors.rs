@@ -31,9 +31,27 @@ pub fn read_batch(path: &Path) -> Result<Tensor> {
     Ok(batch.f_contiguous()?)
 }
 
+/// Whether the header is one dictionary with one tuple, as that of an array of plain numbers is: the parser takes a time that grows
+/// exponentially with brackets inside each other. NumPy's format, versions 1 to 3.
+fn has_plain_header(bytes: &[u8]) -> bool {
+    let length = |range: std::ops::Range<usize>| {
+        bytes.get(range).map(|b| b.iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte)))
+    };
+    let (start, length): (usize, _) = match bytes.get(6) {
+        Some(1) => (10, length(8..10)),
+        _ => (12, length(8..12)),
+    };
+    let header = length.and_then(|n| bytes.get(start..start.checked_add(n)?));
+    let count = |c: u8| header.unwrap_or_default().iter().filter(|b| **b == c).count();
+    count(b'{') <= 1 && count(b'(') <= 1 && count(b'[') == 0
+}
+
 fn read_npy(path: &Path) -> Result<Tensor> {
     let bytes = files::read(path)?;
     let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
+    if !has_plain_header(&bytes) {
+        return Err(Error::at(path, "the header is not that of an array of plain numbers"));
+    }
     let npy = npyz::NpyFile::new(bytes.as_slice()).map_err(broken)?;
     let shape: Vec<i64> = npy.shape().iter().map(|&n| n as i64).collect();
     let fortran = npy.order() == npyz::Order::Fortran;
@@ -103,6 +121,16 @@ mod tests {
         assert!(read_batch(&path).unwrap_err().to_string().contains("not finite"));
         std::fs::write(&path, b"\x93NUMPY").unwrap();
         assert!(read_batch(&path).unwrap_err().to_string().contains("not a NumPy file"));
+    }
+
+    #[test]
+    fn a_header_of_brackets_does_not_hang() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+        bytes.extend(vec![b'{'; 0x76]);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(read_batch(&path).unwrap_err().to_string().contains("not that of an array of plain numbers"));
     }
 
     #[test]

@@ -87,7 +87,9 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
     if pixels > MAX_PIXELS {
         return Err(Error::new(format!("{width} x {height} pixels are more than {MAX_PIXELS}")));
     }
-    if decoder.total_bytes() > (bytes.len() as u64).saturating_mul(8 * 1200) + (1 << 20) {
+    // A JPEG has a bit at least for each 8 x 8 block: 512 pixels a byte.
+    let jpeg = bytes.starts_with(b"\xff\xd8") && pixels > (bytes.len() as u64).saturating_mul(1024) + (1 << 16);
+    if jpeg || decoder.total_bytes() > (bytes.len() as u64).saturating_mul(8 * 1200) + (1 << 20) {
         return Err(Error::new(format!(
             "the image is broken: {} bytes cannot hold {width} x {height} pixels",
             bytes.len()

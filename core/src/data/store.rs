@@ -583,7 +583,7 @@ mod tests {
         let sample = crate::data::Sample::binary("n1.mha", "p", 1, truth);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("images.safetensors");
-        let error = prepare(&Off(vec![sample]), [8, 8], &file, &mut |_, _| {}).unwrap_err().to_string();
+        let error = prepare(&Off(vec![sample]), [8, 8], &file, &mut |_, _| {}, &|_| {}).unwrap_err().to_string();
         assert_eq!(error, "image n1.mha: box (30, 0, 2 x 2) lies outside the image of 8 x 8 pixels");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing half written");
     }

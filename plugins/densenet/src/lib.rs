@@ -59,6 +59,7 @@ const SMALL: Config = Config {
 const BN_SIZE: i64 = 4;
 const MOMENTUM: f64 = 0.1;
 const EPS: f64 = 1e-5;
+const STEM: &str = "features.conv0";
 const HEAD: [&str; 2] = ["classifier.weight", "classifier.bias"];
 
 impl Config {
@@ -85,6 +86,25 @@ struct Settings {
     preset: Preset,
     #[param(default = Trunk::Folded)]
     trunk: Trunk,
+    /// of the image: 3, or 1 as TorchXRayVision's
+    #[param(default = 3, range = (1, 3))]
+    channels: usize,
+    /// what is subtracted from values of [0, 1] where channels = 1; ImageNet's mean over channels, 0.5 for TorchXRayVision
+    #[param(default = 0.449, range = (-1e6, 1e6))]
+    mean: f64,
+    /// what they are then divided by where channels = 1; ImageNet's, 1/2048 for TorchXRayVision, whose range is [-1024, 1024]
+    #[param(default = 0.226, range = (1e-9, 1e6))]
+    std: f64,
+}
+
+impl Settings {
+    fn input(&self, size: usize) -> Result<InputSpec> {
+        match self.channels {
+            1 => Ok(InputSpec { channels: 1, size: vec![size; 2], mean: vec![self.mean], std: vec![self.std] }),
+            3 => Ok(InputSpec::imagenet(size)),
+            n => Err(Error::invalid(format!("parameter channels: {n}; 1 or 3 expected"))),
+        }
+    }
 }
 
 /// The input size that the options ask for.
@@ -102,7 +122,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
     let classes = if options.classes == 0 { config.classes } else { options.classes };
     // Each of conv0, pool0 (both padded) and the transitions (not padded) halves.
     let mut side = size.div_ceil(2).div_ceil(2);
-    let mut sites = vec![Site::input(3, [size, size])];
+    let input = Settings::resolve(&options.params)?.input(size)?;
+    let mut sites = vec![Site::input(input.channels, [size, size])];
     let shift = |norm: String, channels: i64, side: usize| {
         let site = Site::feature(format!("{norm}.shift"), channels as usize, [side, side]);
         site.role(Role::Bias)
@@ -148,7 +169,7 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
             2017,
             "arXiv:1608.06993",
         ),
-        input: InputSpec::imagenet(size),
+        input,
         outputs: vec![Output::classes("logits", classes, Activation::Softmax)],
         sites,
         cam_site: Some("features.relu5".into()),
@@ -189,7 +210,8 @@ fn initial(config: &Config, classes: i64, options: &ModelOptions) -> Result<Para
         p.insert(&format!("{name}.num_batches_tracked"), count);
         Ok(())
     };
-    conv(&mut p, "features.conv0", config.init_features, 3, 7)?;
+    let channels = Settings::resolve(&options.params)?.channels as i64;
+    conv(&mut p, STEM, config.init_features, channels, 7)?;
     norm(&mut p, "features.norm0", config.init_features)?;
     let mut width = config.init_features;
     for (i, &layers) in config.blocks.iter().enumerate() {
@@ -347,6 +369,17 @@ impl Network for DenseNet {
 
     fn load(&mut self, parameters: Named) -> Result<LoadReport> {
         self.trunk = OnceCell::new();
+        let own = self.base.spec.input.channels;
+        let stem =
+            parameters.iter().find(|(name, _)| *name == format!("{STEM}.weight")).map(|(_, w)| w.shape().to_vec());
+        if let Some([_, channels, ..]) = stem.as_deref()
+            && *channels != own
+        {
+            return Err(Error::invalid(format!(
+                "the checkpoint's network takes images of {channels} channels, this one {own}: its parameter channels = {channels} \
+                 makes it the same (with mean and std, as the checkpoint was trained)"
+            )));
+        }
         self.base.params.load(parameters, modern_key, &HEAD)
     }
 
@@ -401,6 +434,45 @@ mod tests {
         let n = shape.iter().product::<i64>();
         let angles = Tensor::arange(n, (lightbox_sdk::tch::Kind::Double, Device::Cpu)) * 12.9898;
         ((angles.sin() * 43758.5453).frac() * 1.5).to_kind(lightbox_sdk::tch::Kind::Float).reshape(shape)
+    }
+
+    /// A stem of one channel whose weights are the sum of another's over its channels gives the same logits of an image whose
+    /// three normalised channels are equal (TorchXRayVision's layout).
+    #[test]
+    fn one_channel_is_the_sum_of_three_equal_ones() {
+        let options = || ModelOptions { seed: 3, classes: 2, ..ModelOptions::default() };
+        for trunk in ["folded", "plain"] {
+            let mut given = options();
+            given.params.insert("trunk".into(), trunk.into());
+            let three = make(&SMALL, &given).unwrap();
+            given.params.insert("channels".into(), 1i64.into());
+            given.params.insert("mean".into(), 0.5.into());
+            given.params.insert("std".into(), 0.000_488_281_25.into());
+            let mut one = make(&SMALL, &given).unwrap();
+            assert_eq!((one.spec().input.channels, one.spec().input.mean.clone()), (1, vec![0.5]));
+            let named = three.parameters().unwrap();
+            let error = one.load(named.clone()).unwrap_err().to_string();
+            assert!(
+                error.contains("takes images of 3 channels, this one 1") && error.contains("channels = 3"),
+                "{error}"
+            );
+            let summed = named.into_iter().map(|(name, array)| {
+                let tensor = array.share_tensor().unwrap();
+                let stem = name == "features.conv0.weight";
+                let tensor = if stem { tensor.sum_dim_intlist([1i64].as_slice(), true, Kind::Float) } else { tensor };
+                (name, Array::from_tensor(&tensor).unwrap())
+            });
+            one.load(summed.collect()).unwrap();
+            let size = one.spec().input.size[0] as i64;
+            let grey = Tensor::rand([2, 1, size, size], (Kind::Float, lightbox_sdk::tch::Device::Cpu));
+            let run = |model: &dyn Model, x: &Tensor| {
+                let request = Request::forward(Array::from_tensor(x).unwrap());
+                model.run(&request).unwrap().logits.share_tensor().unwrap()
+            };
+            let wanted = run(three.as_ref(), &grey.expand([2, 3, size, size], false).contiguous());
+            let off = (run(one.as_ref(), &grey) - &wanted).abs().max().double_value(&[]);
+            assert!(off < 1e-5 * wanted.abs().max().double_value(&[]).max(1.0), "{trunk}: {off}");
+        }
     }
 
     #[test]
