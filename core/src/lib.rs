@@ -24,6 +24,7 @@ pub mod table;
 pub mod task;
 pub mod tensors;
 pub mod text;
+mod thrift_walk;
 
 pub use error::{Error, Result};
 

@@ -17,7 +17,7 @@
 //! (softmax or sigmoid, [0, 1]), `logit`.
 
 use crate::metrics::{Score, Status};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, thrift_walk};
 use arrow_array::types::Int32Type;
 use arrow_array::{Array, ArrayRef, BooleanArray, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
@@ -401,8 +401,26 @@ fn unwinding<T>(path: &Path, f: impl FnOnce() -> T) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(|_| broken(path, &"it is damaged"))
 }
 
+/// Looks through a file's footer before the reader makes room for what it claims.
+fn check_footer(file: &std::fs::File, path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let io = |e: std::io::Error| Error::io(path, &e);
+    let length = file.metadata().map_err(io)?.len();
+    let mut end = [0u8; 8];
+    if length < 8 {
+        return thrift_walk::check_parquet(&[]).map_err(|e| e.with_path(path));
+    }
+    file.read_exact_at(&mut end, length - 8).map_err(io)?;
+    let claimed = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]])) + 8;
+    let size = claimed.min(length);
+    let mut tail = vec![0u8; size as usize];
+    file.read_exact_at(&mut tail, length - size).map_err(io)?;
+    thrift_walk::check_parquet(&tail).map_err(|e| e.with_path(path))
+}
+
 fn read(path: &Path, version: &str, see: &mut dyn FnMut(&Columns<'_>) -> Result<()>) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    let file = files::open_regular(path)?;
+    check_footer(&file, path)?;
     let opened = unwinding(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
     let reader = opened.map_err(|e| broken(path, &e))?;
     let found = reader.schema().metadata().get("lightbox.schema").cloned().unwrap_or_default();
