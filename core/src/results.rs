@@ -408,14 +408,14 @@ fn check_footer(file: &std::fs::File, path: &Path) -> Result<()> {
     let length = file.metadata().map_err(io)?.len();
     let mut end = [0u8; 8];
     if length < 8 {
-        return thrift_walk::check_parquet(&[]).map_err(|e| e.with_path(path));
+        return thrift_walk::check_parquet(&[]).map_err(|e| broken(path, &e));
     }
     file.read_exact_at(&mut end, length - 8).map_err(io)?;
     let claimed = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]])) + 8;
     let size = claimed.min(length);
     let mut tail = vec![0u8; size as usize];
     file.read_exact_at(&mut tail, length - size).map_err(io)?;
-    thrift_walk::check_parquet(&tail).map_err(|e| e.with_path(path))
+    thrift_walk::check_parquet(&tail).map_err(|e| broken(path, &e))
 }
 
 fn read(path: &Path, version: &str, see: &mut dyn FnMut(&Columns<'_>) -> Result<()>) -> Result<()> {
