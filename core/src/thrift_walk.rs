@@ -7,6 +7,74 @@ use crate::{Error, Result};
 /// Structs inside each other; Parquet's own have six.
 const DEPTH: usize = 32;
 
+/// What a field of one of Parquet's structs is: its number, its type, and of a list what its elements are. The reader goes by the
+/// number alone, so that a text in the place of a list would be read as one.
+struct Field(u64, u8, Option<(u8, &'static [Field])>);
+
+const FILE: &[Field] = &[
+    Field(1, 5, None),
+    Field(2, 9, Some((12, SCHEMA))),
+    Field(3, 6, None),
+    Field(4, 9, Some((12, ROW_GROUP))),
+    Field(5, 9, Some((12, PAIR))),
+    Field(6, 8, None),
+    Field(7, 9, Some((12, &[]))),
+    Field(8, 12, None),
+    Field(9, 8, None),
+];
+const SCHEMA: &[Field] = &[
+    Field(1, 5, None),
+    Field(2, 5, None),
+    Field(3, 5, None),
+    Field(4, 8, None),
+    Field(5, 5, None),
+    Field(6, 5, None),
+    Field(7, 5, None),
+    Field(8, 5, None),
+    Field(9, 5, None),
+    Field(10, 12, None),
+];
+const ROW_GROUP: &[Field] = &[
+    Field(1, 9, Some((12, COLUMN))),
+    Field(2, 6, None),
+    Field(3, 6, None),
+    Field(4, 9, Some((12, &[]))),
+    Field(5, 6, None),
+    Field(6, 6, None),
+    Field(7, 4, None),
+];
+const COLUMN: &[Field] = &[
+    Field(1, 8, None),
+    Field(2, 6, None),
+    Field(3, 12, Some((12, META))),
+    Field(4, 6, None),
+    Field(5, 5, None),
+    Field(6, 6, None),
+    Field(7, 5, None),
+    Field(8, 12, None),
+    Field(9, 8, None),
+];
+const META: &[Field] = &[
+    Field(1, 5, None),
+    Field(2, 9, Some((5, &[]))),
+    Field(3, 9, Some((8, &[]))),
+    Field(4, 5, None),
+    Field(5, 6, None),
+    Field(6, 6, None),
+    Field(7, 6, None),
+    Field(8, 9, Some((12, PAIR))),
+    Field(9, 6, None),
+    Field(10, 6, None),
+    Field(11, 6, None),
+    Field(12, 12, None),
+    Field(13, 9, Some((12, &[]))),
+    Field(14, 6, None),
+    Field(15, 5, None),
+    Field(16, 12, Some((12, SIZES))),
+];
+const SIZES: &[Field] = &[Field(1, 6, None), Field(2, 9, Some((6, &[]))), Field(3, 9, Some((6, &[])))];
+const PAIR: &[Field] = &[Field(1, 8, None), Field(2, 8, None)];
+
 struct Walk<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -45,7 +113,8 @@ impl Walk<'_> {
     }
 
     /// Passes over a value of this type; none where it goes beyond the end.
-    fn value(&mut self, kind: u8, depth: usize) -> Option<()> {
+    /// `inside` says what elements of a list must be, and what fields the structs among them have.
+    fn value(&mut self, kind: u8, depth: usize, inside: Option<(u8, &[Field])>) -> Option<()> {
         if depth > DEPTH {
             return None;
         }
@@ -63,10 +132,13 @@ impl Walk<'_> {
                 let head = self.byte()?;
                 let said = if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
                 let n = self.count(said)?;
+                if n > 0 && inside.is_some_and(|(element, _)| element != head & 15) {
+                    return None;
+                }
                 for _ in 0..n {
                     match head & 15 {
                         1 | 2 => self.skip(1)?,
-                        kind => self.value(kind, depth + 1)?,
+                        kind => self.value(kind, depth + 1, inside)?,
                     }
                 }
                 Some(())
@@ -76,21 +148,30 @@ impl Walk<'_> {
                 let n = self.count(said)?;
                 let kinds = if n > 0 { self.byte()? } else { 0 };
                 for _ in 0..n {
-                    self.value(kinds >> 4, depth + 1)?;
-                    self.value(kinds & 15, depth + 1)?;
+                    self.value(kinds >> 4, depth + 1, None)?;
+                    self.value(kinds & 15, depth + 1, None)?;
                 }
                 Some(())
             }
-            12 => loop {
-                let head = self.byte()?;
-                if head == 0 {
-                    return Some(());
+            12 => {
+                let mut number = 0;
+                loop {
+                    let head = self.byte()?;
+                    if head & 15 == 0 {
+                        return Some(());
+                    }
+                    number = match head >> 4 {
+                        // Zigzag: a number of its own; a negative one is none of Parquet's.
+                        0 => Some(self.number()?).filter(|n| n % 2 == 0)? / 2,
+                        delta => number + u64::from(delta),
+                    };
+                    let known = inside.and_then(|(_, fields)| fields.iter().find(|f| f.0 == number));
+                    if known.is_some_and(|f| f.1 != head & 15) {
+                        return None;
+                    }
+                    self.value(head & 15, depth + 1, known.and_then(|f| f.2))?;
                 }
-                if head >> 4 == 0 {
-                    self.number()?;
-                }
-                self.value(head & 15, depth + 1)?;
-            },
+            }
             _ => None,
         }
     }
@@ -106,7 +187,7 @@ pub fn check_parquet(bytes: &[u8]) -> Result<()> {
         let length = u32::from_le_bytes(bytes[end..end + 4].try_into().ok()?) as usize;
         (&bytes[end + 4..] == b"PAR1").then_some(())?;
         let mut walk = Walk { bytes: bytes.get(end.checked_sub(length)?..end)?, at: 0 };
-        walk.value(12, 0)
+        walk.value(12, 0, Some((12, FILE)))
     };
     footer().ok_or_else(|| {
         Error::new("the Parquet file is broken: its footer is missing or claims more than the file holds")
@@ -123,8 +204,11 @@ mod tests {
 
     #[test]
     fn what_claims_more_than_there_is_is_refused() {
-        // Field 1 an i32, field 2 a list of two binaries, the end.
-        assert!(check_parquet(&file(&[0x15, 0x02, 0x19, 0x28, 1, b'a', 0, 0])).is_ok());
+        // The version, a schema of one element, rows, no groups.
+        let good = [0x15, 0x02, 0x19, 0x1c, 0x48, 1, b'a', 0, 0x16, 0, 0x19, 0x0c, 0];
+        assert!(check_parquet(&file(&good)).is_ok());
+        // A text where the row groups are, which the reader takes for a list of them.
+        assert!(check_parquet(&file(&[0x15, 0x02, 0x38, 2, 0xfc, 0x7f, 0])).is_err());
         // A list of 2^35 structs, as a fuzzer made one: 26 GB were reserved for it.
         assert!(check_parquet(&file(&[0x19, 0xfc, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01, 0])).is_err());
         // Structs in structs without end, a binary beyond the end, a footer longer than the file, no footer.

@@ -597,7 +597,10 @@ fn only_what_is_needed_is_run() {
         let folder = marked_run("", metrics);
         let (mut seen, mut names) = (HashSet::new(), Names::default());
         let path = folder.path().join("out/predictions.parquet");
-        results::read_predictions(&path, &mut names, &mut |p| drop(seen.insert(p.image))).unwrap();
+        results::read_predictions(&path, &mut names, &mut |p| {
+            seen.insert(p.image);
+        })
+        .unwrap();
         seen.len()
     };
     assert_eq!((images(&["auroc", "hit"]), images(&["hit"])), (24, 12));

@@ -42,26 +42,23 @@ pub fn settle(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
     if told {
         return Ok(());
     }
-    let fixed = spec.models.iter().filter(|m| m.train.is_none());
-    for (label, weights) in fixed.filter_map(|m| Some((m.label().to_string(), m.weights_file(0)?))) {
-        match beside(Path::new(&weights))? {
-            Some(names) => {
-                spec.task.classes = names;
-                return Ok(());
-            }
-            None => {
-                return Err(Error::input(format!(
-                    "model {label}: which class each of its outputs is, its weights do not say"
-                ))
-                .hint(format!(
-                    "task.classes = [...], in the outputs' order, or beside the weights a classes.txt with a name a line; the data \
-                     have: {}",
-                    source.classes().join(", ")
-                )));
-            }
+    let given =
+        |m: &super::spec::ModelChoice| Some((m.label().to_string(), m.weights_file(0)?)).filter(|_| m.train.is_none());
+    // One model's names are all models': they share the task.
+    let Some((label, weights)) = spec.models.iter().find_map(given) else { return Ok(()) };
+    match beside(Path::new(&weights))? {
+        Some(names) => {
+            spec.task.classes = names;
+            Ok(())
+        }
+        None => {
+            let what = format!("model {label}: which class each of its outputs is, its weights do not say");
+            Err(Error::input(what).hint(format!(
+                "task.classes = [...], in the outputs' order, or beside the weights a classes.txt with a name a line; the data have: {}",
+                source.classes().join(", ")
+            )))
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -193,8 +193,8 @@ register_explainer!(Hostile("hostile-signals", |c| {
     map(c, 0.5)
 }));
 register_explainer!(Hostile("hostile-closes", |c| {
-    // SAFETY: that it is not ours to close is the point.
     for number in 0..20 {
+        // SAFETY: that it is not ours to close is the point.
         let _ = unsafe { libc::close(number) };
     }
     map(c, 0.5)
