@@ -24,7 +24,7 @@ fn everything_is_listed() {
     {
         assert!(names(&all["explainers"]).contains(&explainer), "{explainer}");
     }
-    assert_eq!(names(&all["datasets"]), ["nih", "node21", "phantom", "table"]);
+    assert_eq!(names(&all["datasets"]), ["chexpert", "nih", "node21", "phantom", "table"]);
     let metrics = names(&all["metrics"]);
     assert!(metrics.len() == 40 && metrics.contains(&"hit") && metrics.contains(&"pixel-auprc"), "{metrics:?}");
     assert_eq!(all["rejected"], json("[]"));

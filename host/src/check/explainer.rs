@@ -7,6 +7,7 @@ use super::{
 use crate::binding::{self, default_paths};
 use crate::engine::{check_fitted, shared_request};
 use crate::host_calls::Calls;
+use crate::process_state::ProcessState;
 use crate::registry::source::OpenPlugin;
 use crate::watch::Watch;
 use lightbox_core::data::image::Intensity;
@@ -189,7 +190,7 @@ impl Tried<'_> {
         let wanted: Vec<Option<Target>> = targets.iter().cloned().map(Some).collect();
         let response = self.model.run(&shared_request(self.model_spec, images, &wanted, self.needs)?)?;
         let mut sets = response.grads.into_iter();
-        self.bound.explain(ExplainInput {
+        let input = ExplainInput {
             images: images.clone(),
             targets,
             logits: response.logits,
@@ -206,7 +207,8 @@ impl Tried<'_> {
             fitted: self.fitted.clone(),
             runner: self.needs.model.then(|| self.model.as_ref()),
             host: self.serving,
-        })
+        };
+        ProcessState::keep(&format!("explainer {}", self.spec.name), || self.bound.explain(input))
     }
 
     fn map(&self) -> std::result::Result<Array, String> {
