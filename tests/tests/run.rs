@@ -408,7 +408,7 @@ fn mistakes_are_clear_errors() {
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");
     check("size = 64", "size = 4", 3, "model densenet-small: parameter size: 4 px is under");
-    check("size = 64", "sizes = 64", 3, "unknown parameter sizes (known: size, precision, trunk)");
+    check("size = 64", "sizes = 64", 3, "unknown parameter sizes (known: size, precision, trunk, channels, mean, std)");
     check(
         "name = \"gradcam\"",
         "name = \"gradcam\"\nparams = { layr = \"x\" }",
