@@ -38,6 +38,9 @@ pub struct FuzzArgs {
     /// Only this target [repeatable]
     #[arg(long, value_parser = TARGETS)]
     only: Vec<String>,
+    /// Of libFuzzer's own draws; 0 takes another each time
+    #[arg(long, default_value_t = 0)]
+    seed: u32,
     /// Stop a target after so many inputs, whatever the time
     #[arg(long)]
     inputs: Option<u64>,
@@ -73,6 +76,7 @@ fn one(program: &Path, target: &str, args: &FuzzArgs) -> Result<(u64, u64), Stri
         format!("-max_total_time={}", args.seconds),
         format!("-runs={}", args.inputs.map_or(-1, |n| n as i64)),
         format!("-artifact_prefix={}/{target}-", found.display()),
+        format!("-seed={}", args.seed),
         "-timeout=10".into(),
         "-malloc_limit_mb=600".into(),
         // libtorch itself takes some two hundred.
