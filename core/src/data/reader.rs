@@ -3,6 +3,7 @@
 use super::image::{Image, Intensity, MAX_PIXELS, Pixels};
 use super::{dicom, mha};
 use crate::{Error, Result, files};
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -69,11 +70,23 @@ fn tripled(image: Image) -> Image {
     Image { channels: 3, pixels, ..image }
 }
 
+/// A JPEG that may be progressive, with end marks after it, more than any segment can take in: zune-jpeg 0.4 looks for the next
+/// mark without end where the file stops after a segment. Others as they are. What follows the first end mark is not read.
+fn ended(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let progressive = bytes.starts_with(b"\xff\xd8") && bytes.windows(2).any(|w| w == b"\xff\xc2");
+    match progressive {
+        true => Cow::Owned([bytes, &b"\xff\xd9".repeat(1 << 15 | 8)].concat()),
+        false => Cow::Borrowed(bytes),
+    }
+}
+
 /// PNG or JPEG.
 fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
     use image::ImageDecoder;
     let broken = |e: &dyn std::fmt::Display| Error::new(format!("the image is broken: {e}"));
-    let mut reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| broken(&e))?;
+    let padded = ended(bytes);
+    let mut reader =
+        image::ImageReader::new(Cursor::new(padded.as_ref())).with_guessed_format().map_err(|e| broken(&e))?;
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(MAX_PIXELS * 8);
     limits.max_image_width = Some(1 << 20);
@@ -113,6 +126,23 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A damaged progressive JPEG that stops after a segment, as a fuzzer made it; one that is whole is read as it was.
+    #[test]
+    fn a_progressive_jpeg_without_an_end_ends() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/image");
+        let endless = std::fs::read(corpus.join("endless.jpg")).unwrap();
+        let (send, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let found = std::panic::catch_unwind(|| decode(&endless, false).is_ok());
+            let _ = send.send(found.is_ok());
+        });
+        assert!(done.recv_timeout(std::time::Duration::from_secs(30)).is_ok(), "it is read without end");
+        let whole = std::fs::read(corpus.join("rgb.jpg")).unwrap();
+        assert!(matches!(ended(&whole), Cow::Owned(_)));
+        let plain = image::load_from_memory(&whole).unwrap().to_rgb8().into_raw();
+        assert_eq!(decode(&whole, true).unwrap().pixels, Pixels::U8(plain));
+    }
 
     /// A PNG's header of 8-bit grey pixels, and nothing behind it.
     fn claim(width: u32, height: u32) -> Vec<u8> {
