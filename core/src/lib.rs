@@ -21,6 +21,7 @@ pub mod seed;
 pub mod stats;
 pub mod summary;
 pub mod table;
+pub mod tables;
 pub mod task;
 pub mod tensors;
 pub mod text;

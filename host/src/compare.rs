@@ -173,6 +173,67 @@ fn setup(a: &Run, b: &Run) -> Result<Vec<String>> {
     Ok(all)
 }
 
+/// A cell of two runs: the images that both have a value of, a patient's together.
+fn row_of(
+    metric: &lightbox_core::summary::ShownMetric,
+    key: &Key,
+    images: &[&String],
+    (before, after): (&BTreeMap<String, Option<f64>>, &BTreeMap<String, Option<f64>>),
+    patients: &BTreeMap<&str, &str>,
+) -> Row {
+    let percent = metric.unit == "share";
+    let worst = lightbox_core::metrics::worst(metric.better, metric.range);
+    let list =
+        |of: &BTreeMap<String, Option<f64>>| -> Option<Vec<f64>> { images.iter().map(|i| of[*i].or(worst)).collect() };
+    let (p, q) = (list(before), list(after));
+    let failed = [before, after].map(|of| images.iter().filter(|i| of[**i].is_none()).count());
+    let equal = images.iter().all(|i| before[*i] == after[*i]);
+    let sign = if metric.better == Better::Higher { 1.0 } else { -1.0 };
+    // A patient's images together; what failed is the worst.
+    let mut groups: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for image in images {
+        let patient = patients.get(image.as_str()).copied().unwrap_or(image.as_str());
+        let turned = |v: Option<f64>| v.map_or(f64::NEG_INFINITY, |v| v * sign);
+        let group = groups.entry(patient).or_default();
+        group.0.push(turned(before[*image]));
+        group.1.push(turned(after[*image]));
+    }
+    let (s, t): (Vec<f64>, Vec<f64>) = groups.values().map(|(s, t)| (mean(s), mean(t))).unzip();
+    let test = wilcoxon(&t, &s);
+    let numbers: Vec<u32> = {
+        let mut names = Names::default();
+        images.iter().map(|i| names.number(patients.get(i.as_str()).copied().unwrap_or(i.as_str()))).collect()
+    };
+    let gaps: Option<Vec<f64>> = p.as_ref().zip(q.as_ref()).map(|(p, q)| p.iter().zip(q).map(|(p, q)| q - p).collect());
+    let open = [f64::NEG_INFINITY, f64::INFINITY];
+    let interval = gaps.as_deref().filter(|_| !equal);
+    let interval = interval.and_then(|g| Patients::new(&numbers, &[]).mean(g, open));
+    let (before, after) = (p.as_deref().map(mean), q.as_deref().map(mean));
+    let (model, explainer, output, _) = key.clone();
+    Row {
+        metric: metric.label.clone(),
+        better: metric.better,
+        model,
+        explainer,
+        output,
+        before,
+        after,
+        difference: gaps.as_deref().map(mean),
+        interval,
+        p: Some(test.p),
+        images: images.len(),
+        failed,
+        verdict: if equal {
+            "equal"
+        } else if test.effect > 0.0 {
+            "better"
+        } else {
+            "worse"
+        },
+        percent,
+    }
+}
+
 fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
     let (a, b) = (Run::open(&args.before)?, Run::open(&args.after)?);
     let (x, y) = (values(&a)?, values(&b)?);
@@ -201,58 +262,7 @@ fn compare_runs(args: &CompareArgs) -> Result<Comparison> {
             if images.is_empty() {
                 continue;
             }
-            let worst = lightbox_core::metrics::worst(metric.better, metric.range);
-            let list = |of: &BTreeMap<String, Option<f64>>| -> Option<Vec<f64>> {
-                images.iter().map(|i| of[*i].or(worst)).collect()
-            };
-            let (p, q) = (list(before), list(after));
-            let failed = [before, after].map(|of| images.iter().filter(|i| of[**i].is_none()).count());
-            let equal = images.iter().all(|i| before[*i] == after[*i]);
-            let sign = if metric.better == Better::Higher { 1.0 } else { -1.0 };
-            // A patient's images together; what failed is the worst.
-            let mut groups: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-            for image in &images {
-                let patient = patients.get(image.as_str()).copied().unwrap_or(image.as_str());
-                let turned = |v: Option<f64>| v.map_or(f64::NEG_INFINITY, |v| v * sign);
-                let group = groups.entry(patient).or_default();
-                group.0.push(turned(before[*image]));
-                group.1.push(turned(after[*image]));
-            }
-            let (s, t): (Vec<f64>, Vec<f64>) = groups.values().map(|(s, t)| (mean(s), mean(t))).unzip();
-            let test = wilcoxon(&t, &s);
-            let numbers: Vec<u32> = {
-                let mut names = Names::default();
-                images.iter().map(|i| names.number(patients.get(i.as_str()).copied().unwrap_or(i.as_str()))).collect()
-            };
-            let gaps: Option<Vec<f64>> =
-                p.as_ref().zip(q.as_ref()).map(|(p, q)| p.iter().zip(q).map(|(p, q)| q - p).collect());
-            let open = [f64::NEG_INFINITY, f64::INFINITY];
-            let interval = gaps.as_deref().filter(|_| !equal);
-            let interval = interval.and_then(|g| Patients::new(&numbers, &[]).mean(g, open));
-            let (before, after) = (p.as_deref().map(mean), q.as_deref().map(mean));
-            let (model, explainer, output, _) = key.clone();
-            mine.push(Row {
-                metric: metric.label.clone(),
-                better: metric.better,
-                model,
-                explainer,
-                output,
-                before,
-                after,
-                difference: gaps.as_deref().map(mean),
-                interval,
-                p: Some(test.p),
-                images: images.len(),
-                failed,
-                verdict: if equal {
-                    "equal"
-                } else if test.effect > 0.0 {
-                    "better"
-                } else {
-                    "worse"
-                },
-                percent,
-            });
+            mine.push(row_of(metric, key, &images, (before, after), &patients));
         }
         let corrected = holm(&mine.iter().map(|r| r.p.unwrap_or(1.0)).collect::<Vec<_>>());
         for (row, p) in mine.iter_mut().zip(corrected) {

@@ -186,8 +186,9 @@ fn class_counts(task: &Task, samples: &[data::Sample], split: &Split) -> Vec<Cla
 fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let mut spec = spec.clone();
     let source = data::open(&spec.data, &spec.task)?;
-    let unnamed = class_names::settle(&mut spec, source.as_ref()).err();
-    let source = data::open(&spec.data, &spec.task)?;
+    let given = spec.task.classes.len();
+    let unnamed = class_names::take_from_weights(&mut spec, source.as_ref()).err();
+    let source = if spec.task.classes.len() == given { source } else { data::open(&spec.data, &spec.task)? };
     let task = spec.task.resolve(source.classes())?;
     let samples = source.samples();
     let count = |f: &dyn Fn(&data::Sample) -> bool| samples.iter().filter(|s| f(s)).count();

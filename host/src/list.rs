@@ -6,7 +6,9 @@ use crate::run::spec::BUILT_IN;
 use lightbox_core::data::SOURCES;
 use lightbox_core::files;
 use lightbox_core::metrics::{self, Better, MetricSpec};
-use lightbox_sdk::spec::{ExplainerSpec, Family, ParamSpec, ParamType, Passes, Plan, Reference, Role, Site, axes_text};
+use lightbox_sdk::spec::{
+    ExplainerSpec, Family, ModelSpec, ParamSpec, ParamType, Passes, Plan, Reference, Role, Site, axes_text,
+};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -226,6 +228,114 @@ fn reference(text: &mut String, r: &Reference) {
     let _ = writeln!(text, "reference  {}{id}", r.citation());
 }
 
+fn info_model(found: &Found, model: &ModelSpec, json: bool) -> Result<String> {
+    let mut text = String::new();
+    let hash = files::sha256(&found.file)?;
+    if json {
+        return pretty(&json!({"model": model, "file": found.file, "sha256": hash, "plugin": found.manifest.plugin}));
+    }
+    let _ = writeln!(text, "model      {} {}: {}", model.name, model.version, model.title);
+    reference(&mut text, &model.reference);
+    let i = &model.input;
+    let _ = writeln!(
+        text,
+        "input      {} = [B, {}, {}] float32, (value in [0, 1] - {:?}) / {:?}",
+        axes_text(&i.axes()),
+        i.channels,
+        i.size.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+        i.mean,
+        i.std
+    );
+    for output in &model.outputs {
+        let shape = output.shape().iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let (name, axes, by) = (&output.name, axes_text(&output.axes()), output.activation().name());
+        let _ = writeln!(text, "output     {name}: {axes} = [B, {shape}], {by}");
+    }
+    let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
+    let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
+    let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
+    let rules = if model.rules.is_empty() { "none".into() } else { model.rules.join(", ") };
+    let _ = writeln!(text, "rules      {rules}");
+    parameters(&mut text, &model.parameters);
+    text.push_str("\nsites\n");
+    let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    let biases: Vec<&Site> = model.sites.iter().filter(|s| s.role == Role::Bias).collect();
+    for s in model.sites.iter().filter(|s| s.role != Role::Bias) {
+        let sizes = s.grid.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let grid = if sizes.is_empty() { String::new() } else { format!(" on {sizes}") };
+        let mark =
+            if model.cam_site.as_ref() == Some(&s.name) { "; class activation maps read it by default" } else { "" };
+        let start = if s.start { "; a run can begin here" } else { "" };
+        let note = if s.text.is_empty() { String::new() } else { format!("; {}", s.text) };
+        let prefix = if s.prefix.is_empty() { String::new() } else { format!(", after {}", s.prefix.join(", ")) };
+        let _ = writeln!(
+            text,
+            "  {:width$}  {}, {}, {} channels{grid}{prefix}{note}{start}{mark}",
+            s.name,
+            s.role_text(),
+            axes_text(&s.axes),
+            s.channels
+        );
+    }
+    if let [first, .., last] = biases.as_slice() {
+        let (n, first, last) = (biases.len(), &first.name, &last.name);
+        let _ = writeln!(text, "  {first} .. {last}  {n} sites of biases at every place (--json names them)");
+    }
+    Ok(text)
+}
+
+fn info_explainer(registry: &Registry, found: &Found, explainer: &ExplainerSpec, json: bool) -> Result<String> {
+    let mut text = String::new();
+    let hash = files::sha256(&found.file)?;
+    if json {
+        let plugin = &found.manifest.plugin;
+        return pretty(&json!({"explainer": explainer, "file": found.file, "sha256": hash, "plugin": plugin}));
+    }
+    let _ = writeln!(text, "explainer  {} {}: {}", explainer.name, explainer.version, explainer.title);
+    reference(&mut text, &explainer.reference);
+    let _ = writeln!(text, "family     {}", family(explainer.family));
+    for (key, value) in [("formula", &explainer.formula), ("cost", &explainer.cost), ("notes", &explainer.notes)] {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{key:10} {value}");
+        }
+    }
+    let signed = if explainer.signed { "yes: negative values speak against the class" } else { "no" };
+    let _ = writeln!(text, "signed     {signed}");
+    let memory = if explainer.cpu_only { "CPU memory (copies in a CUDA run)" } else { "the run's device" };
+    let _ = writeln!(text, "reads      {memory}");
+    text.push_str("needs\n");
+    for (model, plan) in registry.plans(&[(found, explainer)])?.into_iter().flatten() {
+        let _ = writeln!(text, "  {model}: {}", needs(plan));
+    }
+    let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
+    parameters(&mut text, &explainer.parameters);
+    Ok(text)
+}
+
+fn info_metric(m: &metrics::MetricSpec, json: bool) -> Result<String> {
+    let mut text = String::new();
+    if json {
+        return pretty(&encode(m)?);
+    }
+    let pairs: [(&str, String); 10] = [
+        ("metric", format!("{}: {}", m.name, m.title)),
+        ("family", m.family.into()),
+        ("formula", m.formula.into()),
+        ("level", if m.level == metrics::Level::Image { "an image; the table shows the mean" } else { "a set" }.into()),
+        ("better", better(m.better).into()),
+        ("range", format!("{}{}", range(m), if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) })),
+        ("chance", m.chance.into()),
+        ("cost", m.cost.into()),
+        ("edge cases", m.edge_cases.into()),
+        ("reference", m.reference.full()),
+    ];
+    for (key, value) in pairs {
+        let _ = writeln!(text, "{key:10} {value}");
+    }
+    parameters(&mut text, &m.parameters);
+    Ok(text)
+}
+
 /// All of one thing. A built-in spec is printed as its TOML, to start from.
 pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
     if let Some((_, spec)) = BUILT_IN.iter().find(|(n, _)| *n == name) {
@@ -235,127 +345,20 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         }
         return Ok(spec.to_string());
     }
-    let mut text = String::new();
     if let Ok((found, model)) = registry.model(name) {
-        let hash = files::sha256(&found.file)?;
-        if json {
-            return pretty(
-                &json!({"model": model, "file": found.file, "sha256": hash, "plugin": found.manifest.plugin}),
-            );
-        }
-        let _ = writeln!(text, "model      {} {}: {}", model.name, model.version, model.title);
-        reference(&mut text, &model.reference);
-        let i = &model.input;
-        let _ = writeln!(
-            text,
-            "input      {} = [B, {}, {}] float32, (value in [0, 1] - {:?}) / {:?}",
-            axes_text(&i.axes()),
-            i.channels,
-            i.size.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
-            i.mean,
-            i.std
-        );
-        for output in &model.outputs {
-            let shape = output.shape().iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-            let (name, axes, by) = (&output.name, axes_text(&output.axes()), output.activation().name());
-            let _ = writeln!(text, "output     {name}: {axes} = [B, {shape}], {by}");
-        }
-        let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
-        let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
-        let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
-        let rules = if model.rules.is_empty() { "none".into() } else { model.rules.join(", ") };
-        let _ = writeln!(text, "rules      {rules}");
-        parameters(&mut text, &model.parameters);
-        text.push_str("\nsites\n");
-        let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
-        let biases: Vec<&Site> = model.sites.iter().filter(|s| s.role == Role::Bias).collect();
-        for s in model.sites.iter().filter(|s| s.role != Role::Bias) {
-            let sizes = s.grid.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-            let grid = if sizes.is_empty() { String::new() } else { format!(" on {sizes}") };
-            let mark = if model.cam_site.as_ref() == Some(&s.name) {
-                "; class activation maps read it by default"
-            } else {
-                ""
-            };
-            let start = if s.start { "; a run can begin here" } else { "" };
-            let note = if s.text.is_empty() { String::new() } else { format!("; {}", s.text) };
-            let prefix = if s.prefix.is_empty() { String::new() } else { format!(", after {}", s.prefix.join(", ")) };
-            let _ = writeln!(
-                text,
-                "  {:width$}  {}, {}, {} channels{grid}{prefix}{note}{start}{mark}",
-                s.name,
-                s.role_text(),
-                axes_text(&s.axes),
-                s.channels
-            );
-        }
-        if let [first, .., last] = biases.as_slice() {
-            let (n, first, last) = (biases.len(), &first.name, &last.name);
-            let _ = writeln!(text, "  {first} .. {last}  {n} sites of biases at every place (--json names them)");
-        }
-        return Ok(text);
+        return info_model(found, model, json);
     }
     if let Ok((found, explainer)) = registry.explainer(name) {
-        let hash = files::sha256(&found.file)?;
-        if json {
-            let plugin = &found.manifest.plugin;
-            return pretty(&json!({"explainer": explainer, "file": found.file, "sha256": hash, "plugin": plugin}));
-        }
-        let _ = writeln!(text, "explainer  {} {}: {}", explainer.name, explainer.version, explainer.title);
-        reference(&mut text, &explainer.reference);
-        let _ = writeln!(text, "family     {}", family(explainer.family));
-        for (key, value) in [("formula", &explainer.formula), ("cost", &explainer.cost), ("notes", &explainer.notes)] {
-            if !value.is_empty() {
-                let _ = writeln!(text, "{key:10} {value}");
-            }
-        }
-        let signed = if explainer.signed { "yes: negative values speak against the class" } else { "no" };
-        let _ = writeln!(text, "signed     {signed}");
-        let memory = if explainer.cpu_only { "CPU memory (copies in a CUDA run)" } else { "the run's device" };
-        let _ = writeln!(text, "reads      {memory}");
-        text.push_str("needs\n");
-        for (model, plan) in registry.plans(&[(found, explainer)])?.into_iter().flatten() {
-            let _ = writeln!(text, "  {model}: {}", needs(plan));
-        }
-        let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
-        parameters(&mut text, &explainer.parameters);
-        return Ok(text);
+        return info_explainer(registry, found, explainer, json);
     }
     if let Ok(metric) = metrics::find(name) {
-        let m = metric.spec();
-        if json {
-            return pretty(&encode(&m)?);
-        }
-        let pairs: [(&str, String); 10] = [
-            ("metric", format!("{}: {}", m.name, m.title)),
-            ("family", m.family.into()),
-            ("formula", m.formula.into()),
-            (
-                "level",
-                if m.level == metrics::Level::Image { "an image; the table shows the mean" } else { "a set" }.into(),
-            ),
-            ("better", better(m.better).into()),
-            (
-                "range",
-                format!("{}{}", range(&m), if m.unit.is_empty() { String::new() } else { format!(", {}", m.unit) }),
-            ),
-            ("chance", m.chance.into()),
-            ("cost", m.cost.into()),
-            ("edge cases", m.edge_cases.into()),
-            ("reference", m.reference.full()),
-        ];
-        for (key, value) in pairs {
-            let _ = writeln!(text, "{key:10} {value}");
-        }
-        parameters(&mut text, &m.parameters);
-        return Ok(text);
+        return info_metric(&metric.spec(), json);
     }
     if let Some(s) = SOURCES.iter().find(|s| s.name == name) {
         if json {
             return pretty(&encode(s)?);
         }
-        let _ = writeln!(text, "dataset    {}: {}\nkeys       {}", s.name, s.title, s.keys);
-        return Ok(text);
+        return Ok(format!("dataset    {}: {}\nkeys       {}\n", s.name, s.title, s.keys));
     }
     let mut known: Vec<&str> =
         metrics::all().iter().map(|m| m.spec().name).chain(SOURCES.iter().map(|s| s.name)).collect();

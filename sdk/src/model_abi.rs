@@ -10,8 +10,7 @@ use crate::{Array, DType, Error, HessianProduct, Model, Named, Objective, Patch,
 use std::mem::ManuallyDrop;
 
 /// What a request may require. A model built against an SDK without one of these refuses it.
-#[cfg(not(feature = "abi-next"))]
-const KNOWN: [&str; 9] = [
+const KNOWN: &[&str] = &[
     "patches",
     "objectives",
     "grads",
@@ -21,18 +20,7 @@ const KNOWN: [&str; 9] = [
     "products",
     "objective:output",
     "objective:runner-up",
-];
-#[cfg(feature = "abi-next")]
-const KNOWN: [&str; 10] = [
-    "patches",
-    "objectives",
-    "grads",
-    "rules",
-    "start",
-    "pairs",
-    "products",
-    "objective:output",
-    "objective:runner-up",
+    #[cfg(feature = "abi-next")]
     "noise",
 ];
 
@@ -87,7 +75,7 @@ impl Request {
 
     fn unpack(message: Message) -> Result<Self> {
         let (wire, arrays): (RequestMessage, _) = Unpacker::open(message)?;
-        check_requires("the request", &wire.requires, &KNOWN)?;
+        check_requires("the request", &wire.requires, KNOWN)?;
         let patch = |p: PatchMessage| {
             Ok(Patch { site: p.site, scale: arrays.optional(p.scale)?, shift: arrays.optional(p.shift)? })
         };

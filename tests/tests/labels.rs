@@ -121,8 +121,19 @@ fn each_of_fourteen_labels_is_explained_for_itself() {
     }
     assert_eq!(checked, 28);
 
-    // By class: means of the rows, and AUROC as the share of ordered pairs, both found here once more.
-    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(at("out/summary.json")).unwrap()).unwrap();
+    by_class(&at("out/summary.json"), &scores, &labels, &rows, &names);
+    assert!(table.contains("densenet-small, by class") && table.contains("c13, 2 images"), "{table}");
+}
+
+/// The tables by class: means of the rows, and AUROC as the share of ordered pairs, both found here once more.
+fn by_class(
+    summary: &std::path::Path,
+    scores: &BTreeMap<(String, usize), f64>,
+    labels: &[(String, usize)],
+    rows: &[lightbox_core::results::Row],
+    names: &Names,
+) {
+    let summary: serde_json::Value = serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
     let of = |key: &str| summary["summary"][key].as_array().unwrap().clone();
     let (values, means) = (of("class_values"), of("class_means"));
     assert_eq!((values.len(), means.len()), (CLASSES, 4 * 3 * CLASSES));
@@ -151,5 +162,4 @@ fn each_of_fourteen_labels_is_explained_for_itself() {
         let mean = found.iter().sum::<f64>() / found.len() as f64;
         assert!((m["mean"].as_f64().unwrap() - mean).abs() < 1e-12, "{m} {found:?}");
     }
-    assert!(table.contains("densenet-small, by class") && table.contains("c13, 2 images"), "{table}");
 }

@@ -97,7 +97,7 @@ impl Default for CheXpert {
     }
 }
 
-/// What a label says of an image, with the number of uncertain ones.
+/// What a label says of an image: whether it has the observation, or that it is left out.
 enum Label {
     Is(bool),
     Left,

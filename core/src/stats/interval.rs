@@ -111,7 +111,7 @@ impl Patients {
         Some([end(quantile), end(-quantile)])
     }
 
-    /// The jackknife's variance of a statistic, and how many patients it is worth: `of` gives the statistic of the images that
+    /// The jackknife's variance of a statistic (Tukey 1958), a patient left out at a time, within strata: `of` gives the statistic of the images that
     /// are kept (1) and not left out (0). None where it has no value without some patient.
     pub fn jackknife(&self, of: impl Fn(&[u8]) -> Option<f64> + Sync) -> Option<f64> {
         use rayon::prelude::*;

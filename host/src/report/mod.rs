@@ -162,11 +162,9 @@ impl Run {
         })
     }
 
-    /// All that the page shows.
-    fn data(&self, served: bool) -> Result<Value> {
-        let summary = &self.summary;
+    fn shown_columns(&self) -> Vec<Value> {
         let about = |label: &str| self.about.explainers.iter().find(|e| e.label == label);
-        let columns: Vec<Value> = summary
+        self.summary
             .columns
             .iter()
             .map(|c| {
@@ -175,8 +173,12 @@ impl Run {
                 let name = described.map(|d| d.name.clone()).unwrap_or_default();
                 json!({ "title": c.title(), "name": name, "control": family == "control", "family": family })
             })
-            .collect();
-        let metrics: Vec<Value> = summary
+            .collect()
+    }
+
+    fn shown_metrics(&self) -> Vec<Value> {
+        let summary = &self.summary;
+        summary
             .metrics
             .iter()
             .map(|m| {
@@ -191,9 +193,12 @@ impl Run {
                 }
                 spec
             })
-            .collect();
+            .collect()
+    }
+
+    fn shown_cells(&self) -> Vec<Value> {
         let mut cells = Vec::new();
-        for cell in &summary.cells {
+        for cell in &self.summary.cells {
             let place = self.model(&cell.model).zip(self.metric(&cell.metric));
             let Some(((m, k), c)) = place.zip(self.column(&cell.explainer, &cell.output)) else { continue };
             cells.push(match &cell.state {
@@ -217,7 +222,11 @@ impl Run {
                 State::Failed { reason } => json!({ "m": m, "c": c, "k": k, "state": "failed", "reason": reason }),
             });
         }
-        let comparisons: Vec<Value> = self
+        cells
+    }
+
+    fn shown_comparisons(&self) -> Vec<Value> {
+        self
             .comparisons
             .comparisons
             .iter()
@@ -242,7 +251,14 @@ impl Run {
                     "differences": differences, "alpha": c.alpha
                 }))
             })
-            .collect();
+            .collect()
+    }
+
+    /// All that the page shows.
+    fn data(&self, served: bool) -> Result<Value> {
+        let summary = &self.summary;
+        let (columns, metrics, cells) = (self.shown_columns(), self.shown_metrics(), self.shown_cells());
+        let comparisons = self.shown_comparisons();
         let strata: Vec<Value> = self
             .comparisons
             .strata
@@ -312,7 +328,7 @@ impl Run {
     /// The sentences below the run's tables, each once.
     fn notes(&self) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
-        for note in lightbox_core::table::tables(&self.summary).iter().flat_map(|t| t.notes.clone()) {
+        for note in lightbox_core::tables::tables(&self.summary).iter().flat_map(|t| t.notes.clone()) {
             if !all.contains(&note) {
                 all.push(note);
             }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// Names of a model's classes in the order of its outputs, from a file beside its weights: `config.json` of Hugging Face
 /// (`id2label`), or `classes.txt`, a name a line. None where there is neither.
-fn beside(weights: &Path) -> Result<Option<Vec<String>>> {
+fn names_beside(weights: &Path) -> Result<Option<Vec<String>>> {
     let folder = weights.parent().unwrap_or(Path::new("."));
     let config = folder.join("config.json");
     if config.is_file() {
@@ -37,7 +37,7 @@ fn beside(weights: &Path) -> Result<Option<Vec<String>>> {
 ///
 /// # Errors
 /// Given weights in a task of several classes whose order nothing says.
-pub fn settle(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
+pub fn take_from_weights(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
     let told = !spec.task.classes.is_empty() || spec.task.kind == Kind::Binary || source.orders_classes();
     if told {
         return Ok(());
@@ -46,7 +46,7 @@ pub fn settle(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
         |m: &super::spec::ModelChoice| Some((m.label().to_string(), m.weights_file(0)?)).filter(|_| m.train.is_none());
     // One model's names are all models': they share the task.
     let Some((label, weights)) = spec.models.iter().find_map(given) else { return Ok(()) };
-    match beside(Path::new(&weights))? {
+    match names_beside(Path::new(&weights))? {
         Some(names) => {
             spec.task.classes = names;
             Ok(())
@@ -69,16 +69,16 @@ mod tests {
     fn names_beside_weights_are_in_the_outputs_order() {
         let folder = tempfile::tempdir().unwrap();
         let weights = folder.path().join("w.pth");
-        assert_eq!(beside(&weights).unwrap(), None);
+        assert_eq!(names_beside(&weights).unwrap(), None);
         std::fs::write(folder.path().join("classes.txt"), "zebra\n ant \n\n").unwrap();
-        assert_eq!(beside(&weights).unwrap().unwrap(), ["zebra", "ant"]);
+        assert_eq!(names_beside(&weights).unwrap().unwrap(), ["zebra", "ant"]);
         let config = folder.path().join("config.json");
         std::fs::write(&config, r#"{"id2label": {"10": "k", "0": "z", "1": "a"}}"#).unwrap();
-        assert_eq!(beside(&weights).unwrap().unwrap(), ["zebra", "ant"], "a config with a gap says nothing");
+        assert_eq!(names_beside(&weights).unwrap().unwrap(), ["zebra", "ant"], "a config with a gap says nothing");
         let labels: Vec<String> = (0..11).map(|i| format!("\"{i}\": \"c{i}\"")).collect();
         std::fs::write(&config, format!("{{\"id2label\": {{{}}}}}", labels.join(","))).unwrap();
-        assert_eq!(beside(&weights).unwrap().unwrap()[10], "c10");
+        assert_eq!(names_beside(&weights).unwrap().unwrap()[10], "c10");
         std::fs::write(&config, "{").unwrap();
-        assert!(beside(&weights).unwrap_err().message.contains("config.json"));
+        assert!(names_beside(&weights).unwrap_err().message.contains("config.json"));
     }
 }

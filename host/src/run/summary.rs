@@ -23,7 +23,8 @@ use lightbox_core::metrics::{self, threshold::Regions};
 use lightbox_core::picture::{Picture, sheet};
 use lightbox_core::results::{self, ImageRow, ScoreWriter};
 use lightbox_core::summary::{self, Absent, CHANCE, Column, ImageFacts, MetricColumn, Summary};
-use lightbox_core::table::{Table, csv, tables};
+use lightbox_core::table::{Table, csv};
+use lightbox_core::tables::tables;
 use lightbox_core::task::{Explained, Kind};
 use lightbox_core::text::plain;
 use schemars::JsonSchema;
@@ -79,16 +80,15 @@ fn place<'a>(model: &'a ModelChoice, spec: &RunSpec, folds: usize) -> Vec<(&'a s
     (0..folds).flat_map(|fold| (0..seeds).map(move |training| (model.label(), fold, training))).collect()
 }
 
-/// Reads all tables of a run.
-fn gather(
+/// What a run set out to do, for its summary.
+fn plan_of(
     state: &RunState<'_>,
-    folder: &RunFolder,
     images: &[ImageRow],
     samples: &[Sample],
     controls: &[String],
     notes: Vec<String>,
-) -> Result<(Summary, Comparisons, Vec<Curves>)> {
-    let (spec, ids) = (state.spec(), state.identities());
+) -> Result<summary::Plan> {
+    let spec = state.spec();
     let mut columns = Vec::new();
     for choice in &spec.metrics {
         let metric = metrics::find(&choice.name)?;
@@ -102,7 +102,7 @@ fn gather(
         size: row.mask.filter(|m| *m > 0.0),
     };
     let facts = images.iter().map(|row| (row.image.clone(), facts(row))).collect();
-    let shape = summary::Plan {
+    Ok(summary::Plan {
         name: spec.name.clone(),
         title: if spec.title.is_empty() { spec.name.clone() } else { spec.title.clone() },
         task: spec.task.clone(),
@@ -115,8 +115,12 @@ fn gather(
         controls: controls.to_vec(),
         images: facts,
         notes,
-    };
-    let mut absent = Vec::new();
+    })
+}
+
+/// Cells without a value, and why.
+fn absent(state: &RunState<'_>) -> Result<Vec<Absent>> {
+    let (spec, mut absent) = (state.spec(), Vec::new());
     for model in spec.models.iter().map(ModelChoice::label) {
         let failed = |f: &Failure, explainer: Option<String>| Absent {
             model: model.into(),
@@ -136,6 +140,20 @@ fn gather(
             }
         }
     }
+    Ok(absent)
+}
+
+/// Reads all tables of a run.
+fn gather(
+    state: &RunState<'_>,
+    folder: &RunFolder,
+    images: &[ImageRow],
+    samples: &[Sample],
+    controls: &[String],
+    notes: Vec<String>,
+) -> Result<(Summary, Comparisons, Vec<Curves>)> {
+    let (spec, ids) = (state.spec(), state.identities());
+    let shape = plan_of(state, images, samples, controls, notes)?;
     let records = folder.records()?;
     let index = Index::new(&records);
     // Seconds and images, by model and explainer.
@@ -199,7 +217,7 @@ fn gather(
     sink.finish()?;
     let (predictions, names) = gather.all_predictions();
     results::write_predictions(&folder.0.join("predictions.parquet"), names, &predictions)?;
-    let (mut summary, mut comparisons) = gather.finish(&absent)?;
+    let (mut summary, mut comparisons) = gather.finish(&absent(state)?)?;
     summary.interventions = intervention::effects(&summary.models, &interventions);
     comparisons.maps = alike.into_iter().map(|(model, records)| agreement_of(&summary, model, &records)).collect();
     let measured = |((model, explainer), (seconds, images)): (&(String, String), &(f64, usize))| summary::Seconds {

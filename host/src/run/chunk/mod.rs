@@ -2,6 +2,7 @@
 //!
 //! 1. [`prepared`]: which images are explained and for what, and which are only classified; batches from the store.
 //! 2. [`classified`]: what the model says of each image.
+//!    [`intervened`] says it of images with a planted shortcut painted in and out, where the task asks for it.
 //! 3. [`explained`]: the shared run and the explainers, again without one that wrote to its input.
 //! 4. [`scored`]: the metrics' answers, of those that ask nothing on another thread where cores are free.
 //! 5. [`written`]: maps as they come, a file an explainer; tables, states and last the record.
