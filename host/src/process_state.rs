@@ -82,18 +82,34 @@ fn leads_to(number: RawFd) -> Option<(u64, u64)> {
     }
 }
 
+/// Descriptors as they are now, with their copies.
+fn guarded(numbers: &[RawFd]) -> Vec<Guarded> {
+    let one = |&number: &RawFd| {
+        let what = leads_to(number)?;
+        // SAFETY: it only makes a new descriptor.
+        let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 800) };
+        (copy >= 0).then_some(Guarded { number, copy, what })
+    };
+    numbers.iter().filter_map(one).collect()
+}
+
+/// Leads descriptors back to where they led; whether one did not.
+fn lead_back(all: &[Guarded]) -> bool {
+    let mut led_elsewhere = false;
+    for guarded in all {
+        // A copy that was closed too cannot set anything back; the channel is then silent, and the worker is lost.
+        if leads_to(guarded.number) != Some(guarded.what) && leads_to(guarded.copy) == Some(guarded.what) {
+            // SAFETY: both are descriptors of this process; the copy is ours.
+            unsafe { libc::dup2(guarded.copy, guarded.number) };
+            led_elsewhere = true;
+        }
+    }
+    led_elsewhere
+}
+
 /// Watches the standard descriptors and these from now on; called once in a child, before a plugin is opened.
 pub fn guard_descriptors(others: &[RawFd]) {
-    GUARDED.get_or_init(|| {
-        let all = [0, 1, 2].iter().chain(others);
-        all.filter_map(|&number| {
-            let what = leads_to(number)?;
-            // SAFETY: it only makes a new descriptor.
-            let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 800) };
-            (copy >= 0).then_some(Guarded { number, copy, what })
-        })
-        .collect()
-    });
+    GUARDED.get_or_init(|| guarded(&[&[0, 1, 2], others].concat()));
 }
 
 /// The state of this thread and process before a call into a plugin.
@@ -130,16 +146,7 @@ impl ProcessState {
             unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.signals, std::ptr::null_mut()) };
             changed.push("which signals are blocked");
         }
-        let mut led_elsewhere = false;
-        for guarded in GUARDED.get().into_iter().flatten() {
-            // A copy that was closed too cannot set anything back; the channel is then silent, and the worker is lost.
-            if leads_to(guarded.number) != Some(guarded.what) && leads_to(guarded.copy) == Some(guarded.what) {
-                // SAFETY: both are descriptors of this process; the copy is ours.
-                unsafe { libc::dup2(guarded.copy, guarded.number) };
-                led_elsewhere = true;
-            }
-        }
-        if led_elsewhere {
+        if lead_back(GUARDED.get().map_or(&[], Vec::as_slice)) {
             changed.push("where a descriptor of the program leads");
         }
         (!changed.is_empty()).then(|| changed.join(" and "))
@@ -175,21 +182,29 @@ mod tests {
     }
 
     #[test]
-    fn signals_and_descriptors_are_set_back() {
-        let file = tempfile::tempfile().unwrap();
-        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
-        guard_descriptors(&[number]);
-        let (state, before) = (ProcessState::here(), leads_to(number));
+    fn blocked_signals_are_set_back() {
+        let state = ProcessState::here();
         assert_eq!(state.restore(), None);
-        // SAFETY: a set that is filled in here, and descriptors of this process.
+        // SAFETY: a set that is filled in here.
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigaddset(&mut set, libc::SIGUSR2);
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-            libc::close(number);
         }
-        let said = state.restore().unwrap();
-        assert_eq!(said, "which signals are blocked and where a descriptor of the program leads");
-        assert!(state.restore().is_none() && leads_to(number) == before);
+        assert_eq!(state.restore().unwrap(), "which signals are blocked");
+        assert_eq!(state.restore(), None);
+    }
+
+    /// Not those of the process, which other tests compare meanwhile.
+    #[test]
+    fn descriptors_lead_where_they_led() {
+        let (file, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let all = guarded(&[number]);
+        assert!(!lead_back(&all));
+        // SAFETY: the descriptor is this test's; it leads to the other file for a moment.
+        unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&other), number) };
+        assert_ne!(leads_to(number), Some(all[0].what));
+        assert!(lead_back(&all) && leads_to(number) == Some(all[0].what) && !lead_back(&all));
     }
 }
