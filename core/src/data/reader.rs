@@ -109,7 +109,9 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
         )));
     }
     let orientation = decoder.orientation().map_err(|e| broken(&e))?;
-    let mut decoded = image::DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?;
+    // zune-jpeg panics on some damaged progressive files.
+    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| image::DynamicImage::from_decoder(decoder)));
+    let mut decoded = decoded.map_err(|_| broken(&"its decoder gave up"))?.map_err(|e| broken(&e))?;
     decoded.apply_orientation(orientation);
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
     use image::ColorType::{L8, La8, Rgb8, Rgba8};
@@ -129,7 +131,7 @@ mod tests {
 
     /// A damaged progressive JPEG that stops after a segment, as a fuzzer made it; one that is whole is read as it was.
     #[test]
-    fn a_progressive_jpeg_without_an_end_ends() {
+    fn a_damaged_progressive_jpeg_is_an_error_at_worst() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/image");
         let endless = std::fs::read(corpus.join("endless.jpg")).unwrap();
         let (send, done) = std::sync::mpsc::channel();
@@ -138,6 +140,9 @@ mod tests {
             let _ = send.send(found.is_ok());
         });
         assert!(done.recv_timeout(std::time::Duration::from_secs(30)).is_ok(), "it is read without end");
+        // Another one makes the library panic.
+        let panics = std::fs::read(corpus.join("panics.jpg")).unwrap();
+        assert!(decode(&panics, false).unwrap_err().to_string().contains("the image is broken"));
         let whole = std::fs::read(corpus.join("rgb.jpg")).unwrap();
         assert!(matches!(ended(&whole), Cow::Owned(_)));
         let plain = image::load_from_memory(&whole).unwrap().to_rgb8().into_raw();
