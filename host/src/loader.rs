@@ -251,3 +251,25 @@ impl Plugin {
         self.module.self_test().map(|f| answer(f()).map(|s| s.into_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header whose sums go beyond the largest number: refused as truncated in every build.
+    #[test]
+    fn headers_at_the_end_of_all_numbers_are_refused() {
+        let mut bytes = vec![0u8; 128];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[16..18].copy_from_slice(&3u16.to_le_bytes());
+        bytes[18..20].copy_from_slice(&MACHINE.to_le_bytes());
+        for (offset, each, count) in [(u64::MAX - 4, 56u16, 1u16), (u64::MAX, u16::MAX, u16::MAX), (0, u16::MAX, 2)] {
+            for (at, sizes) in [(32, 54), (40, 58)] {
+                bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+                bytes[sizes..sizes + 2].copy_from_slice(&each.to_le_bytes());
+                bytes[sizes + 2..sizes + 4].copy_from_slice(&count.to_le_bytes());
+            }
+            assert!(matches!(check_elf(&bytes), Err(LoadError::Truncated { .. })), "{offset} {each} {count}");
+        }
+    }
+}

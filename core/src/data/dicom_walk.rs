@@ -179,6 +179,14 @@ mod tests {
         );
         assert!(error(&[0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 9, 0, 0, 0], true).contains("has 9 bytes"));
         assert!(check(b"\x10\0\x10\0PN\x02\0ab", true).is_ok());
+        // A representation that nobody knows would have its length read in two bytes here and in four by the library.
+        assert!(error(b"\x10\0\x10\0U8\x02\0ab", true).contains("(0010,0010) has the unknown representation `U8`"));
+        assert!(meta(b"\x02\0\x10\0U8\x02\0ab").unwrap_err().to_string().contains("unknown representation `U8`"));
+        // A sequence without a length that the file ends in; with its mark it is whole.
+        let open = [0x08, 0, 0x40, 0x11, 0xff, 0xff, 0xff, 0xff];
+        assert!(error(&open, false).contains("it ends within a sequence"));
+        let mark = [0xfe, 0xff, 0xdd, 0xe0, 0, 0, 0, 0];
+        assert!(check(&[open, mark].concat(), false).is_ok());
         let group = [2, 0, 0, 0, b'U', b'L', 4, 0, 0xf0, 0xff, 0xff, 0xff];
         assert!(meta(&group).unwrap_err().to_string().contains("claims 4294967280 bytes"));
     }

@@ -143,6 +143,11 @@ mod tests {
         // Another one makes the library panic.
         let panics = std::fs::read(corpus.join("panics.jpg")).unwrap();
         assert!(decode(&panics, false).unwrap_err().to_string().contains("the image is broken"));
+        // A frame of 8192 x 170 in a file of some hundred bytes.
+        let mut claim = std::fs::read(corpus.join("grey.jpg")).unwrap();
+        let frame = claim.windows(2).position(|w| w == b"\xff\xc0").unwrap();
+        claim[frame + 5..frame + 9].copy_from_slice(&[0, 170, 32, 0]);
+        assert!(decode(&claim, false).unwrap_err().to_string().contains("cannot hold 8192 x 170 pixels"));
         let whole = std::fs::read(corpus.join("rgb.jpg")).unwrap();
         assert!(matches!(ended(&whole), Cow::Owned(_)));
         let plain = image::load_from_memory(&whole).unwrap().to_rgb8().into_raw();
