@@ -181,7 +181,8 @@ fn by_class(summary: &Summary) -> Vec<Table> {
                     cells.push(found.map_or_else(none, |m| Cell::share(m.mean, metric.unit == "share")));
                 }
             }
-            let images = values.iter().find(|v| v.class == **class).map(|v| format!(", {} images", v.images));
+            let counted = |n: usize| if n == 1 { ", 1 image".to_string() } else { format!(", {n} images") };
+            let images = values.iter().find(|v| v.class == **class).map(|v| counted(v.images));
             Row { title: format!("{class}{}", images.unwrap_or_default()), cells }
         };
         tables.push(Table {
@@ -293,6 +294,31 @@ fn faults(summary: &Summary) -> Vec<String> {
     notes
 }
 
+/// Metrics of predictions that are means over the classes and have no value, since a class has none: which metrics, which classes.
+fn absent_classes(summary: &Summary) -> Option<String> {
+    let without_value = |metric: &&ShownMetric| {
+        let of = |c: &&crate::summary::Cell| c.metric == metric.label;
+        !metric.of_maps
+            && summary.cells.iter().filter(of).any(|c| matches!(c.state, State::NotApplicable { .. }))
+            && summary.class_values.iter().any(|v| v.metric == metric.label && v.value.is_some())
+    };
+    let metrics: Vec<&str> = summary.metrics.iter().filter(without_value).map(|m| m.short.as_str()).collect();
+    let mut classes: Vec<&str> = Vec::new();
+    for v in summary.class_values.iter().filter(|v| v.value.is_none()) {
+        if !classes.contains(&v.class.as_str()) {
+            classes.push(&v.class);
+        }
+    }
+    (!metrics.is_empty() && !classes.is_empty()).then(|| {
+        format!(
+            "{}: a mean over all classes, so N/A where the test images do not have a class both with and without it ({}); each \
+             class's own value is below.",
+            metrics.join(", "),
+            classes.join(", ")
+        )
+    })
+}
+
 /// The tables of a summary: predictions and the first metric of maps together, then a table for each further one.
 pub fn tables(summary: &Summary) -> Vec<Table> {
     type Key<'a> = (&'a str, &'a str, &'a str, &'a str);
@@ -388,6 +414,7 @@ pub fn tables(summary: &Summary) -> Vec<Table> {
     tables.extend(by_class(summary));
     tables.extend(of_interventions(summary));
     if let Some(first) = tables.first_mut() {
+        first.notes.extend(absent_classes(summary));
         first.notes.extend(faults(summary));
     }
     tables
