@@ -47,6 +47,20 @@ fn torch() -> Option<String> {
         .file("csrc/autocast.cpp")
         .file("csrc/relu.cpp")
         .compile("lightbox_sdk_shim");
+    if env::var_os("CARGO_FEATURE_NN").is_some() {
+        // Called for every operator of a program: worth a little optimisation.
+        cc::Build::new()
+            .cpp(true)
+            .pic(true)
+            .warnings(false)
+            .debug(false)
+            .std("c++17")
+            .opt_level(1)
+            .include(&include)
+            .include(include.join("torch/csrc/api/include"))
+            .file("csrc/dispatch.cpp")
+            .compile("lightbox_sdk_dispatch");
+    }
     let wheel = std::fs::read_to_string(root.join("version.py")).ok().and_then(|text| {
         let line = text.lines().find_map(|l| l.strip_prefix("__version__ = '").map(str::to_string));
         line.map(|l| l.trim_end_matches('\'').to_string())

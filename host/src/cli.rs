@@ -233,14 +233,14 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Command::Info { name, json } => {
-            let registry = Registry::scan(&cli.plugins)?;
+            let registry = Registry::scan(&cli.plugins)?.with_programs(std::iter::once(name.as_str()))?;
             say(&plain(&list::info(&registry, &name, json)?))?;
             Ok(Exit::Ok)
         }
         Command::Check(args) => check::check(&args, &cli.plugins),
         Command::CheckWorker(args) => check::worker(&args).map(|()| Exit::Ok),
         Command::Explain(args) => {
-            let registry = Registry::scan(&cli.plugins)?;
+            let registry = Registry::scan(&cli.plugins)?.with_programs(std::iter::once(args.model.as_str()))?;
             signals::install()?;
             explain::explain(&args, &registry)
         }
@@ -286,6 +286,7 @@ fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) ->
     let registry = Registry::scan(plugins)?;
     signals::install()?;
     let mut spec = RunSpec::read(&spec, &args.set)?;
+    let registry = registry.with_programs(spec.models.iter().map(|m| m.name.as_str()))?;
     if let Some(device) = args.device {
         spec.device = device;
     }

@@ -5,7 +5,7 @@ use crate::device;
 use crate::engine::{self, Engine, Missing, Settings, load_model};
 use crate::error::{Error, Exit, Result};
 use crate::images::{Input, read_images};
-use crate::registry::Registry;
+use crate::registry::{Registry, programs};
 use crate::run::spec::file_name;
 use crate::watch::terminal;
 use clap::Args;
@@ -25,8 +25,9 @@ pub struct ExplainArgs {
     /// Images (PNG, JPEG, MetaImage, DICOM), or one normalised batch [B,3,H,W] (.npy, .safetensors)
     #[arg(required = true)]
     images: Vec<PathBuf>,
+    /// A model of a plugin, or an exported program (.pt2)
     #[arg(long)]
-    model: String,
+    pub model: String,
     /// A checkpoint (.safetensors or PyTorch's .pth)
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -124,7 +125,11 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     };
     let options = ModelOptions { device: device::name(device), classes, seed: args.seed, params };
     let (found, _) = registry.model(&args.model)?;
-    if args.weights.is_none() && !args.random_weights {
+    let is_program = programs::is_program(&args.model);
+    if is_program && args.random_weights {
+        return Err(Error::input(format!("{} has weights of its own: --random-weights is not for it", args.model)));
+    }
+    if args.weights.is_none() && !args.random_weights && !is_program {
         return Err(Error::input(format!("{} has no weights: a map of random values says nothing", args.model))
             .hint("--weights FILE, or --random-weights where that is what you want"));
     }

@@ -12,7 +12,7 @@ pub fn manifest(plugin: &str, version: &str) -> RResult<RString, RString> {
     let build = || {
         let mut manifest =
             Manifest { plugin: plugin.into(), version: version.into(), models: vec![], explainers: vec![] };
-        for entry in inventory::iter::<ModelEntry> {
+        for entry in inventory::iter::<ModelEntry>.into_iter().filter(|e| !e.hidden) {
             manifest.models.push((entry.spec)(&ModelOptions::default())?);
         }
         for entry in inventory::iter::<ExplainerEntry> {
@@ -48,7 +48,11 @@ pub fn module(manifest: extern "C" fn() -> RResult<RString, RString>) -> PluginM
 #[macro_export]
 macro_rules! register_model {
     ($name:expr, $spec:expr, $make:expr) => {
-        $crate::inventory::submit! { $crate::model::ModelEntry { name: $name, spec: $spec, make: $make } }
+        $crate::inventory::submit! { $crate::model::ModelEntry { name: $name, spec: $spec, make: $make, hidden: false } }
+    };
+    // A model that is nothing without options of its own, as a file: it can be made, and no list has it.
+    (@hidden $name:expr, $spec:expr, $make:expr) => {
+        $crate::inventory::submit! { $crate::model::ModelEntry { name: $name, spec: $spec, make: $make, hidden: true } }
     };
 }
 

@@ -31,6 +31,8 @@ extern crate self as lightbox_sdk;
 
 pub mod abi;
 mod array;
+#[cfg(feature = "nn")]
+pub mod dispatch;
 mod error;
 pub mod explainer;
 mod explainer_abi;

@@ -210,5 +210,7 @@ pub struct ModelEntry {
     pub spec: fn(&ModelOptions) -> Result<ModelSpec>,
     /// Makes it.
     pub make: fn(&ModelOptions) -> Result<Box<dyn Model>>,
+    /// No manifest has it: it is nothing without options of its own.
+    pub hidden: bool,
 }
 inventory::collect!(ModelEntry);

@@ -217,8 +217,7 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     (stride, padding, groups): (i64, i64, i64),
 ) -> Result<Tensor> {
-    let operation = if asked(at, "conv")?.is_some() { "conv" } else { "linear" };
-    map(at, operation, x, weight, bias, |x, w, b| Ok(x.f_conv2d(w, b, [stride], [padding], [1], groups)?))
+    linear_map(at, true, x, weight, bias, |x, w, b| Ok(x.f_conv2d(w, b, [stride], [padding], [1], groups)?))
 }
 
 /// The convolution that reads the image, whose values lie from `low` to `high`, one number a channel. Under `input:zbox` what
@@ -230,17 +229,43 @@ pub fn first_conv2d(
     weight: &Tensor,
     bias: Option<&Tensor>,
     (stride, padding, groups): (i64, i64, i64),
+    bounds: (&[f64], &[f64]),
+) -> Result<Tensor> {
+    first_map(at, x, weight, bias, bounds, |x, w, b| Ok(x.f_conv2d(w, b, [stride], [padding], [1], groups)?))
+}
+
+/// A convolution of any number of spatial axes, or a linear map of rows, that is computed by `f(x, weight, bias)`: under a rule
+/// `conv:...` if it is a convolution and there is one, else under that of [`linear`].
+pub fn linear_map(
+    at: &At<'_, '_>,
+    is_convolution: bool,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    f: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let operation = if is_convolution && asked(at, "conv")?.is_some() { "conv" } else { "linear" };
+    map(at, operation, x, weight, bias, f)
+}
+
+/// The same for the convolution that reads the images, see [`first_conv2d`]: their values lie from `low` to `high`.
+pub fn first_map(
+    at: &At<'_, '_>,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
     (low, high): (&[f64], &[f64]),
+    f: impl Fn(&Tensor, &Tensor, Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match asked(at, "input")? {
-        None => conv2d(at, x, weight, bias, (stride, padding, groups)),
+        None => linear_map(at, true, x, weight, bias, f),
         Some(("zbox", _)) => {
-            let f = |x: &Tensor, w: &Tensor, b| x.f_conv2d(w, b, [stride], [padding], [1], groups);
             let value = f(x, weight, bias)?;
             // The bounds as multiples of x, so that value times gradient is their share.
             let bound = |values: &[f64]| -> Result<Tensor> {
                 let bound = Tensor::f_from_slice(values)?.f_to_device(x.device())?.f_to_kind(x.f_kind()?)?;
-                let factor = bound.f_reshape([1, -1, 1, 1])?.f_div(&stabilised(&x.f_detach()?, STABILISER)?)?;
+                let shape = [vec![1, -1], vec![1; x.dim().saturating_sub(2)]].concat();
+                let factor = bound.f_reshape(shape)?.f_div(&stabilised(&x.f_detach()?, STABILISER)?)?;
                 Ok(x.f_mul(&factor)?)
             };
             let least = f(&bound(low)?, &weight.f_clamp_min(0.0)?, None::<&Tensor>)?;
@@ -248,6 +273,19 @@ pub fn first_conv2d(
             relevant(&value, &f(x, weight, None)?.f_sub(&least)?.f_sub(&most)?, STABILISER)
         }
         Some((other, _)) => unknown("input", other),
+    }
+}
+
+/// An activation `value` of `x` that is `x` times a gate of itself (SiLU, Hardswish, Mish): under `activation:identity` all
+/// relevance passes, the gradient is `g value / x`.
+pub fn activation(at: &At<'_, '_>, x: &Tensor, value: Tensor) -> Result<Tensor> {
+    match asked(at, "activation")? {
+        None => Ok(value),
+        Some(("identity", _)) => {
+            let slope = value.f_div(&stabilised(x, STABILISER)?)?.f_detach()?;
+            graft(&value, &x.f_mul(&slope)?)
+        }
+        Some((other, _)) => unknown("activation", other),
     }
 }
 

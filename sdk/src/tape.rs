@@ -125,6 +125,14 @@ impl<'a> Tape<'a> {
         self.request.start.as_ref().map(|s| s.site.as_str())
     }
 
+    /// For a model that is no column of steps: the value where the run begins, and from here on the run has begun; `None` where
+    /// it begins with the images. The model passes it through [`Tape::site`].
+    pub fn begin(&mut self) -> Result<Option<Tensor>> {
+        let Some(start) = self.request.start.as_ref().filter(|_| !self.begun) else { return Ok(None) };
+        self.begun = true;
+        Ok(Some(self.taken(&start.value, self.kind)?))
+    }
+
     /// The modified rules that gradients follow; see [`crate::rules`].
     pub fn rules(&self) -> &[String] {
         &self.request.rules

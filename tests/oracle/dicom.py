@@ -10,6 +10,7 @@ import pathlib
 import imagecodecs
 import numpy as np
 import pydicom
+from openjpeg.utils import encode_array
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -139,6 +140,15 @@ def encapsulated(name, pixels, stored, syntax, code, unit):
     keep(name, ds, unit(ds.pixel_array))
 
 
+# The data set says signed, the code stream unsigned 13 bits (pydicom#1149): the data set is right.
+words = np.tile(np.array([0, 1, 4095, 4096, 8191], np.uint16), (64, 13))
+values = np.tile(np.array([0, 1, 4095, -4096, -1]), (64, 13))
+ds = dataset(words.astype(np.int16), 13, JPEG2000Lossless)
+ds.PixelData = encapsulate([bytes(encode_array(words, bits_stored=13, photometric_interpretation=2))])
+ds["PixelData"].VR = "OB"
+ds["PixelData"].is_undefined_length = True
+assert (ds.pixel_array == values).all()
+keep("jpeg2000-sign", ds, full(values))
 buffer = io.BytesIO()
 Image.fromarray(eight).save(buffer, "JPEG", quality=95)
 encapsulated("jpeg-baseline", eight, 8, JPEGBaseline8Bit, buffer.getvalue(), lambda p: p / 255)

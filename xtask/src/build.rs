@@ -8,7 +8,8 @@ use std::process::Command;
 /// Plugins on ndarray alone.
 const BARE: [&str; 2] = ["controls", "example"];
 /// Plugins on libtorch.
-const TORCH: [&str; 7] = ["attention", "cam", "deit", "densenet", "gradient", "patchconvnet", "perturbation"];
+const TORCH: [&str; 8] =
+    ["attention", "cam", "deit", "densenet", "exported", "gradient", "patchconvnet", "perturbation"];
 
 fn packages(names: &[&str]) -> Vec<String> {
     names.iter().flat_map(|n| ["-p".to_string(), format!("lightbox-plugin-{n}")]).collect()

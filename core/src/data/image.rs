@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// More pixels than any radiograph has; a header that claims more is broken or hostile.
-pub const MAX_PIXELS: u64 = 1 << 28;
+pub const MAX_PIXELS: u64 = 1 << 26;
+
+/// The most bytes that the pixels of a file may have once they are unpacked: a small file of one colour must not fill the memory.
+pub const MAX_BYTES: usize = 1 << 28;
 
 /// Pixel values as the file has them, row by row.
 #[derive(Debug, Clone, PartialEq)]

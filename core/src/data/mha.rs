@@ -3,7 +3,7 @@
 //! after a key, `local` in any case, blank lines, a truth value by its first letter, and `BinaryDataByteOrderMSB` over
 //! `ElementByteOrderMSB` where both are there. Format: <https://itk.org/Wiki/ITK/MetaIO/Documentation>
 
-use super::image::{Image, MAX_PIXELS, Pixels};
+use super::image::{Image, MAX_BYTES, MAX_PIXELS, Pixels};
 use crate::{Error, Result, files};
 use std::collections::HashMap;
 use std::fs::File;
@@ -110,6 +110,10 @@ pub fn read(path: &Path) -> Result<Image> {
         return Err(Error::new("compressed data that are text (BinaryData = False) are not supported"));
     }
     let wanted = count as usize * bytes_each;
+    if wanted > MAX_BYTES {
+        return Err(Error::new(format!("{width} x {height} {kind} are {wanted} bytes, more than {MAX_BYTES}"))
+            .hint("scale the image down, or write it as MET_USHORT"));
+    }
     // A raw file may have a header of its own: so many bytes, or (-1) all that come before the data.
     let skip = match field("HeaderSize").unwrap_or("0") {
         "-1" if !packed && !text => None,

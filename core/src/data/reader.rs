@@ -1,6 +1,6 @@
 //! Image files of every format that there is a reader of, by their content.
 
-use super::image::{Image, Intensity, MAX_PIXELS, Pixels};
+use super::image::{Image, Intensity, MAX_BYTES, MAX_PIXELS, Pixels};
 use super::{dicom, mha};
 use crate::{Error, Result, files};
 use std::borrow::Cow;
@@ -88,7 +88,7 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
     let mut reader =
         image::ImageReader::new(Cursor::new(padded.as_ref())).with_guessed_format().map_err(|e| broken(&e))?;
     let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(MAX_PIXELS * 8);
+    limits.max_alloc = Some(MAX_BYTES as u64);
     limits.max_image_width = Some(1 << 20);
     limits.max_image_height = Some(1 << 20);
     reader.limits(limits);
@@ -98,7 +98,12 @@ fn decode(bytes: &[u8], colour: bool) -> Result<Image> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels > MAX_PIXELS {
-        return Err(Error::new(format!("{width} x {height} pixels are more than {MAX_PIXELS}")));
+        return Err(Error::new(format!("{width} x {height} pixels are more than {MAX_PIXELS}")).hint("scale it down"));
+    }
+    if decoder.total_bytes() > MAX_BYTES as u64 {
+        let total = decoder.total_bytes();
+        let what = format!("{width} x {height} pixels are {total} bytes, more than {MAX_BYTES}");
+        return Err(Error::new(what).hint("scale the image down, or write it with 8 bits a channel"));
     }
     // A JPEG has a bit at least for each 8 x 8 block: 512 pixels a byte.
     let jpeg = bytes.starts_with(b"\xff\xd8") && pixels > (bytes.len() as u64).saturating_mul(1024) + (1 << 16);
@@ -176,6 +181,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         };
         check(1 << 20, 1 << 20, "pixels are more than");
-        check(16000, 16000, "bytes cannot hold 16000 x 16000 pixels");
+        check(8000, 8000, "bytes cannot hold 8000 x 8000 pixels");
+        check(8200, 8200, "8200 x 8200 pixels are more than");
     }
 }

@@ -6,8 +6,8 @@ mod model;
 
 use crate::child::{Child, EventWriter, Reply};
 use crate::error::{Error, Exit, Result};
-use crate::loader::{self, Plugin};
-use crate::registry::Registry;
+use crate::loader;
+use crate::registry::{Registry, programs};
 use crate::registry::source::OpenPlugin;
 use clap::Args;
 use lightbox_sdk::spec::{ModelOptions, ModelSpec};
@@ -125,14 +125,16 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
     let finding =
         |test: &str, status, message: String| Finding { subject: subject.clone(), test: test.into(), status, message };
     // What can be said without running any of its code.
-    let record = match loader::preflight(&args.file) {
-        Ok(record) => record,
-        Err(e) => return Ok(vec![finding("preflight", Status::Fail, e.to_string())]),
+    let text = match programs::is_program(&args.file.to_string_lossy()) {
+        true => "an exported program".to_string(),
+        false => match loader::preflight(&args.file) {
+            Ok(record) => format!(
+                "{} {}, ABI {}, libtorch {}, {}",
+                record.plugin, record.version, record.abi, record.torch, record.rustc
+            ),
+            Err(e) => return Ok(vec![finding("preflight", Status::Fail, e.to_string())]),
+        },
     };
-    let text = format!(
-        "{} {}, ABI {}, libtorch {}, {}",
-        record.plugin, record.version, record.abi, record.torch, record.rustc
-    );
     let mut all = vec![finding("preflight", Status::Pass, text)];
 
     let registry = Registry::scan(plugins)?;
@@ -239,16 +241,20 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         say(&Line::Ended(Finding { subject, test, status, message }));
     };
 
-    let mut plugin: Option<Plugin> = None;
-    let mut open = || match loader::load(&args.file, lightbox_sdk::BUILT_WITH_TORCH) {
-        Ok(p) => {
-            plugin = Some(p);
-            Ok(())
-        }
-        Err(e) => Err(e.to_string()),
+    let mut plugin: Option<&'static dyn OpenPlugin> = None;
+    let mut open = || {
+        let opened = match programs::is_program(&args.file.to_string_lossy()) {
+            true => programs::open_to_try(&args.file).map_err(|e| e.message)?,
+            false => {
+                let library = loader::load(&args.file, lightbox_sdk::BUILT_WITH_TORCH).map_err(|e| e.to_string())?;
+                Box::leak(Box::new(library))
+            }
+        };
+        plugin = Some(opened);
+        Ok(())
     };
     if args.skip > 0 {
-        open().map_err(Error::plugin)?;
+        open().map_err(|e: String| Error::plugin(e))?;
     }
     test(&subject, "opens", &mut || {
         let started = Instant::now();
@@ -260,7 +266,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         say(&Line::Done);
         return Ok(());
     };
-    let manifest = &plugin.manifest;
+    let manifest = plugin.manifest();
     test(&subject, "manifest", &mut || {
         let plain = |s: &str| {
             !s.is_empty() && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
@@ -288,7 +294,7 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
     let dead = |name: &String| args.dead.iter().filter_map(|d| d.rsplit_once('=')).find(|d| d.0 == name).map(|d| d.1);
     let wanted = |name: &String| args.only.is_empty() || args.only.contains(name);
     for spec in manifest.models.iter().filter(|m| wanted(&m.name)) {
-        model::check(&plugin, spec, dead(&spec.name).is_some(), &mut test);
+        model::check(plugin, spec, dead(&spec.name).is_some(), &mut test);
     }
     let other = match args.model.as_slice() {
         [file, name] => Some((PathBuf::from(file), name.clone())),
@@ -298,10 +304,10 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
     for spec in manifest.explainers.iter().filter(|e| wanted(&e.name)) {
         let mut model = || match (&other, own) {
             (Some((file, name)), own) if args.asked || own.is_none() => build(file, name),
-            (_, Some(own)) => make_small(&plugin, &own.name),
+            (_, Some(own)) => make_small(plugin, &own.name),
             _ => Err("no model is at hand to try it on (hint: --plugins DIR, --model NAME)".into()),
         };
-        explainer::check(&plugin, spec, &args.file, &params, &watch, &mut model, dead(&spec.name), &mut test);
+        explainer::check(plugin, spec, &args.file, &params, &watch, &mut model, dead(&spec.name), &mut test);
     }
     say(&Line::Done);
     Ok(())

@@ -7,6 +7,7 @@
 mod ask;
 mod dylib;
 pub mod open;
+pub mod programs;
 pub mod source;
 
 pub use ask::{Plans, Question, describe, model_specs};
@@ -169,8 +170,45 @@ impl Registry {
         Error::plugin(message).hint(hint)
     }
 
-    /// The plugin that offers a model, and the model's specification with default options.
+    /// The same with the exported programs among these names of models (`resnet50.pt2`, a path), which lie anywhere.
+    ///
+    /// # Errors
+    /// There is no such file, or it is none; the error says what it is.
+    pub fn with_programs<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<Self> {
+        let mut registry = self.clone();
+        for name in names.filter(|name| programs::is_program(name)) {
+            let file = std::path::absolute(name)?;
+            if !file.is_file() {
+                let rejected = registry.rejected.iter().any(|r| r.file == file);
+                let listed = registry.found.iter().any(|f| f.manifest.models.iter().any(|m| m.name == name));
+                if listed || rejected {
+                    continue;
+                }
+                return Err(Error::input(format!("{}: no such file", file.display()))
+                    .hint("write it by lightbox.export(module, FILE, example) of sdk/python, or by torch.export.save"));
+            }
+            if registry.found.iter().any(|f| f.file == file) {
+                continue;
+            }
+            let (mut answers, crash) = ask::ask(std::slice::from_ref(&file))?;
+            match answers.pop() {
+                Some(Answer::Found(found)) => registry.found.push(found),
+                Some(Answer::Rejected(rejected)) => return Err(Error::input(rejected.reason)),
+                None => return Err(Error::input(format!("{}: {}", file.display(), crash.unwrap_or_default()))),
+            }
+        }
+        Ok(registry)
+    }
+
+    /// The plugin that offers a model, and the model's specification with default options. A program goes by its path, too.
     pub fn model(&self, name: &str) -> Result<(&Found, &ModelSpec)> {
+        if programs::is_program(name) {
+            let file = std::path::absolute(name)?;
+            let found = self.found.iter().find(|f| f.file == file);
+            if let Some((found, model)) = found.and_then(|f| Some((f, f.manifest.models.first()?))) {
+                return Ok((found, model));
+            }
+        }
         let all = || self.found.iter().flat_map(|f| f.manifest.models.iter().map(move |m| (f, m)));
         let known = || all().map(|(_, m)| m.name.as_str()).collect();
         self.need_unique("model", name)?;

@@ -1,6 +1,7 @@
 //! All sources of plugins, and the plugins that this process has opened.
 
 use super::dylib::Dylibs;
+use super::programs::Programs;
 use super::source::{OpenPlugin, PluginSource};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// All sources.
-pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs];
+pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs, &Programs];
 
 /// The source of a file.
 ///
@@ -29,11 +30,11 @@ static OPEN: Mutex<BTreeMap<PathBuf, &'static dyn OpenPlugin>> = Mutex::new(BTre
 /// # Errors
 /// As [`PluginSource::open`].
 pub fn open(file: &Path) -> Result<&'static dyn OpenPlugin> {
-    let mut all = OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(plugin) = all.get(file) {
+    let all = || OPEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(plugin) = all().get(file) {
         return Ok(*plugin);
     }
-    let plugin: &'static dyn OpenPlugin = Box::leak(source_of(file)?.open(file)?);
-    all.insert(file.to_path_buf(), plugin);
-    Ok(plugin)
+    // Not under the lock: a program opens the library that runs it.
+    let opened: &'static dyn OpenPlugin = Box::leak(source_of(file)?.open(file)?);
+    Ok(*all().entry(file.to_path_buf()).or_insert(opened))
 }

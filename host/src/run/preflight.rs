@@ -3,7 +3,7 @@
 
 use super::folder::{Environment, FileState, Machine, RunFolder, read_json};
 use super::identities::{Identities, classes};
-use super::spec::{ModelChoice, RunSpec};
+use super::spec::{ModelChoice, RANDOM, RunSpec};
 use crate::binding::{default_paths, parameter_files};
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
@@ -263,7 +263,11 @@ fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
                 )));
             }
         }
-        if model.train.is_none() && model.weights.is_none() {
+        if model.is_program() && model.weights.as_deref() == Some(RANDOM) {
+            return Err(Error::input(format!("model {label}: an exported program has weights of its own, not random ones"))
+                .hint("export the network as it is before it is trained, as a control"));
+        }
+        if model.train.is_none() && model.weights.is_none() && !model.is_program() {
             return Err(Error::input(format!("model {label}: it has neither weights nor training")).hint(
                 "weights = \"FILE\", a table [models.train], or weights = \"random\" for random values as a control",
             ));

@@ -3,6 +3,7 @@
 use crate::choice::ExplainerChoice;
 use crate::engine::Missing;
 use crate::error::{Error, Result};
+use crate::registry::programs;
 use lightbox_core::data::{DataSpec, split::SplitSpec};
 use lightbox_core::metrics;
 use lightbox_core::summary::CHANCE;
@@ -128,7 +129,10 @@ fn limit() -> u64 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelChoice {
+    /// A model of a plugin, or the path of an exported program (`.pt2`), which `file` is another word for.
+    #[serde(alias = "file")]
     pub name: String,
+    /// The name where it is empty; of a program the file's without folder and ending.
     #[serde(default)]
     pub label: String,
     /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it. `random`: seeded random
@@ -155,7 +159,7 @@ impl ModelChoice {
     /// True where every fold and training has the same weights.
     pub fn is_shared(&self) -> bool {
         let shared = |w: &String| w != RANDOM && !w.contains("{fold}");
-        self.train.is_none() && !self.random_head && self.weights.as_ref().is_some_and(shared)
+        self.train.is_none() && !self.random_head && self.weights.as_ref().map_or(self.is_program(), shared)
     }
 
     /// What becomes of parameters that a checkpoint does not give.
@@ -167,6 +171,7 @@ impl ModelChoice {
     pub fn random_part(&self) -> Option<&'static str> {
         match (&self.train, self.weights.as_deref()) {
             (Some(_), _) => None,
+            (None, None) if self.is_program() => None,
             (None, None | Some(RANDOM)) => Some("random weights"),
             (None, Some(_)) => self.random_head.then_some("random head"),
         }
@@ -185,7 +190,16 @@ impl ModelChoice {
     }
 
     pub fn label(&self) -> &str {
-        if self.label.is_empty() { &self.name } else { &self.label }
+        match self.label.is_empty() {
+            true if self.is_program() => programs::stem(&self.name),
+            true => &self.name,
+            false => &self.label,
+        }
+    }
+
+    /// An exported program has weights of its own.
+    pub fn is_program(&self) -> bool {
+        programs::is_program(&self.name)
     }
 }
 
@@ -272,6 +286,9 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
                 match value {
                     toml::Value::String(path) if key == "weights" && path == RANDOM => {}
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
+                        *path = base.join(&*path).to_string_lossy().into_owned();
+                    }
+                    toml::Value::String(path) if ["file", "name"].contains(&key.as_str()) && programs::is_program(path) => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
                     // Which of a plugin's parameters are paths, its specification says: `preflight::absolute_parameters`.

@@ -420,7 +420,7 @@ impl Network for DenseNet {
         Ok(low)
     }
 
-    fn is_buffer(name: &str) -> bool {
+    fn is_buffer(&self, name: &str) -> bool {
         ["running_mean", "running_var", "num_batches_tracked"].iter().any(|leaf| name.ends_with(leaf))
     }
 }

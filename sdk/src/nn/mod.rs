@@ -314,9 +314,12 @@ pub trait Network: Send + Sized + 'static {
     }
 
     /// True for tensors that are not trained (running statistics).
-    fn is_buffer(_name: &str) -> bool {
+    fn is_buffer(&self, _name: &str) -> bool {
         false
     }
+
+    /// Called before each step of a training with its number, from 0, which is all that random draws of the step may hang on.
+    fn begin_step(&mut self, _step: i64) {}
 
     /// True for parameters that weight decay shrinks: by default those of two or more dimensions.
     fn decays(_name: &str, dimensions: usize) -> bool {

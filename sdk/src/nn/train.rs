@@ -97,7 +97,7 @@ impl<N: Network> NetTrainer<N> {
             other => return Err(Error::invalid(format!("unknown precision {other} (known: float32, mixed)"))),
         };
         let mut trained = Vec::new();
-        for name in network.base().params.names().iter().filter(|n| !N::is_buffer(n)) {
+        for name in network.base().params.names().iter().filter(|n| !network.is_buffer(n)) {
             trained.push(Slot { name: name.clone(), start: 0, shape: network.base().params.get(name)?.size() });
         }
         let decays = |slot: &Slot| N::decays(&slot.name, slot.shape.len());
@@ -222,6 +222,7 @@ impl Drop for Autocast {
 
 impl<N: Network> Trainer for NetTrainer<N> {
     fn step(&mut self, images: &Array, targets: &Array) -> Result<f64> {
+        self.network.begin_step(self.steps);
         tch::with_grad(|| {
             let images = images.share_tensor()?;
             let targets = targets.share_tensor()?.f_to_device(images.device())?;

@@ -1,0 +1,213 @@
+//! Reads a `.pt2` archive as `torch.export.save` of PyTorch 2.9 and later writes it: a zip of stored files, JSON and raw tensors.
+//! Nothing in it is unpickled, and nothing it says is believed: positions and sizes are compared with the file's before anything
+//! is read or allocated.
+//!
+//! Format: torch/export/pt2_archive/_package.py and constants.py of PyTorch 2.11.
+
+use lightbox_sdk::prelude::*;
+use lightbox_sdk::tch::{Device, Kind, Tensor};
+use serde_json::Value as Json;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+/// The largest program text: ten times that of the largest network that was tried.
+const MOST_JSON: u64 = 64 << 20;
+
+/// The largest tensor that shows few values many times, in bytes.
+const MOST_REPEATED: u64 = 256 << 20;
+
+/// How to write a file that can be read.
+pub const HOW: &str = "write it by `lightbox.export(module, FILE, example)` of sdk/python, or by torch.export.save";
+
+/// An open archive.
+pub struct Archive {
+    file: File,
+    path: PathBuf,
+    /// Where each file begins and how long it is, by its name without the archive's own folder.
+    files: HashMap<String, (u64, u64)>,
+}
+
+/// A type by its number in the file's schema, which is not libtorch's (torch/_export/serde/schema.py, `ScalarType`).
+pub fn kind(n: i64) -> Result<Kind> {
+    use Kind::*;
+    Ok(match n {
+        1 => Uint8,
+        2 => Int8,
+        3 => Int16,
+        4 => Int,
+        5 => Int64,
+        6 => Half,
+        7 => Float,
+        8 => Double,
+        12 => Bool,
+        13 => BFloat16,
+        _ => return Err(Error::unsupported(format!("tensors of type {n} are not supported"))),
+    })
+}
+
+impl Archive {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It is no such archive; the error says what it is, where that can be told.
+    pub fn open(path: &Path) -> Result<Archive> {
+        let wrong = |what: String| Error::invalid(format!("{}: {what}", path.display()));
+        let file = File::open(path).map_err(|e| wrong(e.to_string()))?;
+        let meta = file.metadata().map_err(|e| wrong(e.to_string()))?;
+        if !meta.is_file() {
+            let what = if meta.file_type().is_fifo() { "a pipe" } else { "no regular file" };
+            return Err(wrong(format!("{what}; a .pt2 archive is expected")));
+        }
+        let length = meta.len();
+        let reader = BufReader::new(file.try_clone().map_err(|e| wrong(e.to_string()))?);
+        let mut zip = zip::ZipArchive::new(reader)
+            .map_err(|e| wrong(format!("not a .pt2 archive of torch.export.save ({e}); {HOW}")))?;
+        let mut files = HashMap::new();
+        for i in 0..zip.len() {
+            let entry = zip.by_index_raw(i).map_err(|e| wrong(format!("the archive is broken: {e}")))?;
+            let (name, start, size) = (entry.name().to_string(), entry.data_start(), entry.size());
+            if name.ends_with('/') {
+                continue;
+            }
+            if entry.compression() != zip::CompressionMethod::Stored || entry.encrypted() {
+                return Err(wrong(format!("{name} is compressed; {HOW}")));
+            }
+            if start.checked_add(size).is_none_or(|end| end > length) {
+                return Err(wrong(format!("{name} is said to end behind the file's end: it is truncated or broken")));
+            }
+            let own = name.split_once('/').map_or(name.as_str(), |(_, rest)| rest).to_string();
+            if files.insert(own, (start, size)).is_some() {
+                return Err(wrong(format!("the archive has {name} twice")));
+            }
+        }
+        let archive = Archive { file, path: path.to_path_buf(), files };
+        match archive.what_else() {
+            Some(what) => Err(wrong(format!("{what}; {HOW}"))),
+            None => Ok(archive),
+        }
+    }
+
+    /// What an archive is that is not ours.
+    fn what_else(&self) -> Option<String> {
+        let has = |name: &str| self.files.contains_key(name);
+        let starts = |prefix: &str| self.files.keys().any(|k| k.starts_with(prefix));
+        if has("archive_format") || has("models/model.json") {
+            let format = self.bytes("archive_format").ok()?;
+            return match format.as_slice() {
+                b"pt2" if starts("data/aotinductor/") && !has("models/model.json") => {
+                    Some("an AOTInductor package: compiled code, of which nothing can be read or differentiated".into())
+                }
+                b"pt2" => None,
+                other => Some(format!("an archive of format {:?}", String::from_utf8_lossy(other))),
+            };
+        }
+        Some(if starts("code/") {
+            "a TorchScript file, which has no names of modules' outputs".into()
+        } else if has("serialized_exported_program.json") || has("serialized_state_dict.pt") {
+            "written by a PyTorch before 2.9, in another form: save it again with PyTorch 2.11".into()
+        } else if has("data.pkl") {
+            "a checkpoint (torch.save): it has weights and no network. Give it as weights of a model that is built in, or export \
+             the network"
+                .into()
+        } else if starts("data/aotinductor/") {
+            "an AOTInductor package: compiled code, of which nothing can be read or differentiated".into()
+        } else {
+            "a zip file, but no .pt2 archive of torch.export.save".into()
+        })
+    }
+
+    /// An error at this file.
+    pub fn error(&self, what: impl std::fmt::Display) -> Error {
+        Error::invalid(format!("{}: {what}", self.path.display()))
+    }
+
+    /// Whether there is a file of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
+    fn place(&self, name: &str) -> Result<(u64, u64)> {
+        self.files.get(name).copied().ok_or_else(|| self.error(format!("the archive has no {name}")))
+    }
+
+    fn read_at(&self, bytes: &mut [u8], at: u64, name: &str) -> Result<()> {
+        self.file.read_exact_at(bytes, at).map_err(|e| self.error(format!("{name}: {e}")))
+    }
+
+    /// A small file whole.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (at, size) = self.place(name)?;
+        if size > MOST_JSON {
+            return Err(self.error(format!("{name} has {size} bytes, more than {MOST_JSON}")));
+        }
+        let mut bytes = vec![0; size as usize];
+        self.read_at(&mut bytes, at, name)?;
+        Ok(bytes)
+    }
+
+    /// A file of JSON. serde_json refuses what is nested deeper than 128.
+    pub fn json(&self, name: &str) -> Result<Json> {
+        serde_json::from_slice(&self.bytes(name)?).map_err(|e| self.error(format!("{name} is broken: {e}")))
+    }
+
+    /// All tensors of `weights` or `constants`, by name. Those that share a file (tied weights) share memory.
+    pub fn tensors(&self, folder: &str, device: Device) -> Result<HashMap<String, Tensor>> {
+        let config = format!("data/{folder}/model_{folder}_config.json");
+        let json = self.json(&config)?;
+        let entries = json["config"].as_object().ok_or_else(|| self.error(format!("{config} has no config")))?;
+        let mut storages: HashMap<(String, Kind), Tensor> = HashMap::new();
+        let mut all = HashMap::new();
+        for (name, entry) in entries {
+            let error = |what: String| self.error(format!("{name}: {what}"));
+            let meta = &entry["tensor_meta"];
+            if entry["use_pickle"] == true || !meta.is_object() {
+                return Err(error("stored as a pickle (a subclass of Tensor), which is not read".into()));
+            }
+            let broken = || error(format!("{config} does not say its type, sizes, strides and file"));
+            let kind = kind(meta["dtype"].as_i64().ok_or_else(broken)?).map_err(|e| error(e.message))?;
+            let ints = |key: &str| -> Option<Vec<i64>> {
+                meta[key].as_array()?.iter().map(|s| s["as_int"].as_i64().filter(|n| *n >= 0)).collect()
+            };
+            let (sizes, strides) = (ints("sizes").ok_or_else(broken)?, ints("strides").ok_or_else(broken)?);
+            let offset = meta["storage_offset"]["as_int"].as_i64().filter(|n| *n >= 0).ok_or_else(broken)?;
+            let file = entry["path_name"].as_str().ok_or_else(broken)?;
+            let (at, bytes) = self.place(&format!("data/{folder}/{file}"))?;
+            let width = kind.elt_size_in_bytes() as u64;
+            let held = (bytes / width) as i64;
+            // The last element that the strides reach.
+            let last = sizes.iter().zip(&strides).try_fold(offset, |sum, (n, stride)| {
+                sum.checked_add(n.checked_sub(1)?.max(0).checked_mul(*stride)?)
+            });
+            let count = sizes.iter().try_fold(1i64, |product, n| product.checked_mul(*n));
+            let empty = sizes.contains(&0);
+            if sizes.len() != strides.len() || count.is_none() || !empty && last.is_none_or(|last| last >= held) {
+                let what = format!("sizes {sizes:?} and strides {strides:?} from {offset} on reach beyond its {held} values");
+                return Err(error(what));
+            }
+            // Strides of 0 show a value many times; what a copy of it would take is bounded too.
+            if count.is_none_or(|n| n > held && n as u64 * width > MOST_REPEATED) {
+                return Err(error(format!("sizes {sizes:?} repeat {held} values too often")));
+            }
+            let key = (file.to_string(), kind);
+            if !storages.contains_key(&key) {
+                let flat = Tensor::f_empty([held], (kind, Device::Cpu))?;
+                // SAFETY: the tensor is contiguous and new, and has `held` elements of `width` bytes.
+                let memory = unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), held as usize * width as usize) };
+                if held > 0 {
+                    self.read_at(memory, at, file)?;
+                }
+                storages.insert(key.clone(), flat.f_to_device(device)?);
+            }
+            let storage = &storages[&key];
+            let view = match empty {
+                true => Tensor::f_empty(&sizes, (kind, device))?,
+                false => storage.f_as_strided(&sizes, &strides, offset)?,
+            };
+            all.insert(name.clone(), view);
+        }
+        Ok(all)
+    }
+}
