@@ -4,7 +4,7 @@ use crate::{Error, Result, checkpoint, files};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// A batch [B, C, H, W] float32 from `.npy` (float32 or float64) or `.safetensors` (its only tensor, or `images`).
+/// A batch [B, C, H, W], or [B, C, D, H, W] of volumes, float32 from `.npy` (float32 or float64) or `.safetensors` (its only tensor, or `images`).
 pub fn read_batch(path: &Path) -> Result<Tensor> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let batch = match ending {
@@ -21,8 +21,9 @@ pub fn read_batch(path: &Path) -> Result<Tensor> {
         }
     };
     let batch = batch.map_err(|e| e.with_path(path))?;
-    if batch.dim() != 4 {
-        return Err(Error::at(path, format!("a batch [B, C, H, W] was expected, this has shape {:?}", batch.size())));
+    if ![4, 5].contains(&batch.dim()) {
+        let what = format!("a batch [B, C, H, W] or [B, C, D, H, W] was expected, this has shape {:?}", batch.size());
+        return Err(Error::at(path, what));
     }
     let batch = batch.f_to_kind(Kind::Float)?;
     if batch.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {

@@ -14,11 +14,11 @@ use lightbox_core::data::preparation::Preparation;
 use lightbox_core::maps::{self, Fault};
 use lightbox_core::picture::Picture;
 use lightbox_core::{checkpoint, files, tensors};
-use lightbox_sdk::spec::{ImageRecord, ModelOptions, Plan};
-use lightbox_sdk::{Score, Target};
+use lightbox_sdk::spec::{ImageRecord, Meaning, ModelOptions, ModelSpec, Plan, TargetKind};
+use lightbox_sdk::{Array, Request, Score, Target};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 #[derive(Args)]
 pub struct ExplainArgs {
@@ -94,6 +94,27 @@ fn head_classes(path: &Path) -> Result<Option<usize>> {
 
 /// Runs the command.
 pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
+    let choices = check_arguments(args)?;
+    let (mut engine, random) = open_model(args, registry)?;
+    add_explainers(&mut engine, args, &choices, registry)?;
+    let input = read_input(args, &engine)?;
+    engine.set_records(input.pictures.iter().filter_map(|(path, _)| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some(ImageRecord { name, ..ImageRecord::default() })
+    }));
+    let explained = run(args, &mut engine, &input)?;
+    for (index, reason) in &explained.failures {
+        eprintln!("failed: {}: {reason}", engine.explainers[*index].label);
+    }
+    match &args.raw {
+        Some(path) => write_raw(path, &engine, &explained)?,
+        None => write_overlays(args, &engine, &input, &explained, random)?,
+    }
+    Ok(if explained.failures.is_empty() { Exit::Ok } else { Exit::FailedCells })
+}
+
+/// What can be wrong with the arguments alone; the explainers that they name.
+fn check_arguments(args: &ExplainArgs) -> Result<Vec<ExplainerChoice>> {
     let batched = args.images.iter().any(|p| is_batch(p));
     if batched && args.images.len() > 1 {
         return Err(Error::input("a batch file is explained alone: give one .npy or .safetensors, or only images"));
@@ -111,6 +132,11 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
             return Err(Error::input(format!("--explainer {}: the name is taken", choice.label())));
         }
     }
+    Ok(choices)
+}
+
+/// The model with its weights, in an engine; true where it has random values.
+fn open_model(args: &ExplainArgs, registry: &Registry) -> Result<(Engine, bool)> {
     let mut params = BTreeMap::new();
     for pair in &args.model_params {
         let (key, value) =
@@ -118,14 +144,14 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         params.insert(key.to_string(), serde_json::Value::from(value));
     }
     let device = device::choose(&args.device)?;
+    let is_program = programs::is_program(&args.model);
     let classes = match (args.classes, &args.weights) {
         (Some(n), _) => n,
-        (None, Some(path)) => head_classes(path)?.unwrap_or(0),
-        (None, None) => 0,
+        (None, Some(path)) if !is_program => head_classes(path)?.unwrap_or(0),
+        _ => 0,
     };
     let options = ModelOptions { device: device::name(device), classes, seed: args.seed, params };
     let (found, _) = registry.model(&args.model)?;
-    let is_program = programs::is_program(&args.model);
     if is_program && args.random_weights {
         return Err(Error::input(format!("{} has weights of its own: --random-weights is not for it", args.model)));
     }
@@ -141,21 +167,37 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
     if random {
         eprintln!("note: {} has random values, as --random-weights asks: its maps say nothing", args.model);
     }
-    let preparation = match model.spec()?.input.flat() {
+    let spec = model.spec()?;
+    let preparation = match spec.input.flat() {
         Ok(size) => Some(Preparation { size, colour: args.colour, intensity: args.intensity()? }),
         Err(_) => None,
     };
-    let settings =
-        Settings { at_once: args.batch_size, preparation: preparation.clone(), ..Settings::new(device, args.seed) };
-    let mut engine = Engine::new(model, settings, terminal())?;
-    for choice in &choices {
+    let mut settings = Settings { at_once: args.batch_size, preparation, ..Settings::new(device, args.seed) };
+    if is_class_map(&spec) {
+        settings.targets = vec![TargetKind::Region];
+    }
+    Ok((Engine::new(model, settings, terminal())?, random))
+}
+
+/// Whether the first output has a logit a class and place.
+fn is_class_map(spec: &ModelSpec) -> bool {
+    matches!(spec.outputs.first().map(|o| &o.meaning), Some(Meaning::ClassMap { .. }))
+}
+
+/// Binds the explainers; an error where none applies, or one has to learn first.
+fn add_explainers(
+    engine: &mut Engine,
+    args: &ExplainArgs,
+    choices: &[ExplainerChoice],
+    registry: &Registry,
+) -> Result<()> {
+    for choice in choices {
         engine.add(&registry.explainer(&choice.name)?.0.file, choice)?;
         if let Some(Plan::NotApplicable { reason }) = engine.explainers.last().map(|e| &e.plan) {
             eprintln!("not applicable: {} x {}: {reason}", args.model, choice.label());
         }
     }
-    let applies = |e: &engine::Planned| matches!(e.plan, Plan::Run(_));
-    if !engine.explainers.iter().any(applies) {
+    if !engine.explainers.iter().any(|e| matches!(e.plan, Plan::Run(_))) {
         let reason = |e: &engine::Planned| match &e.plan {
             Plan::NotApplicable { reason } => format!("{}: {reason}", e.label),
             _ => e.label.clone(),
@@ -170,30 +212,91 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
         return Err(Error::input(format!("{label} learns from a training set first: use it in a run (lightbox run)")));
     }
     let classes = engine.spec.classes() as i64;
-    if let Some(bad) = args.target.filter(|t| !(0..classes).contains(t)) {
-        return Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1)));
-    }
-    let input = match batched {
-        true => Input { batch: tensors::read_batch(&args.images[0])?, pictures: vec![] },
-        false => {
-            let volumes = || Error::input(format!("{} takes volumes, not images: give one batch file", args.model));
-            read_images(&args.images, &engine.spec.input, preparation.as_ref().ok_or_else(volumes)?)?
+    match args.target.filter(|t| !(0..classes).contains(t)) {
+        Some(bad) => {
+            Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1)))
         }
-    };
-    engine.set_records(input.pictures.iter().filter_map(|(path, _)| {
-        let name = path.file_name()?.to_string_lossy().into_owned();
-        Some(ImageRecord { name, ..ImageRecord::default() })
-    }));
+        None => Ok(()),
+    }
+}
 
+/// The images or the batch.
+fn read_input(args: &ExplainArgs, engine: &Engine) -> Result<Input> {
+    if is_batch(&args.images[0]) {
+        let batch = tensors::read_batch(&args.images[0])?;
+        let (found, wanted) = (batch.size(), engine.spec.input.shape(batch.size()[0] as usize));
+        if found.iter().map(|n| *n as usize).ne(wanted.iter().copied()) {
+            let what = format!("{}: a batch of shape {found:?}", args.images[0].display());
+            return Err(Error::input(format!("{what}; {} takes [B, {:?}]", args.model, &wanted[1..])));
+        }
+        return Ok(Input { batch, pictures: vec![] });
+    }
+    let size = engine
+        .spec
+        .input
+        .flat()
+        .map_err(|_| Error::input(format!("{} takes volumes, not images: give one batch file", args.model)))?;
+    let preparation = Preparation { size, colour: args.colour, intensity: args.intensity()? };
+    read_images(&args.images, &engine.spec.input, &preparation)
+}
+
+/// What is explained of each image: the class asked for, else the highest; of a segmentation the region in which the class is
+/// the highest, that of the largest such region where none is asked for.
+fn targets(args: &ExplainArgs, engine: &Engine, images: &Tensor) -> Result<Vec<Option<Target>>> {
+    let n = images.size()[0];
+    if !is_class_map(&engine.spec) {
+        return Ok(vec![args.target.map(|t| Target::Class(t as usize)); n as usize]);
+    }
+    let logits = engine.request(&Request::forward(Array::from_tensor(images)?))?.logits.share_tensor()?;
+    let classes = logits.size()[1];
+    let highest = logits.f_argmax(1, false)?.f_to_device(Device::Cpu)?;
+    let size: Vec<i64> = engine.spec.input.size.iter().map(|n| *n as i64).collect();
+    let mut targets = Vec::new();
+    for row in 0..n {
+        let places = highest.f_get(row)?;
+        let counts = Vec::<i64>::try_from(places.f_flatten(0, -1)?.f_bincount(None::<&Tensor>, classes)?)?;
+        let largest = (0..counts.len()).max_by_key(|k| (counts[*k], std::cmp::Reverse(*k))).unwrap_or(0);
+        let class = args.target.map_or(largest, |t| t as usize);
+        if counts[class] == 0 {
+            return Err(Error::input(format!("--target {class}: nowhere in image {row} is this class the highest"))
+                .hint(format!("class {largest} has the largest region")));
+        }
+        let region = places.f_eq(class as i64)?.f_to_kind(Kind::Float)?.f_unsqueeze(0)?.f_unsqueeze(0)?;
+        let region = match size.as_slice() {
+            [h, w] => region.f_upsample_nearest2d([*h, *w], None, None)?,
+            [d, h, w] => region.f_upsample_nearest3d([*d, *h, *w], None, None, None)?,
+            _ => return Err(Error::input(format!("a segmentation of {} axes", size.len()))),
+        };
+        let mask = Array::from_tensor(&region.f_reshape(size.as_slice())?.f_contiguous()?)?;
+        targets.push(Some(Target::Region { class, mask }));
+    }
+    Ok(targets)
+}
+
+/// What came of it.
+struct Explained {
+    logits: Tensor,
+    /// The class explained of each image.
+    classes: Vec<i64>,
+    targets: Vec<Target>,
+    /// By explainer: names, and maps [n, K, size...].
+    maps: BTreeMap<usize, (Vec<String>, Tensor)>,
+    failures: BTreeMap<usize, String>,
+}
+
+/// Explains batch after batch.
+fn run(args: &ExplainArgs, engine: &mut Engine, input: &Input) -> Result<Explained> {
+    let interrupted = || match crate::signals::interrupted() {
+        true => Err(Error::new(Exit::Interrupted, "interrupted")),
+        false => Ok(()),
+    };
     let n = input.batch.size()[0] as usize;
     let active: Vec<usize> = (0..engine.explainers.len()).collect();
     let (mut logits, mut targets) = (Vec::new(), Vec::new());
     let mut maps: BTreeMap<usize, (Vec<String>, Vec<Tensor>)> = BTreeMap::new();
     let mut failures: BTreeMap<usize, String> = BTreeMap::new();
     for start in (0..n).step_by(args.batch_size) {
-        if crate::signals::interrupted() {
-            return Err(Error::new(Exit::Interrupted, "interrupted"));
-        }
+        interrupted()?;
         let size = args.batch_size.min(n - start);
         let images = input.batch.f_narrow(0, start as i64, size as i64)?;
         // An image file has the number that it has in a run: its name's.
@@ -202,59 +305,44 @@ pub fn explain(args: &ExplainArgs, registry: &Registry) -> Result<Exit> {
             None => i as u64,
         };
         let ids: Vec<u64> = (start..start + size).map(id).collect();
-        let wanted = vec![args.target.map(|t| Target::Class(t as usize)); size];
+        let wanted = self::targets(args, engine, &images)?;
         let batch = engine.run(&images, &wanted, &ids, &active, &mut |_| {})?;
         if let Some(culprit) = batch.tampered {
             return Err(engine::tampered(&engine.explainers[culprit].label).into());
         }
         logits.push(batch.logits);
-        targets.extend(batch.targets.iter().filter_map(Target::class).map(|c| c as i64));
+        targets.extend(batch.targets);
         for (index, outcome) in batch.maps {
             match outcome {
                 Ok(outputs) => {
                     let native = outputs.maps.f_to_device(Device::Cpu)?;
-                    let each = native.f_flatten(0, 1)?;
+                    // A volume's slices lie below each other.
+                    let each = native.f_flatten(0, 1)?.f_flatten(1, -2)?;
                     if maps::faults(&each)?.contains(&Fault::NotFinite) {
                         failures.entry(index).or_insert("a map holds values that are not finite".into());
                     }
                     maps.entry(index).or_insert_with(|| (outputs.names, vec![])).1.push(native);
                 }
-                Err(_) if crate::signals::interrupted() => return Err(Error::new(Exit::Interrupted, "interrupted")),
-                Err(e) => drop(failures.entry(index).or_insert(e.to_string())),
+                Err(e) => {
+                    interrupted()?;
+                    failures.entry(index).or_insert(e.to_string());
+                }
             }
         }
     }
-    if crate::signals::interrupted() {
-        return Err(Error::new(Exit::Interrupted, "interrupted"));
-    }
-    // By explainer: names, and maps [n, K, h, w].
+    interrupted()?;
     let mut whole: BTreeMap<usize, (Vec<String>, Tensor)> = BTreeMap::new();
-    for (index, (names, tensors)) in maps {
+    for (index, (names, tensors)) in maps.into_iter().filter(|(index, _)| !failures.contains_key(index)) {
         whole.insert(index, (names, Tensor::f_cat(&tensors, 0)?));
     }
-    let mut maps = whole;
-    for (index, reason) in &failures {
-        eprintln!("failed: {}: {reason}", engine.explainers[*index].label);
-        maps.remove(index);
-    }
-    let logits = Tensor::f_cat(&logits, 0)?;
-    match &args.raw {
-        Some(path) => write_raw(path, &engine, &logits, &targets, &maps)?,
-        None => write_overlays(args, &engine, &input, &logits, &targets, &maps, random)?,
-    }
-    Ok(if failures.is_empty() { Exit::Ok } else { Exit::FailedCells })
+    let classes = targets.iter().filter_map(Target::class).map(|c| c as i64).collect();
+    Ok(Explained { logits: Tensor::f_cat(&logits, 0)?, classes, targets, maps: whole, failures })
 }
 
-fn write_raw(
-    path: &Path,
-    engine: &Engine,
-    logits: &Tensor,
-    targets: &[i64],
-    maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
-) -> Result<()> {
-    let mut state =
-        vec![("logits".to_string(), logits.shallow_clone()), ("target".into(), Tensor::f_from_slice(targets)?)];
-    for (index, (names, all)) in maps {
+fn write_raw(path: &Path, engine: &Engine, explained: &Explained) -> Result<()> {
+    let (logits, classes) = (explained.logits.shallow_clone(), Tensor::f_from_slice(&explained.classes)?);
+    let mut state = vec![("logits".to_string(), logits), ("target".into(), classes)];
+    for (index, (names, all)) in &explained.maps {
         let label = &engine.explainers[*index].label;
         for (k, name) in names.iter().enumerate() {
             let key = if name.is_empty() { label.clone() } else { format!("{label}.{name}") };
@@ -270,9 +358,7 @@ fn write_overlays(
     args: &ExplainArgs,
     engine: &Engine,
     input: &Input,
-    logits: &Tensor,
-    targets: &[i64],
-    maps: &BTreeMap<usize, (Vec<String>, Tensor)>,
+    explained: &Explained,
     random: bool,
 ) -> Result<()> {
     let [h, w] = engine.spec.input.flat()?;
@@ -282,13 +368,12 @@ fn write_overlays(
         // Two images of one name in different folders do not overwrite each other.
         let same = names.entry(stem.clone()).and_modify(|n: &mut usize| *n += 1).or_insert(0);
         let stem = if *same > 0 { format!("{stem}-{same}") } else { stem };
-        let class = targets[at];
-        let row = Vec::<f32>::try_from(logits.f_get(at as i64)?.f_flatten(0, -1)?)?;
-        let target = Target::Class(class as usize);
+        let (class, target) = (explained.classes[at], &explained.targets[at]);
+        let row = Vec::<f32>::try_from(explained.logits.f_get(at as i64)?.f_flatten(0, -1)?)?;
         let probability = target.score(&engine.spec, &row, Score::Probability)?;
         let logit = target.score(&engine.spec, &row, Score::Logit)?;
         let mut written = BTreeMap::new();
-        for (index, (names, all)) in maps {
+        for (index, (names, all)) in &explained.maps {
             let label = &engine.explainers[*index].label;
             for (k, name) in names.iter().enumerate() {
                 let native = all.f_narrow(0, at as i64, 1)?.f_select(1, k as i64)?;

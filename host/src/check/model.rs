@@ -11,12 +11,17 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-/// Sites to differentiate at: all, or a hundred or so spread over more, and in any case the two that explainers read first.
+/// What one test may take, in seconds: a large model is differentiated at fewer sites, so that it keeps to the limit.
+const BUDGET: f64 = 20.0;
+
+/// Sites to differentiate at: the two that explainers read first, then at most a hundred or so spread over all.
 fn tried_sites(spec: &ModelSpec) -> Vec<String> {
     let all: Vec<&String> = spec.sites.iter().map(|s| &s.name).collect();
     let step = all.len().div_ceil(128).max(1);
-    let mut tried: Vec<String> = all.into_iter().step_by(step).cloned().collect();
-    for site in spec.cam_site.iter().chain(&spec.attention_site) {
+    let mut tried: Vec<String> = Vec::new();
+    // In several rounds, so that those that there is time for are spread over the model too.
+    let rounds = (0..8).flat_map(|round| all.iter().step_by(step).skip(round).step_by(8));
+    for site in spec.cam_site.iter().chain(&spec.attention_site).chain(rounds.copied()) {
         if !tried.contains(site) {
             tried.push(site.clone());
         }
@@ -49,8 +54,8 @@ fn gradient(model: &ModelHandle, batch: &Array, site: &str, values: &[String]) -
 /// How far the gradient of the first class's logits at a site is from finite differences, relative; `None` when the
 /// gradient is too small for float32 to tell. Patches of the site move it along the gradient, where the slope must be the
 /// gradient's norm: the error there is the answer. Steps in random directions find what the gradient leaves out; there the
-/// error is in units of the slope that a gradient of this size has on average.
-fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Option<f64>, String> {
+/// error is in units of the slope that a gradient of this size has on average. `rounding` is that of the logits, relative.
+fn gradient_error(model: &ModelHandle, batch: &Array, site: &str, rounding: f64) -> Result<Option<f64>, String> {
     let (g, value) = gradient(model, batch, site, &[site.to_string()])?;
     let norm = |t: &Tensor| (t * t).sum(Kind::Double).double_value(&[]).sqrt();
     let (size, reach, count) = (norm(&g), norm(&value), g.numel());
@@ -64,20 +69,22 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Opti
         let logits = tensor(&model.run(&request).map_err(|e| e.to_string())?.logits)?;
         Ok(logits.select(1, 0).sum(Kind::Double).double_value(&[]))
     };
-    // The best of several lengths: a long step leaves the linear part, a short one drowns in rounding.
-    let error = |direction: &Tensor, slope: f64, unit: f64| -> Result<Option<f64>, String> {
-        let mut best: Option<f64> = None;
+    // Slopes by steps of several lengths: a long step leaves the linear part, a short one drowns in rounding.
+    let slopes = |direction: &Tensor, unit: f64| -> Result<Vec<f64>, String> {
+        let mut found = Vec::new();
         for length in [2e-2 * reach, 2e-3 * reach, 1e-2] {
             let (up, down) = (logit(&(direction * length))?, logit(&(direction * -length))?);
             // Half a dozen roundings of the logits must be well below the difference.
-            if 1e-6 * (up.abs() + down.abs() + 1.0) < 0.02 * 2.0 * length * unit {
-                let error = ((up - down) / (2.0 * length) - slope).abs() / unit;
-                best = Some(best.map_or(error, |b| b.min(error)));
+            if rounding * (up.abs() + down.abs() + 1.0) < 0.02 * 2.0 * length * unit {
+                found.push((up - down) / (2.0 * length));
             }
         }
-        Ok(best)
+        Ok(found)
     };
-    let along = error(&(&g / size), size, size)?;
+    let closest = |found: &[f64], slope: f64, unit: f64| {
+        found.iter().map(|s| (s - slope).abs() / unit).min_by(f64::total_cmp)
+    };
+    let along = closest(&slopes(&(&g / size), size)?, size, size);
     let mut rng = ChaCha8Rng::seed_from_u64(DIRECTIONS);
     for _ in 0..3 {
         // Sums of uniform draws are normal enough.
@@ -90,7 +97,11 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str) -> Result<Opti
         }
         let direction = &direction / length;
         let slope = (&g * &direction).sum(Kind::Double).double_value(&[]);
-        if let Some(error) = error(&direction, slope, size / (count as f64).sqrt())?.filter(|e| *e > 0.3) {
+        // Of a network that bends within the step nothing is said: there the slopes of two lengths differ.
+        let unit = size / (count as f64).sqrt();
+        let found = slopes(&direction, unit)?;
+        let agree = found.windows(2).any(|pair| (pair[0] - pair[1]).abs() < 0.1 * unit);
+        if let Some(error) = closest(&found, slope, unit).filter(|e| *e > 0.3 && agree) {
             return Ok(Some(error));
         }
     }
@@ -174,18 +185,28 @@ impl Tried<'_> {
     /// Gradients equal finite differences.
     fn gradients(&self) -> Outcome {
         let mut zero = Vec::new();
-        let tried = tried_sites(self.spec);
-        for site in &tried {
-            match gradient_error(self.model, self.batch, site)? {
-                None => zero.push(site.as_str()),
+        let started = std::time::Instant::now();
+        // How far the logits of an image move with what it is computed beside: no difference below that says anything.
+        let one = self.forward(&rows(self.batch, 0, 1).map_err(|e| e.to_string())?)?.logits;
+        let both = rows(&self.forward(self.batch)?.logits, 0, 1).map_err(|e| e.to_string())?;
+        let rounding = difference(&one, &both)?.max(1e-6);
+        let mut tried = 0;
+        for site in tried_sites(self.spec) {
+            if started.elapsed().as_secs_f64() > BUDGET {
+                break;
+            }
+            tried += 1;
+            match gradient_error(self.model, self.batch, &site, rounding)? {
+                None => zero.push(site),
                 Some(error) if error > 0.05 => {
                     return Err(format!("at {site} they differ by {:.1} %", error * 100.0));
                 }
                 Some(_) => {}
             }
         }
-        let tried = tried.len();
+        let all = self.spec.sites.len();
         match zero.len() {
+            0 if tried < all => Ok((Status::Pass, format!("{tried} of {all} sites"))),
             0 => Ok((Status::Pass, format!("{tried} sites"))),
             n => {
                 let status = if n == tried { Status::Warn } else { Status::Pass };

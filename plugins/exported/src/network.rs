@@ -716,7 +716,8 @@ impl Network for Exported {
             node.reads().for_each(|id| last[id] = n);
         }
         let mut kept = vec![false; program.values.len()];
-        wanted.iter().for_each(|id| kept[*id] = true);
+        // What the run begins with is the caller's, and written to by no operator in place.
+        wanted.iter().chain(start.iter().map(|(id, _)| id)).for_each(|id| kept[*id] = true);
         let mut run = Run { net: self, train, values, last, kept, seen, spelled };
         let batch = match start {
             Some((id, value)) => {
