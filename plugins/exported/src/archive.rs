@@ -65,7 +65,7 @@ impl Archive {
         let reader = BufReader::new(file.try_clone().map_err(|e| wrong(e.to_string()))?);
         let mut zip = zip::ZipArchive::new(reader)
             .map_err(|e| wrong(format!("not a .pt2 archive of torch.export.save ({e}); {HOW}")))?;
-        let mut files = HashMap::new();
+        let (mut files, mut compressed) = (HashMap::new(), None);
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(|e| wrong(format!("the archive is broken: {e}")))?;
             let (name, start, size) = (entry.name().to_string(), entry.data_start(), entry.size());
@@ -73,7 +73,7 @@ impl Archive {
                 continue;
             }
             if entry.compression() != zip::CompressionMethod::Stored || entry.encrypted() {
-                return Err(wrong(format!("{name} is compressed; {HOW}")));
+                compressed.get_or_insert_with(|| name.clone());
             }
             if start.checked_add(size).is_none_or(|end| end > length) {
                 return Err(wrong(format!("{name} is said to end behind the file's end: it is truncated or broken")));
@@ -84,9 +84,10 @@ impl Archive {
             }
         }
         let archive = Archive { file, path: path.to_path_buf(), files };
-        match archive.what_else() {
-            Some(what) => Err(wrong(format!("{what}; {HOW}"))),
-            None => Ok(archive),
+        match (archive.what_else(), compressed) {
+            (Some(what), _) => Err(wrong(format!("{what}; {HOW}"))),
+            (None, Some(name)) => Err(wrong(format!("{name} is compressed; {HOW}"))),
+            (None, None) => Ok(archive),
         }
     }
 

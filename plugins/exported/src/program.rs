@@ -694,7 +694,7 @@ impl Program {
     /// Why a run cannot begin at a value: the first operator that still reads the images.
     pub fn cannot_start(&self, site: Id) -> Option<&Node> {
         let given = BTreeSet::from([site]);
-        let nodes = self.needed(&self.outputs[..1], &given);
+        let nodes = self.needed(&self.outputs, &given);
         let needs = |(n, node): &(usize, &Node)| nodes[*n] && node.reads().any(|id| id == self.images);
         self.nodes.iter().enumerate().find(needs).map(|(_, node)| node)
     }
