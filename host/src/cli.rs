@@ -181,6 +181,9 @@ struct RunArgs {
     /// The folder for results [default: the spec's, else runs/NAME]
     #[arg(long)]
     output: Option<PathBuf>,
+    /// An exported program (.pt2) as one more model [repeatable]
+    #[arg(long = "model", value_name = "FILE.pt2")]
+    models: Vec<PathBuf>,
     /// Change a key of the spec; entries of models and explainers go by label or name, * is all of them [repeatable]
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -285,7 +288,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
 fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) -> Result<Exit> {
     let registry = Registry::scan(plugins)?;
     signals::install()?;
-    let mut spec = RunSpec::read(&spec, &args.set)?;
+    let mut spec = RunSpec::read(&spec, &args.set, &args.models)?;
     let registry = registry.with_programs(spec.models.iter().map(|m| m.name.as_str()))?;
     if let Some(device) = args.device {
         spec.device = device;

@@ -1,6 +1,7 @@
 //! `lightbox data make` and `lightbox data inspect`.
 
 use crate::error::{Error, Result};
+use crate::registry::Registry;
 use crate::run::class_names;
 use crate::run::preflight::notes;
 use crate::run::spec::RunSpec;
@@ -68,13 +69,13 @@ enum Format {
 pub fn data(command: &DataCommand) -> Result<String> {
     match command {
         DataCommand::Make(args) => make(args),
-        DataCommand::Inspect { spec, set, json } => inspect(&RunSpec::read(spec, set)?, *json),
+        DataCommand::Inspect { spec, set, json } => inspect(&RunSpec::read(spec, set, &[])?, *json),
     }
 }
 
 fn make(args: &MakeArgs) -> Result<String> {
     let spec = match &args.spec {
-        Some(path) => RunSpec::read(path, &[])?.data,
+        Some(path) => RunSpec::read(path, &[], &[])?.data,
         // Nothing else is made of other tasks than a binary one.
         None => DataSpec::Phantom(Phantom {
             count: args.count,
@@ -187,7 +188,9 @@ fn inspect(spec: &RunSpec, json: bool) -> Result<String> {
     let mut spec = spec.clone();
     let source = data::open(&spec.data, &spec.task)?;
     let given = spec.task.classes.len();
-    let unnamed = class_names::take_from_weights(&mut spec, source.as_ref()).err();
+    // Of the models only exported programs are opened: their files may name the classes.
+    let programs = Registry::default().with_programs(spec.models.iter().map(|m| m.name.as_str()))?;
+    let unnamed = class_names::take_from_weights(&mut spec, source.as_ref(), &programs).err();
     let source = if spec.task.classes.len() == given { source } else { data::open(&spec.data, &spec.task)? };
     let task = spec.task.resolve(source.classes())?;
     let samples = source.samples();

@@ -251,11 +251,19 @@ fn info_model(found: &Found, model: &ModelSpec, json: bool) -> Result<String> {
         let (name, axes, by) = (&output.name, axes_text(&output.axes()), output.activation().name());
         let _ = writeln!(text, "output     {name}: {axes} = [B, {shape}], {by}");
     }
+    if !model.class_names.is_empty() {
+        let (n, first) = (model.class_names.len(), model.class_names.iter().take(12).cloned().collect::<Vec<_>>());
+        let more = if n > first.len() { format!(" and {} more", n - first.len()) } else { String::new() };
+        let _ = writeln!(text, "classes    {}{more}", first.join(", "));
+    }
     let mixed = if model.mixed_precision { " (float32, mixed)" } else { "" };
     let _ = writeln!(text, "trainable  {}{mixed}", model.trainable);
     let _ = writeln!(text, "plugin     {} (sha256 {hash})", found.file.display());
     let rules = if model.rules.is_empty() { "none".into() } else { model.rules.join(", ") };
     let _ = writeln!(text, "rules      {rules}");
+    for note in &model.notes {
+        let _ = writeln!(text, "note       {note}");
+    }
     parameters(&mut text, &model.parameters);
     text.push_str("\nsites\n");
     let width = model.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);

@@ -263,6 +263,73 @@ def cams():
     return {"pytorch-grad-cam": run}
 
 
+def exported():
+    """A network of torchvision or timm as it is, exported to the row's file before the first round."""
+    import subprocess
+
+    import pytorch_grad_cam as P
+    import torch
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "sdk/python"))
+    import lightbox
+
+    name, images = job["network"], state()["images"].to(device)
+    torch.manual_seed(0)
+    if name.startswith("deit"):
+        import timm
+
+        model = timm.create_model(name)
+    else:
+        import torchvision
+
+        model = getattr(torchvision.models, name)(weights=None)
+    for key, p in model.named_parameters():
+        with torch.no_grad():
+            if p.dim() > 1 and p.abs().max() == 0:
+                p.normal_(0, 0.02)
+            if key.endswith(("layer_scale", "gamma")):
+                p.fill_(0.2)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        for m in norms:
+            m.momentum = None
+        with torch.no_grad():
+            model.train()(images[:4].cpu())
+    model = model.eval()
+    lightbox.export(model, job["file"], torch.zeros(2, 3, 224, 224), mean=0.5, std=0.25)
+    # Lightbox's file and PyTorch's network are two processes; each has its weights once.
+    model.to(device)
+    layers = dict(
+        resnet50=lambda: model.layer4, convnext_tiny=lambda: model.features, swin_t=lambda: model.permute,
+        efficientnet_b0=lambda: model.features, deit_small_patch16_224=lambda: model.blocks[-1].norm1,
+    )  # fmt: skip
+    cam = P.GradCAM(model=model, target_layers=[layers[name]()], reshape_transform=grid(1) if name.startswith("deit") else None)
+
+    def forward():
+        with torch.no_grad():
+            return model(images)
+
+    def gradcam():
+        return torch.tensor(cam(images, None))
+
+    def memory():
+        """The greatest memory of a process that makes the network, loads its weights and makes the same pass, MiB."""
+        torch.save(model.state_dict(), job["file"] + ".pth")
+        make = f"timm.create_model({name!r})" if name.startswith("deit") else f"torchvision.models.{name}(weights=None)"
+        package = "timm" if name.startswith("deit") else "torchvision"
+        code = (
+            f"import torch, {package}\ntorch.set_num_threads({job['threads']})\nm = {make}.eval()\n"
+            f"m.load_state_dict(torch.load({job['file'] + '.pth'!r}))\n"
+            f"with torch.no_grad(): m(torch.zeros({len(images)}, 3, 224, 224))\n"
+            # Of this process alone; getrusage would count what its parent had.
+            "print(next(int(l.split()[1]) / 1024 for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        return torch.tensor(float(done.stdout))
+
+    return {"forward": forward, "pytorch-grad-cam": gradcam, "memory": memory}
+
+
 def attributions():
     """Methods that run a model many times."""
     import captum.attr
@@ -515,10 +582,10 @@ def main():
     torch.set_num_threads(job["threads"])
     # On CUDA both sides compute in float32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rows = [explainers, cams, attributions, pixel_ap, map_metrics, removal, decode, training]
+    rows = [explainers, cams, exported, attributions, pixel_ap, map_metrics, removal, decode, training]
     sides = {r.__name__: r for r in rows}[job["row"].replace("-", "_")]()
     packages = dict(
-        forward="torch", attention="torch", pytorch="torch", captum="captum", quantus="quantus", pillow="pillow",
+        forward="torch", memory="torch", attention="torch", pytorch="torch", captum="captum", quantus="quantus", pillow="pillow",
     )  # fmt: skip
     packages |= {"pytorch-grad-cam": "grad-cam", "torch-cam": "torchcam", "plain PyTorch": "torch"}
     packages["scikit-learn"] = "scikit-learn"

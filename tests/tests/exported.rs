@@ -241,6 +241,11 @@ fn what_cannot_be_run_is_refused_with_what_to_do() {
     let (_, error, code) = explain(&[]);
     assert!(code == 3 && error.contains("set input = \"imagenet\""), "{code} {error}");
     assert_eq!(explain(&["--model-param", "input=imagenet"]).2, 0);
+    // A path from where one stands is as good.
+    let here = std::path::Path::new(&file("unsaid")).parent().unwrap().to_path_buf();
+    let mut command = lightbox(&["check", "refused-unsaid.pt2", "--json"]);
+    let (found, error, code) = texts(command.current_dir(here).output().unwrap());
+    assert_eq!(code, 0, "{found} {error}");
     let (_, error, code) = explain(&["--model-param", "mean=0.5,0.5"]);
     assert!(code == 3 && error.contains("mean and std are given together"), "{code} {error}");
     let (_, error, code) = explain(&["--model-param", "input=unit", "--model-param", "cam_site=nothing"]);

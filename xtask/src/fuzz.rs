@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Targets: those of tests/fuzz/src/main.rs.
-pub const TARGETS: [&str; 16] = [
+pub const TARGETS: [&str; 18] = [
     "image",
     "metaimage",
     "checkpoint",
@@ -23,6 +23,8 @@ pub const TARGETS: [&str; 16] = [
     "plugin",
     "events",
     "wire",
+    "program",
+    "archive",
 ];
 
 /// What cargo-fuzz gives the compiler, without a sanitizer: those need a nightly one.

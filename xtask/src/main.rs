@@ -1,4 +1,4 @@
-//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench | docs`.
+//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench | fuzz | real | docs`.
 
 mod build;
 mod docs;
@@ -55,6 +55,12 @@ enum Task {
         after_help = "Examples:\n  cargo xtask fuzz --seconds 60\n  cargo xtask fuzz --only image --seconds 3600"
     )]
     Fuzz(fuzz::FuzzArgs),
+    /// Explain photographs by a network with ImageNet's weights, and compare it with its peers, which are installed for it
+    Real {
+        /// Write a sheet of the overlays here
+        #[arg(long, value_name = "FILE.png")]
+        picture: Option<PathBuf>,
+    },
     /// Make docs/explainers.md and its pictures anew, by a run of every explainer
     Docs,
 }
@@ -87,6 +93,18 @@ fn demo() -> Result<(), String> {
     Ok(())
 }
 
+fn real(picture: Option<&Path>) -> Result<(), String> {
+    setup::setup(false)?;
+    let binary = build::build(false)?;
+    let what = "a network with ImageNet's weights and the peers (2 GB)";
+    let python = setup::environment("real", "real-requirements.txt", what)
+        .ok_or("the network, the photographs or the peers could not be installed (hint: is there a network?)")?;
+    let folder = root().join("runs/real");
+    // The folder of a relative path is the caller's.
+    let picture = picture.map(std::path::absolute).transpose().map_err(|e| e.to_string())?;
+    run(Command::new(python).arg("tests/oracle/real.py").arg(binary).arg(folder).args(picture))
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Setup { cuda } => setup::setup(cuda),
@@ -101,6 +119,7 @@ fn main() -> ExitCode {
         }),
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
         Task::Fuzz(args) => setup::setup(false).and_then(|()| fuzz::fuzz(&args)),
+        Task::Real { picture } => real(picture.as_deref()),
         Task::Docs => setup::setup(false).and_then(|()| docs::docs()),
         Task::Bench { args } => setup::setup(false).and_then(|()| build::bench(&args)),
     };

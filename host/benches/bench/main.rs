@@ -13,6 +13,7 @@ mod cams;
 mod cost;
 mod decode;
 mod explainers;
+mod exported;
 mod map_metrics;
 mod memory;
 mod peer;
@@ -45,7 +46,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 20] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
     ("memory", memory::measure),
@@ -53,6 +54,7 @@ const ROWS: [Row; 19] = [
     ("cost", cost::measure),
     ("explainers", explainers::measure),
     ("cams", cams::measure),
+    ("exported", exported::measure),
     ("ig", attributions::ig),
     ("scorecam", attributions::scorecam),
     ("ablationcam", attributions::ablationcam),
@@ -247,7 +249,11 @@ fn main() {
 fn run(cli: &Cli) -> Result<()> {
     if let Some(part) = &cli.part {
         let (row, size) = part.split_once(':').ok_or("ROW:SIZE expected")?;
-        return if row == "memory" { memory::part(size.parse()?) } else { summary::part(size.parse()?) };
+        return match row {
+            "memory" => memory::part(size.parse()?),
+            "exported" => exported::part(size.parse()?),
+            _ => summary::part(size.parse()?),
+        };
     }
     let device = lightbox::device::choose(&cli.device)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

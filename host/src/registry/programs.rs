@@ -74,7 +74,8 @@ impl Program {
 
     /// The options with the file among them.
     fn options(&self, name: &str, options: &ModelOptions) -> std::result::Result<ModelOptions, lightbox_sdk::Error> {
-        if name != listed(&self.file) && Path::new(name) != self.file {
+        let is_path = || std::path::absolute(name).is_ok_and(|path| path == self.file);
+        if name != listed(&self.file) && !is_path() {
             let what = format!("{} has no model {name}", self.file.display());
             return Err(lightbox_sdk::Error::invalid(what));
         }

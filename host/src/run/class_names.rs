@@ -3,11 +3,12 @@
 
 use super::spec::RunSpec;
 use crate::error::{Error, Result};
+use crate::registry::Registry;
 use lightbox_core::data::Source;
 use lightbox_core::files;
 use lightbox_core::task::Kind;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Names of a model's classes in the order of its outputs, from a file beside its weights: `config.json` of Hugging Face
 /// (`id2label`), or `classes.txt`, a name a line. None where there is neither.
@@ -37,13 +38,26 @@ fn names_beside(weights: &Path) -> Result<Option<Vec<String>>> {
 ///
 /// # Errors
 /// Given weights in a task of several classes whose order nothing says.
-pub fn take_from_weights(spec: &mut RunSpec, source: &dyn Source) -> Result<()> {
+pub fn take_from_weights(spec: &mut RunSpec, source: &dyn Source, registry: &Registry) -> Result<()> {
     let told = !spec.task.classes.is_empty() || spec.task.kind == Kind::Binary || source.orders_classes();
     if told {
         return Ok(());
     }
-    let given =
-        |m: &super::spec::ModelChoice| Some((m.label().to_string(), m.weights_file(0)?)).filter(|_| m.train.is_none());
+    // An exported program has them in its own file.
+    let own = |m: &super::spec::ModelChoice| -> Result<Option<Vec<String>>> {
+        let named = registry.model(&m.name)?.1.class_names.clone();
+        Ok(Some(named).filter(|names| !names.is_empty()))
+    };
+    for model in spec.models.iter().filter(|m| m.is_program()) {
+        if let Some(names) = own(model)? {
+            spec.task.classes = names;
+            return Ok(());
+        }
+    }
+    let given = |m: &super::spec::ModelChoice| {
+        let file = m.weights_file(0).or_else(|| m.is_program().then(|| PathBuf::from(&m.name)));
+        Some((m.label().to_string(), file?)).filter(|_| m.train.is_none())
+    };
     // One model's names are all models': they share the task.
     let Some((label, weights)) = spec.models.iter().find_map(given) else { return Ok(()) };
     match names_beside(Path::new(&weights))? {

@@ -130,7 +130,7 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
     check_models(&spec, machine)?;
     let source = data::open(&spec.data, &spec.task)?;
     let given = spec.task.classes.len();
-    super::class_names::take_from_weights(&mut spec, source.as_ref())?;
+    super::class_names::take_from_weights(&mut spec, source.as_ref(), registry)?;
     let source = if spec.task.classes.len() == given { source } else { data::open(&spec.data, &spec.task)? };
     spec.task = spec.task.resolve(source.classes())?;
     spec.split.balanced = Some(spec.split.is_balanced(source.samples()));

@@ -74,6 +74,7 @@ pub struct RunSpec {
     pub task: Task,
     #[serde(default)]
     pub split: SplitSpec,
+    #[serde(default)]
     pub models: Vec<ModelChoice>,
     #[serde(default)]
     pub explainers: Vec<ExplainerChoice>,
@@ -253,7 +254,7 @@ impl TrainSpec {
 }
 
 /// Specs that come with the binary, by name.
-pub const BUILT_IN: [(&str, &str); 6] = [
+pub const BUILT_IN: [(&str, &str); 7] = [
     (
         "all-explainers",
         concat!(
@@ -269,6 +270,10 @@ pub const BUILT_IN: [(&str, &str); 6] = [
             include_str!("../../specs/parts/models.toml"),
             include_str!("../../specs/parts/explainers.toml")
         ),
+    ),
+    (
+        "any-model",
+        concat!(include_str!("../../specs/any-model.toml"), include_str!("../../specs/parts/explainers.toml")),
     ),
     ("demo", include_str!("../../specs/demo.toml")),
     ("study", include_str!("../../specs/study.toml")),
@@ -300,6 +305,24 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
         toml::Value::Array(list) => list.iter_mut().for_each(|v| absolute_paths(v, base)),
         _ => {}
     }
+}
+
+/// Adds exported programs that a command names to a spec's models; they are labelled by their files' names.
+fn add_programs(value: &mut toml::Value, files: &[PathBuf]) -> Result<()> {
+    let Some(table) = value.as_table_mut().filter(|_| !files.is_empty()) else { return Ok(()) };
+    let models = table.entry("models").or_insert_with(|| toml::Value::Array(vec![]));
+    let Some(models) = models.as_array_mut() else { return Ok(()) };
+    for file in files {
+        let path = std::path::absolute(file)?.to_string_lossy().into_owned();
+        if !programs::is_program(&path) {
+            return Err(Error::input(format!("--model {}: an exported program (.pt2) is expected", file.display()))
+                .hint("other models are entries of the spec"));
+        }
+        let label = programs::stem(&path).to_string();
+        let entry = [("name".to_string(), path.into()), ("label".to_string(), label.into())];
+        models.push(toml::Value::Table(entry.into_iter().collect()));
+    }
+    Ok(())
 }
 
 /// What `chunk` was called in 0.2; it is still read.
@@ -383,7 +406,7 @@ pub fn file_name(label: &str) -> String {
 
 impl RunSpec {
     /// Reads a spec file, or a built-in one by its name, with `--set`'s changes.
-    pub fn read(which: &Path, sets: &[String]) -> Result<Self> {
+    pub fn read(which: &Path, sets: &[String], programs: &[PathBuf]) -> Result<Self> {
         let built_in = which.to_str().and_then(|n| BUILT_IN.iter().find(|(name, _)| *name == n));
         let (text, base) = match (which.is_file(), built_in) {
             (false, Some((_, text))) => (text.to_string(), PathBuf::from(".")),
@@ -401,12 +424,12 @@ impl RunSpec {
             }
         };
         let base = std::path::absolute(base)?;
-        Self::parse_with(&text, &base, sets).map_err(|e| e.of(which.display()))
+        Self::parse_with(&text, &base, sets, programs).map_err(|e| e.of(which.display()))
     }
 
     /// Parses and checks a spec whose paths are relative to `base`.
     pub fn parse(text: &str, base: &Path) -> Result<Self> {
-        Self::parse_with(text, base, &[])
+        Self::parse_with(text, base, &[], &[])
     }
 
     /// All plugins' parameters: the label of a model or explainer, name and value.
@@ -417,7 +440,7 @@ impl RunSpec {
             .collect()
     }
 
-    fn parse_with(text: &str, base: &Path, sets: &[String]) -> Result<Self> {
+    fn parse_with(text: &str, base: &Path, sets: &[String], programs: &[PathBuf]) -> Result<Self> {
         // Once for errors with line numbers, once with the paths made absolute.
         let bad = |e: toml::de::Error| Error::input(e.to_string().trim_end().to_string());
         toml::from_str::<RunSpec>(text).map_err(bad)?;
@@ -428,6 +451,7 @@ impl RunSpec {
             table.insert("chunk".into(), chunk);
         }
         absolute_paths(&mut value, base);
+        add_programs(&mut value, programs)?;
         let written: Option<RunSpec> = if sets.is_empty() { None } else { value.clone().try_into().ok() };
         sets.iter().try_for_each(|assignment| set(&mut value, assignment))?;
         let mut spec: RunSpec = value.try_into().map_err(bad)?;
@@ -451,7 +475,7 @@ impl RunSpec {
             return Err(Error::input(format!("name = \"{}\": letters, digits, - and _ expected", self.name)));
         }
         if self.models.is_empty() {
-            return Err(Error::input("the spec has no [[models]]"));
+            return Err(Error::input("the spec has no [[models]]").hint("--model FILE.pt2 adds an exported program"));
         }
         for (key, value) in [("batch_size", self.batch_size), ("chunk", self.chunk), ("seeds", self.seeds)] {
             if value == 0 {

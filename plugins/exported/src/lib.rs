@@ -217,11 +217,23 @@ fn open(options: &ModelOptions) -> Result<Opened> {
         rules: plan.rules(),
         parameters: Settings::specs(),
         trainable: true,
+        class_names: described.classes.clone(),
+        notes: plan.lost(),
         ..ModelSpec::new(&stem, InputSpec { channels: count, size, mean, std }, 0)
     };
     // The file is the model: it is no setting of it.
     spec.parameters.retain(|p| p.name != "file");
     Ok(Opened { spec, plan, weights, settings, is_normalised })
+}
+
+/// Describes a file and makes its model without running anything: for the fuzzer.
+#[doc(hidden)]
+pub fn read(file: &Path) -> Result<ModelSpec> {
+    let params = [("file", file.to_string_lossy().into_owned()), ("input", "unit".into())];
+    let params = params.into_iter().map(|(k, v)| (k.to_string(), v.into())).collect();
+    let options = ModelOptions { params, ..ModelOptions::default() };
+    make(&options)?.parameters()?;
+    spec(&options)
 }
 
 fn spec(options: &ModelOptions) -> Result<ModelSpec> {

@@ -16,7 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// The schema that is known.
 const MAJOR: i64 = 8;
 /// More nodes than any network has: a program of 400 layers has some thousand.
-const MOST_NODES: usize = 100_000;
+const MOST_NODES: usize = 20_000;
+/// The largest size of an axis.
+const LARGEST: i64 = 1 << 20;
 /// How deep graphs may lie in each other.
 const MOST_NESTED: usize = 8;
 
@@ -327,7 +329,7 @@ impl Builder {
         let dim = |size: &Json| {
             let expression = &size["as_expr"];
             match (size["as_int"].as_i64(), expression["expr_str"].as_str()) {
-                (Some(n), _) => Dim::Is(n),
+                (Some(n), _) if (0..=LARGEST).contains(&n) => Dim::Is(n),
                 (None, Some(text)) if text == self.symbol => Dim::Batch,
                 _ => Dim::Other(expression["hint"]["as_int"].as_i64().unwrap_or(0)),
             }
@@ -589,6 +591,9 @@ impl Program {
                  and an example of two images; {HOW}"
             ))
         })?;
+        if !(3..=5).contains(&sizes.len()) {
+            return Err(Error::unsupported(format!("its input has {} axes, [B, C, H, W] or [B, C, D, H, W] is expected", sizes.len())));
+        }
         if sizes[1..].iter().any(|s| s["as_int"].as_i64().is_none_or(|n| !(1..=1 << 16).contains(&n))) {
             return Err(Error::unsupported(
                 "only the batch may be of any size: export it with fixed channels, height and width",

@@ -85,6 +85,12 @@ pub struct ModelSpec {
     /// Its trainer knows [`TrainerOptions::precision`] `mixed`.
     #[serde(default)]
     pub mixed_precision: bool,
+    /// Names of the first output's classes in their order, where the model's file says them.
+    #[serde(default)]
+    pub class_names: Vec<String>,
+    /// What else there is to know, in sentences.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl ModelSpec {
@@ -104,6 +110,8 @@ impl ModelSpec {
             parameters: vec![],
             trainable: false,
             mixed_precision: false,
+            class_names: vec![],
+            notes: vec![],
         }
     }
 

@@ -20,7 +20,7 @@ use tch::Device;
 type Target = fn(&[u8]);
 
 /// All targets by name; `cargo xtask fuzz` has the same list.
-const TARGETS: [(&str, Target); 16] = [
+const TARGETS: [(&str, Target); 18] = [
     ("image", image),
     ("metaimage", metaimage),
     ("checkpoint", read_checkpoint),
@@ -37,6 +37,8 @@ const TARGETS: [(&str, Target); 16] = [
     ("plugin", plugin),
     ("events", events),
     ("wire", messages),
+    ("program", program),
+    ("archive", archive),
 ];
 
 /// A folder in memory, for readers of files.
@@ -89,6 +91,37 @@ fn batch(bytes: &[u8]) {
     for name in ["input.npy", "input.safetensors"] {
         let _ = lightbox_core::tensors::read_batch(&file(name, bytes));
     }
+}
+
+/// The program of an exported network, in an archive with the weights of a small one.
+fn program(bytes: &[u8]) {
+    use std::io::Write;
+    static BASE: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
+    let base = BASE.get_or_init(|| {
+        let small = concat!(env!("CARGO_MANIFEST_DIR"), "/../oracle/golden/exported-segment.pt2");
+        let mut zip = zip::ZipArchive::new(std::fs::File::open(small).expect("the golden is there")).expect("it is a zip");
+        let mut all = Vec::new();
+        for i in 0..zip.len() {
+            let mut entry = zip.by_index(i).expect("it has its entries");
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).expect("they can be read");
+            all.push((entry.name().to_string(), bytes));
+        }
+        all
+    });
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, own) in base {
+        zip.start_file(name, stored).expect("a new entry");
+        let given = if name.ends_with("models/model.json") { bytes } else { own };
+        zip.write_all(given).expect("it is written to memory");
+    }
+    archive(&zip.finish().expect("it is written to memory").into_inner());
+}
+
+/// A `.pt2` archive.
+fn archive(bytes: &[u8]) {
+    let _ = lightbox_exported::read(&file("input.pt2", bytes));
 }
 
 /// A run's file of maps.
@@ -170,7 +203,7 @@ fn spec(bytes: &[u8]) {
 fn set(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         let sets: Vec<String> = text.lines().map(str::to_string).collect();
-        let _ = RunSpec::read(Path::new("demo"), &sets);
+        let _ = RunSpec::read(Path::new("demo"), &sets, &[]);
     }
 }
 
