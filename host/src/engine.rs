@@ -12,6 +12,7 @@ mod input_guard;
 mod outputs;
 mod shared_run;
 mod weights;
+pub mod weights_folder;
 
 use crate::binding::{self, default_paths};
 use crate::choice::ExplainerChoice;

@@ -2,7 +2,7 @@
 
 use crate::choice::ExplainerChoice;
 use crate::device;
-use crate::engine::{self, Engine, Missing, Settings, load_model};
+use crate::engine::{self, Engine, Missing, Settings, load_model, weights_folder};
 use crate::error::{Error, Exit, Result};
 use crate::images::{Input, read_images};
 use crate::registry::{Registry, programs};
@@ -28,7 +28,7 @@ pub struct ExplainArgs {
     /// A model of a plugin, or an exported program (.pt2)
     #[arg(long)]
     pub model: String,
-    /// A checkpoint (.safetensors or PyTorch's .pth)
+    /// A checkpoint (.safetensors or PyTorch's .pth), or a folder of Hugging Face
     #[arg(long)]
     weights: Option<PathBuf>,
     /// Random values in place of weights, or of a head that the checkpoint does not give: maps of an untrained model
@@ -145,7 +145,8 @@ fn open_model(args: &ExplainArgs, registry: &Registry) -> Result<(Engine, bool)>
     }
     let device = device::choose(&args.device)?;
     let is_program = programs::is_program(&args.model);
-    let classes = match (args.classes, &args.weights) {
+    let weights = args.weights.as_deref().map(weights_folder::file_of).transpose()?;
+    let classes = match (args.classes, &weights) {
         (Some(n), _) => n,
         (None, Some(path)) if !is_program => head_classes(path)?.unwrap_or(0),
         _ => 0,
@@ -160,7 +161,7 @@ fn open_model(args: &ExplainArgs, registry: &Registry) -> Result<(Engine, bool)>
             .hint("--weights FILE, or --random-weights where that is what you want"));
     }
     let missing = if args.random_weights { Missing::Random } else { Missing::Refused };
-    let (model, notes) = load_model(&found.file, &args.model, &options, args.weights.as_deref(), missing)?;
+    let (model, notes) = load_model(&found.file, &args.model, &options, weights.as_deref(), missing)?;
     notes.iter().for_each(|n| eprintln!("note: {n}"));
     let random =
         args.random_weights && (args.weights.is_none() || notes.iter().any(|n| n.starts_with("the head is new")));

@@ -280,3 +280,63 @@ fn a_run_takes_any_number_of_programs() {
     let (_, error, code) = texts(lightbox(&["run", &at("s.toml")]).output().unwrap());
     assert!(code == 0 && !error.contains("5 of them done before"), "{code} {error}");
 }
+
+/// Writes a golden's images as a batch file, explains them, and gives what `--raw` wrote.
+fn explain_raw(name: &str, more: &[&str]) -> State {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let images = get(&golden(), &format!("{name}.value.input"));
+    checkpoint::write(at("x.safetensors").as_ref(), &[("images".to_string(), images)]).unwrap();
+    let file = oracle(&format!("exported-{name}.pt2")).to_string_lossy().into_owned();
+    let (images, raw) = (at("x.safetensors"), at("raw.safetensors"));
+    let all = ["explain", &images, "--model", &file, "--explainer", "gradcam", "--raw", &raw];
+    succeed(&[&all[..], more].concat());
+    checkpoint::read(raw.as_ref()).unwrap()
+}
+
+#[test]
+fn another_checkpoint_with_the_same_names_takes_the_weights_place() {
+    let (golden, folder) = (golden(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("w.safetensors");
+    let state: State = names(&golden, "cnn.train.")
+        .into_iter()
+        .filter(|key| key != "loss")
+        .map(|key| (format!("module.{key}"), get(&golden, &format!("cnn.train.{key}"))))
+        .collect();
+    checkpoint::write(&file, &state).unwrap();
+    let found = explain_raw("cnn", &["--weights", &file.to_string_lossy()]);
+    let edits = state.iter().map(|(k, t)| (k["module.".len()..].to_string(), Array::from_tensor(t).unwrap())).collect();
+    let other = model_with("cnn", &[]).fork_with(&edits).unwrap();
+    let x = Array::from_tensor(&get(&golden, "cnn.value.input")).unwrap();
+    let wanted = tensor(&other.run(&Request::forward(x)).unwrap().logits);
+    assert!(relative(&get(&found, "logits"), &wanted) < 1e-5);
+    assert!(relative(&wanted, &get(&golden, "cnn.logits")) > 1e-3);
+}
+
+/// Of a class map the largest region is explained: GradCAM is the mean slope of the class's mean logit there.
+#[test]
+fn segmentations_and_volumes_are_explained_on_the_command_line() {
+    let found = explain_raw("segment", &["--explainer", "saliency:channels=sum"]);
+    let logits = get(&golden(), "segment.logits");
+    let highest = logits.argmax(1, false);
+    let classes = Vec::<i64>::try_from(get(&found, "target")).unwrap();
+    let seed = logits.zeros_like();
+    for (row, class) in classes.iter().enumerate() {
+        let count = |k: i64| highest.get(row as i64).eq(k).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(*class, (0..3).max_by_key(|k| (count(*k), -k)).unwrap());
+        let region = highest.get(row as i64).eq(*class).to_kind(Kind::Float);
+        seed.get(row as i64).get(*class).copy_(&(&region / region.sum(Kind::Float)));
+    }
+    let model = model_with("segment", &[]);
+    let x = Array::from_tensor(&get(&golden(), "segment.value.input")).unwrap();
+    let objective = Objective::Output("logits".into(), Array::from_tensor(&seed).unwrap());
+    let input = vec!["input".to_string()];
+    let wanted = tensor(&model.run(&Request::explain(x, objective, &[], &input)).unwrap().grads[0]["input"]);
+    let wanted = wanted.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    let (_, map) = found.iter().find(|(name, _)| name.starts_with("saliency")).unwrap();
+    assert!(relative(&map.reshape(wanted.size()), &wanted) < 1e-4);
+
+    let found = explain_raw("volume", &[]);
+    assert!(relative(&get(&found, "logits"), &get(&golden(), "volume.logits")) < 1e-5);
+    assert_eq!(get(&found, "gradcam").size(), [3, 4, 5, 6]);
+}

@@ -1,6 +1,7 @@
 //! Builds a model and loads its weights.
 
 use crate::engine::checkpoint_names::{fit_names, looks_like, near};
+use crate::engine::weights_folder;
 use crate::error::{Error, Result};
 use crate::registry::{self, source::OpenPlugin};
 use lightbox_core::checkpoint;
@@ -35,6 +36,8 @@ pub fn load_model(
     let mut model = plugin.make_model(name, options)?;
     let mut notes = Vec::new();
     if let Some(path) = weights {
+        let path = &weights_folder::file_of(path)?;
+        notes.extend(weights_folder::other_preparation(path, &model.spec()?.input));
         let found = checkpoint::open(path)?;
         notes.extend(found.notes);
         let own: Vec<String> = model.parameters()?.into_iter().map(|(name, _)| name).collect();

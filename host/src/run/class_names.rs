@@ -2,6 +2,7 @@
 //! weights says it. Names in the order of the alphabet would explain another class.
 
 use super::spec::RunSpec;
+use crate::engine::weights_folder;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 use lightbox_core::data::Source;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 /// Names of a model's classes in the order of its outputs, from a file beside its weights: `config.json` of Hugging Face
 /// (`id2label`), or `classes.txt`, a name a line. None where there is neither.
 fn names_beside(weights: &Path) -> Result<Option<Vec<String>>> {
+    let weights = weights_folder::file_of(weights)?;
     let folder = weights.parent().unwrap_or(Path::new("."));
     let config = folder.join("config.json");
     if config.is_file() {

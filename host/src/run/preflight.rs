@@ -5,6 +5,7 @@ use super::folder::{Environment, FileState, Machine, RunFolder, read_json};
 use super::identities::{Identities, classes};
 use super::spec::{ModelChoice, RANDOM, RunSpec};
 use crate::binding::{default_paths, parameter_files};
+use crate::engine::weights_folder;
 use crate::error::{Error, Result};
 use crate::registry::{self, Question, Registry};
 use lightbox_core::data::duplicates::to_split;
@@ -127,6 +128,12 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
     let mut spec = spec.clone();
     spec.output = std::path::absolute(&spec.output)?;
     resolve_parameters(&mut spec, registry)?;
+    // A folder stands for the checkpoint in it, by whose content the model is known.
+    for model in &mut spec.models {
+        if let Some(weights) = model.weights.as_mut().filter(|w| Path::new(w.as_str()).is_dir()) {
+            *weights = weights_folder::file_of(Path::new(weights.as_str()))?.to_string_lossy().into_owned();
+        }
+    }
     check_models(&spec, machine)?;
     let source = data::open(&spec.data, &spec.task)?;
     let given = spec.task.classes.len();

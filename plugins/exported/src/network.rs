@@ -223,19 +223,33 @@ pub struct Exported {
     prepared: OnceCell<Prepared>,
 }
 
+/// What a request looks at.
+#[derive(Default)]
+struct Asked {
+    /// Sites of values that someone looks at.
+    seen: HashMap<Id, Vec<usize>>,
+    /// Attention nodes that are spelled out.
+    spelled: BTreeSet<usize>,
+    /// Values that the run has to make.
+    wanted: Vec<Id>,
+}
+
 /// One run.
 struct Run<'r> {
     net: &'r Exported,
     train: bool,
     values: Vec<Option<Held>>,
-    /// The last node that reads a value.
+    /// Values that are there before the first node.
+    given: BTreeSet<Id>,
+    /// Nodes that are needed.
+    nodes: Vec<bool>,
+    /// The last node that reads a value; `usize::MAX` where none does.
     last: Vec<usize>,
-    /// Values that are asked for.
+    /// Values that outlive their last reader.
     kept: Vec<bool>,
-    /// Sites of values that someone looks at.
-    seen: HashMap<Id, Vec<usize>>,
-    /// Attention nodes that are spelled out.
-    spelled: BTreeSet<usize>,
+    asked: Asked,
+    /// What was computed once of the weights; none in training and where every operation is recorded.
+    prepared: Option<&'r Prepared>,
 }
 
 impl Exported {
@@ -245,6 +259,58 @@ impl Exported {
 
     fn device(&self) -> Device {
         self.base.params.device()
+    }
+
+    /// What the request looks at, and what has to be made for it.
+    fn asked(&self, tape: &Option<&mut Tape<'_>>) -> Asked {
+        let (program, sites) = (&self.plan.program, &self.plan.sites);
+        let mut asked = Asked { wanted: program.outputs.clone(), ..Asked::default() };
+        let Some(tape) = tape else { return asked };
+        // Rules go by the parts of an attention, and second derivatives of the fused operator do not exist.
+        if tape.is_recorded() {
+            asked.spelled.extend(&sites.attentions.fused);
+        }
+        for (place, from) in sites.from.iter().enumerate().filter(|(place, _)| tape.wants(&sites.sites[*place].name)) {
+            match from {
+                From::Value(id, _) => {
+                    asked.seen.entry(*id).or_default().push(place);
+                    asked.wanted.push(*id);
+                }
+                From::Part(node, _) => {
+                    asked.spelled.insert(*node);
+                    asked.wanted.extend(program.nodes[*node].outputs.iter().flatten());
+                }
+            }
+        }
+        asked
+    }
+
+    /// Where the run begins, if not with the images, and the value there.
+    fn start(&self, tape: &mut Option<&mut Tape<'_>>) -> Result<Option<(Id, Tensor)>> {
+        let Some(tape) = tape else { return Ok(None) };
+        let Some(name) = tape.start().map(str::to_string) else { return Ok(None) };
+        let sites = &self.plan.sites;
+        let place = sites.sites.iter().position(|s| s.name == name && s.start);
+        let Some(From::Value(id, is_last)) = place.map(|p| &sites.from[p]) else {
+            return Err(Error::unsupported(format!("a run cannot begin at {name}")));
+        };
+        let value = tape.begin()?.ok_or_else(|| Error::invalid("the run has begun"))?;
+        Ok(Some((*id, if *is_last { to_last(&value)? } else { value })))
+    }
+
+    /// An error where images are not of the shape that the network was exported for.
+    fn check_images(&self, images: &Tensor) -> Result<()> {
+        let (channels, size) = self.plan.program.input()?;
+        let expected: Vec<i64> = [vec![channels], size].concat().into_iter().map(|n| n as i64).collect();
+        if images.size().get(1..) == Some(&expected) {
+            return Ok(());
+        }
+        let expected: Vec<String> = expected.iter().map(i64::to_string).collect();
+        Err(Error::invalid(format!(
+            "images of shape {:?}; the network was exported for [B, {}]",
+            images.size(),
+            expected.join(", ")
+        )))
     }
 
     /// The weights in their places.
@@ -284,11 +350,14 @@ impl Exported {
         for (n, node) in program.nodes.iter().enumerate() {
             if constant(&n) {
                 let results = self.plain(node, &values, false).map_err(|e| at(node, e))?;
-                put(&mut values, node, results);
+                for (id, part) in node.outputs.iter().zip(flat(results)) {
+                    if let Some(id) = id {
+                        values[*id] = part;
+                    }
+                }
             }
         }
-        for (n, node) in program.nodes.iter().enumerate().filter(|(n, _)| constant(n)) {
-            let _ = n;
+        for (_, node) in program.nodes.iter().enumerate().filter(|(n, _)| constant(n)) {
             for id in node.outputs.iter().flatten().filter(|id| read.contains(id)) {
                 prepared.constants.extend(values[*id].as_ref().map(|v| (*id, v.share())));
             }
@@ -401,24 +470,20 @@ fn at(node: &Node, e: Error) -> Error {
     Error { message: format!("{}: {}", node.place(), e.message), ..e }
 }
 
-/// Results in the places of a node's outputs.
-fn put(values: &mut [Option<Held>], node: &Node, results: Vec<Value>) {
-    let mut places = node.outputs.iter();
+/// Results one after the other, those of a list each for itself.
+fn flat(results: Vec<Value>) -> Vec<Option<Held>> {
+    let mut all = Vec::with_capacity(results.len());
     for result in results {
-        let parts = match result {
-            Value::Tensors(all) => all.into_iter().map(Held::Tensor).map(Some).collect(),
-            Value::Tensor(t) => vec![Some(Held::Tensor(t))],
-            Value::Int(n) => vec![Some(Held::Int(n))],
-            Value::Float(n) => vec![Some(Held::Float(n))],
-            Value::Bool(b) => vec![Some(Held::Bool(b))],
-            Value::None => vec![None],
-        };
-        for part in parts {
-            if let Some(Some(id)) = places.next() {
-                values[*id] = part;
-            }
+        match result {
+            Value::Tensors(list) => all.extend(list.into_iter().map(|t| Some(Held::Tensor(t)))),
+            Value::Tensor(t) => all.push(Some(Held::Tensor(t))),
+            Value::Int(n) => all.push(Some(Held::Int(n))),
+            Value::Float(n) => all.push(Some(Held::Float(n))),
+            Value::Bool(b) => all.push(Some(Held::Bool(b))),
+            Value::None => all.push(None),
         }
     }
+    all
 }
 
 /// Arithmetic of sizes.
@@ -464,7 +529,109 @@ fn one(mut results: Vec<Value>) -> Result<Tensor> {
     }
 }
 
-impl Run<'_> {
+impl<'r> Run<'r> {
+    fn new(
+        net: &'r Exported,
+        train: bool,
+        values: Vec<Option<Held>>,
+        given: BTreeSet<Id>,
+        asked: Asked,
+        prepared: Option<&'r Prepared>,
+    ) -> Self {
+        let program = &net.plan.program;
+        let nodes = program.needed(&asked.wanted, &given);
+        let mut last = vec![usize::MAX; program.values.len()];
+        for (n, node) in program.nodes.iter().enumerate().filter(|(n, _)| nodes[*n]) {
+            node.reads().for_each(|id| last[id] = n);
+        }
+        let mut kept = vec![false; program.values.len()];
+        // What the run begins with is the caller's, and written to by no operator in place.
+        asked.wanted.iter().chain(&given).for_each(|id| kept[*id] = true);
+        Run { net, train, values, given, nodes, last, kept, asked, prepared }
+    }
+
+    /// Puts the images, or the value where the run begins, in its place.
+    fn begin(
+        &mut self,
+        images: Tensor,
+        start: Option<(Id, Tensor)>,
+        tape: &mut Option<&mut Tape<'_>>,
+    ) -> Result<()> {
+        let program = &self.net.plan.program;
+        let (id, value) = match start {
+            Some(start) => start,
+            None => {
+                self.net.check_images(&images)?;
+                (program.images, images)
+            }
+        };
+        let batch = value.size().first().copied().unwrap_or(0);
+        self.values[id] = Some(Held::Tensor(self.at_sites(id, value, tape)?));
+        for id in &program.batch {
+            self.values[*id] = Some(Held::Int(batch));
+        }
+        Ok(())
+    }
+
+    /// The weight and bias that a convolution has with the norm behind it, and that norm, where nobody looks in between.
+    fn fold(&self, n: usize) -> Option<(&'r (Tensor, Tensor), usize)> {
+        let weights = self.prepared?.folded.get(&n)?;
+        let norm = *self.net.plan.folds.get(&n)?;
+        let between = self.net.plan.program.nodes[norm].value(0)?;
+        let looked = self.asked.seen.contains_key(&between) || self.kept[between];
+        (self.nodes[norm] && !looked).then_some((weights, norm))
+    }
+
+    /// Runs the nodes.
+    fn all(&mut self, tape: &mut Option<&mut Tape<'_>>) -> Result<()> {
+        let program = &self.net.plan.program;
+        let mut done: BTreeSet<usize> = BTreeSet::new();
+        for (n, node) in program.nodes.iter().enumerate() {
+            if !self.nodes[n] || done.contains(&n) {
+                continue;
+            }
+            let _off = (!node.grad).then(tch::no_grad_guard);
+            let (results, outputs) = match self.fold(n) {
+                Some((weights, norm)) => {
+                    done.insert(norm);
+                    (self.folded(node, weights), &program.nodes[norm].outputs)
+                }
+                None => (self.call(n, tape), &node.outputs),
+            };
+            self.keep(outputs, results.map_err(|e| at(node, e))?, tape)?;
+            for id in node.reads() {
+                if self.last[id] == n && !self.kept[id] {
+                    self.values[id] = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A convolution with another weight and bias.
+    fn folded(&self, node: &Node, (weight, bias): &(Tensor, Tensor)) -> Result<Vec<Value>> {
+        let mut args = self.net.arguments(node, &self.values, false)?;
+        let Call::Operator(op) = &node.call else { return Err(Error::invalid("a convolution that is none")) };
+        args[1] = Arg::Tensor(weight);
+        args[2] = Arg::Tensor(bias);
+        op.call(&args)
+    }
+
+    /// Keeps a node's results that someone reads, passed through their sites. What was given stays as it was given.
+    fn keep(&mut self, outputs: &[Option<Id>], results: Vec<Value>, tape: &mut Option<&mut Tape<'_>>) -> Result<()> {
+        for (id, part) in outputs.iter().zip(flat(results)) {
+            let (Some(id), Some(part)) = (id, part) else { continue };
+            if self.given.contains(id) || self.last[*id] == usize::MAX && !self.kept[*id] {
+                continue;
+            }
+            self.values[*id] = Some(match part {
+                Held::Tensor(t) => Held::Tensor(self.at_sites(*id, t, tape)?),
+                other => other,
+            });
+        }
+        Ok(())
+    }
+
     fn tensor(&self, id: Id) -> Result<&Tensor> {
         match &self.values[id] {
             Some(Held::Tensor(t)) => Ok(t),
@@ -474,7 +641,7 @@ impl Run<'_> {
 
     /// A value at its sites.
     fn at_sites(&self, id: Id, value: Tensor, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
-        let (Some(tape), Some(places)) = (tape, self.seen.get(&id)) else { return Ok(value) };
+        let (Some(tape), Some(places)) = (tape, self.asked.seen.get(&id)) else { return Ok(value) };
         let sites = &self.net.plan.sites;
         let is_last = places.iter().any(|p| matches!(sites.from[*p], From::Value(_, true)));
         let mut value = if is_last { to_first(&value)? } else { value };
@@ -493,7 +660,7 @@ impl Run<'_> {
             };
             return Ok(vec![Value::Tensor(net.dropout(self.tensor(x)?, *p, n)?)]);
         }
-        if self.spelled.contains(&n) {
+        if self.asked.spelled.contains(&n) {
             return Ok(vec![Value::Tensor(self.spell_out(n, tape)?)]);
         }
         if tape.as_ref().is_some_and(|t| t.has_rules())
@@ -506,7 +673,7 @@ impl Run<'_> {
             && self.last[*old] == n
             && self.net.plan.sites.depends[*old]
             && !self.kept[*old]
-            && !self.seen.contains_key(old)
+            && !self.asked.seen.contains_key(old)
             && let Some(Held::Tensor(t)) = &self.values[*old]
             && !t.requires_grad()
         {
@@ -652,161 +819,27 @@ impl Network for Exported {
 
     fn forward(&self, images: Tensor, train: bool, tape: Option<&mut Tape<'_>>) -> Result<Tensor> {
         let mut tape = tape;
-        let (plan, program) = (&self.plan, &self.plan.program);
-        let sites = &plan.sites;
-        // What someone looks at.
-        let mut seen: HashMap<Id, Vec<usize>> = HashMap::new();
-        let mut spelled: BTreeSet<usize> = BTreeSet::new();
-        let rules = tape.as_ref().map(|t| t.rules().to_vec()).unwrap_or_default();
-        if rules.iter().any(|r| r.starts_with("softmax:") || r.starts_with("product:")) {
-            spelled.extend(&sites.attentions.fused);
-        }
-        // Second derivatives of the fused operator do not exist.
-        if tape.as_ref().is_some_and(|t| t.is_recorded()) {
-            spelled.extend(&sites.attentions.fused);
-        }
-        if let Some(tape) = &tape {
-            for (place, _) in sites.sites.iter().enumerate().filter(|(_, s)| tape.wants(&s.name)) {
-                match &sites.from[place] {
-                    From::Value(id, _) => seen.entry(*id).or_default().push(place),
-                    From::Part(node, _) => drop(spelled.insert(*node)),
-                }
-            }
-        }
-        let mut wanted: Vec<Id> = program.outputs.clone();
-        wanted.extend(seen.keys());
-        for node in spelled.iter().filter(|n| sites.of_part.contains_key(n)) {
-            let asked = |p: &usize| tape.as_ref().is_some_and(|t| t.wants(&sites.sites[*p].name));
-            if sites.of_part[node].iter().any(asked) {
-                wanted.extend(program.nodes[*node].outputs.iter().flatten());
-            }
-        }
-        let mut values = self.empty();
-        self.weights(&mut values)?;
-        let mut given: BTreeSet<Id> = BTreeSet::new();
+        let asked = self.asked(&tape);
         let prepared = if train { None } else { Some(self.prepared()?) };
+        let (mut values, mut given) = (self.empty(), BTreeSet::new());
+        self.weights(&mut values)?;
         for (id, value) in prepared.iter().flat_map(|p| &p.constants) {
             values[*id] = Some(value.share());
             given.insert(*id);
         }
-        let start = tape.as_ref().and_then(|t| t.start()).map(str::to_string);
-        let start = match (&mut tape, start) {
-            (Some(tape), Some(name)) => {
-                let place = sites.sites.iter().position(|s| s.name == name && s.start);
-                let place = place.ok_or_else(|| Error::unsupported(format!("a run cannot begin at {name}")))?;
-                let From::Value(id, is_last) = sites.from[place] else {
-                    return Err(Error::unsupported(format!("a run cannot begin at {name}")));
-                };
-                let value = tape.begin()?.ok_or_else(|| Error::invalid("the run has begun"))?;
-                given.insert(id);
-                // Sites before it are not passed.
-                Some((id, if is_last { to_last(&value)? } else { value }))
-            }
-            _ => None,
-        };
-        let nodes = program.needed(&wanted, &given);
-        let mut last = vec![usize::MAX; program.values.len()];
-        for (n, node) in program.nodes.iter().enumerate().filter(|(n, _)| nodes[*n]) {
-            node.reads().for_each(|id| last[id] = n);
-        }
-        let mut kept = vec![false; program.values.len()];
-        // What the run begins with is the caller's, and written to by no operator in place.
-        wanted.iter().chain(start.iter().map(|(id, _)| id)).for_each(|id| kept[*id] = true);
-        let mut run = Run { net: self, train, values, last, kept, seen, spelled };
-        let batch = match start {
-            Some((id, value)) => {
-                let batch = value.size()[0];
-                run.values[id] = Some(Held::Tensor(run.at_sites(id, value, &mut tape)?));
-                batch
-            }
-            None => {
-                let (channels, size) = program.input()?;
-                let expected: Vec<i64> = [vec![channels], size].concat().into_iter().map(|n| n as i64).collect();
-                if images.size().get(1..) != Some(&expected) {
-                    return Err(Error::invalid(format!(
-                        "images of shape {:?}; the network was exported for [B, {}]",
-                        images.size(),
-                        expected.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
-                    )));
-                }
-                let batch = images.size()[0];
-                run.values[program.images] = Some(Held::Tensor(run.at_sites(program.images, images, &mut tape)?));
-                batch
-            }
-        };
-        for id in &program.batch {
-            run.values[*id] = Some(Held::Int(batch));
-        }
-        // Norms that are folded into the convolution before them, where nobody looks in between.
+        let start = self.start(&mut tape)?;
+        given.extend(start.iter().map(|(id, _)| *id));
         let recorded = tape.as_ref().is_some_and(|t| t.is_recorded());
-        let folded = prepared.map(|p| &p.folded).filter(|_| !recorded);
-        let folds = |n: usize| {
-            let (weights, norm) = (folded?.get(&n)?, *plan.folds.get(&n)?);
-            let between = program.nodes[n].outputs.first().copied().flatten()?;
-            (nodes[norm] && !run_looks(&given, between)).then_some((weights, norm))
-        };
-        fn run_looks(given: &BTreeSet<Id>, id: Id) -> bool {
-            given.contains(&id)
-        }
-        let mut skipped: BTreeSet<usize> = BTreeSet::new();
-        for (n, node) in program.nodes.iter().enumerate().filter(|(n, _)| nodes[*n]) {
-            let _off = (!node.grad).then(tch::no_grad_guard);
-            let fold = folds(n).filter(|(_, norm)| {
-                let between = program.nodes[*norm].value(0);
-                between.is_some_and(|id| !run.seen.contains_key(&id) && !run.kept[id])
-            });
-            if skipped.contains(&n) {
-                continue;
-            }
-            let (results, outputs) = match fold {
-                Some(((weight, bias), norm)) => {
-                    skipped.insert(norm);
-                    let mut args = self.arguments(node, &run.values, false)?;
-                    args[1] = Arg::Tensor(weight);
-                    args[2] = Arg::Tensor(bias);
-                    let Call::Operator(op) = &node.call else { return Err(Error::invalid("a convolution that is none")) };
-                    (op.call(&args), &program.nodes[norm].outputs)
-                }
-                None => (run.call(n, &mut tape), &node.outputs),
-            };
-            let results = results.map_err(|e| at(node, e))?;
-            let mut places = outputs.iter();
-            for result in results {
-                let parts: Vec<Held> = match result {
-                    Value::Tensors(all) => all.into_iter().map(Held::Tensor).collect(),
-                    Value::Tensor(t) => vec![Held::Tensor(t)],
-                    Value::Int(n) => vec![Held::Int(n)],
-                    Value::Float(n) => vec![Held::Float(n)],
-                    Value::Bool(b) => vec![Held::Bool(b)],
-                    Value::None => {
-                        places.next();
-                        continue;
-                    }
-                };
-                for part in parts {
-                    // What no later node of this run reads is dropped here; what is given stays as it was given.
-                    let Some(Some(id)) = places.next() else { continue };
-                    if given.contains(id) || run.last[*id] == usize::MAX && !run.kept[*id] {
-                        continue;
-                    }
-                    run.values[*id] = Some(match part {
-                        Held::Tensor(t) => Held::Tensor(run.at_sites(*id, t, &mut tape)?),
-                        other => other,
-                    });
-                }
-            }
-            for id in node.reads() {
-                if run.last[id] == n && !run.kept[id] {
-                    run.values[id] = None;
-                }
-            }
-        }
+        let mut run = Run::new(self, train, values, given, asked, prepared.filter(|_| !recorded));
+        run.begin(images, start, &mut tape)?;
+        run.all(&mut tape)?;
+        let outputs = &self.plan.program.outputs;
         if let Some(tape) = &mut tape {
-            for (id, output) in program.outputs.iter().zip(&self.base.spec.outputs).skip(1) {
+            for (id, output) in outputs.iter().zip(&self.base.spec.outputs).skip(1) {
                 tape.output(&output.name, run.tensor(*id)?.shallow_clone());
             }
         }
-        Ok(run.tensor(program.outputs[0])?.shallow_clone())
+        Ok(run.tensor(outputs[0])?.shallow_clone())
     }
 
     fn load(&mut self, named: Named) -> Result<LoadReport> {
