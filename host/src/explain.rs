@@ -214,9 +214,7 @@ fn add_explainers(
     }
     let classes = engine.spec.classes() as i64;
     match args.target.filter(|t| !(0..classes).contains(t)) {
-        Some(bad) => {
-            Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1)))
-        }
+        Some(bad) => Err(Error::input(format!("--target {bad}: {} has classes 0 to {}", args.model, classes - 1))),
         None => Ok(()),
     }
 }

@@ -58,7 +58,12 @@ fn check(name: &str, params: &[(&str, &str)], sites_at_least: usize) {
     let images = get(&golden, &format!("{name}.value.input"));
     let sites: Vec<String> = names(&golden, &format!("{name}.grad."));
     let sites: Vec<String> = sites.into_iter().filter(|s| spec.sites.iter().any(|known| known.name == *s)).collect();
-    assert!(sites.len() >= sites_at_least, "{name}: {} sites of {:?}", sites.len(), spec.sites.iter().map(|s| &s.name).collect::<Vec<_>>());
+    assert!(
+        sites.len() >= sites_at_least,
+        "{name}: {} sites of {:?}",
+        sites.len(),
+        spec.sites.iter().map(|s| &s.name).collect::<Vec<_>>()
+    );
     let wanted = get(&golden, &format!("{name}.logits"));
     let images = Array::from_tensor(&images).unwrap();
     let mut request = Request::forward(images.clone());
@@ -119,7 +124,8 @@ fn roles_are_found_in_the_graph() {
         let blocks = vit.attention_blocks();
         assert_eq!(blocks.len(), 3, "{name}");
         for (i, block) in blocks.iter().enumerate() {
-            let site = |s: &Option<lightbox_sdk::spec::Site>| s.as_ref().unwrap_or_else(|| panic!("{name} {i}")).clone();
+            let site =
+                |s: &Option<lightbox_sdk::spec::Site>| s.as_ref().unwrap_or_else(|| panic!("{name} {i}")).clone();
             assert_eq!((block.weights.channels, block.weights.grid.as_slice()), (2, &[3, 4][..]));
             assert_eq!(block.weights.prefix, ["cls"]);
             assert_eq!(site(&block.end).name, format!("blocks.{i}"));
@@ -162,7 +168,12 @@ fn a_fused_attention_is_the_one_spelled_out() {
     }
     let weights = tensor(&a.values[&sites[0]]);
     assert_eq!(weights.size(), [3, 2, 13, 13]);
-    assert!(relative(&weights.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float), &Tensor::ones([3, 2, 13], (Kind::Float, tch::Device::Cpu))) < 1e-5);
+    assert!(
+        relative(
+            &weights.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float),
+            &Tensor::ones([3, 2, 13], (Kind::Float, tch::Device::Cpu))
+        ) < 1e-5
+    );
     // Rules go through it, too: the fused one is spelled out where a rule is asked for.
     for rules in [vec!["softmax:detach"], vec!["product:uniform", "norm:detach"], vec!["attention:detach"]] {
         // No gradient comes through detached attentions to the images, since the head reads the class token alone.
@@ -173,10 +184,14 @@ fn a_fused_attention_is_the_one_spelled_out() {
             let request = Request { rules, ..Request::explain(images.clone(), objective(), &[], &at) };
             tensor(&model.run(&request).unwrap().grads[0][site])
         };
-        let plain = tensor(&fused.run(&Request::explain(images.clone(), objective(), &[], &at)).unwrap().grads[0][site]);
+        let plain =
+            tensor(&fused.run(&Request::explain(images.clone(), objective(), &[], &at)).unwrap().grads[0][site]);
         let (a, b) = (ask(&fused), ask(&spelled));
         let (same, other) = (relative(&a, &b), relative(&a, &plain));
-        assert!(same < 1e-5 && other > 1e-3, "{rules:?}: {same:.1e} from the other, {other:.1e} from the plain gradient");
+        assert!(
+            same < 1e-5 && other > 1e-3,
+            "{rules:?}: {same:.1e} from the other, {other:.1e} from the plain gradient"
+        );
     }
 }
 

@@ -53,7 +53,9 @@ fn fourteen_labels_of_real_radiographs_are_what_numpy_makes_of_them() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let python = root.join(".lightbox/recompute/bin/python");
     if !python.is_file() {
-        skip("NumPy, Pillow and scikit-learn are absent (`cargo xtask test` installs them with pip): a run was not recomputed");
+        skip(
+            "NumPy, Pillow and scikit-learn are absent (`cargo xtask test` installs them with pip): a run was not recomputed",
+        );
         return;
     }
     let folder = tempfile::tempdir().unwrap();

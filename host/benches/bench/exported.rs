@@ -31,7 +31,8 @@ fn open(device: &str, file: &Path) -> Result<ModelHandle> {
 /// Opens a file and makes a pass, in a process of its own; the greatest memory, MiB.
 pub fn part(batch: usize) -> Result<()> {
     let file = std::env::var_os(FILE).ok_or("no program")?;
-    let engine = Engine::new(open("cpu", Path::new(&file))?, Settings::new(Device::Cpu, 0), lightbox::watch::terminal())?;
+    let engine =
+        Engine::new(open("cpu", Path::new(&file))?, Settings::new(Device::Cpu, 0), lightbox::watch::terminal())?;
     let _ = engine.classify(&images(batch as i64, 224)?)?;
     println!("{}", crate::summary::peak());
     Ok(())
@@ -52,7 +53,10 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    let mut lines = vec!["| network | MB | seconds to open | MiB, a pass of 8 | PyTorch's MiB |".to_string(), "|---|---:|---:|---:|---:|".into()];
+    let mut lines = vec![
+        "| network | MB | seconds to open | MiB, a pass of 8 | PyTorch's MiB |".to_string(),
+        "|---|---:|---:|---:|---:|".into(),
+    ];
     let x = images(BATCH, 224)?;
     let networks = if bench.quick { &NETWORKS[..2] } else { &NETWORKS[..] };
     for name in networks {
@@ -68,19 +72,29 @@ pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         let rounds = alternate(bench.rounds(7), &mut peer, "forward", || {
             timed(bench.device, || Ok(engine.classify(&on_device)?))
         })?;
-        rounds.add(table, format!("forward, {name} exported, {BATCH} images"), Some(1.0), Some(1e-3), |ours, theirs| {
-            relative_difference(&ours.to_device(Device::Cpu), theirs)
-        })?;
+        rounds.add(
+            table,
+            format!("forward, {name} exported, {BATCH} images"),
+            Some(1.0),
+            Some(1e-3),
+            |ours, theirs| relative_difference(&ours.to_device(Device::Cpu), theirs),
+        )?;
         let classes = highest(&engine, &x)?;
         let ids: Vec<u64> = (0..BATCH as u64).collect();
         let wanted = lightbox::engine::classes(&classes);
         let rounds = alternate(bench.rounds(5), &mut peer, "pytorch-grad-cam", || {
             timed(bench.device, || Ok(engine.run(&on_device, &wanted, &ids, &[0], &mut |_| {})?))
         })?;
-        rounds.add(table, format!("GradCAM, {name} exported, {BATCH} images"), Some(3.0), Some(2e-2), |result, theirs| {
-            let map = result.maps[0].1.as_ref().map_err(|e| e.to_string())?.output(0)?.f_to_device(Device::Cpu)?;
-            map_difference(&maps::upsample(&map, (224, 224))?, theirs)
-        })?;
+        rounds.add(
+            table,
+            format!("GradCAM, {name} exported, {BATCH} images"),
+            Some(3.0),
+            Some(2e-2),
+            |result, theirs| {
+                let map = result.maps[0].1.as_ref().map_err(|e| e.to_string())?.output(0)?.f_to_device(Device::Cpu)?;
+                map_difference(&maps::upsample(&map, (224, 224))?, theirs)
+            },
+        )?;
         let size = std::fs::metadata(&file)?.len() as f64 / 1e6;
         let theirs = match &mut peer {
             Some(peer) => {

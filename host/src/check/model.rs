@@ -81,9 +81,8 @@ fn gradient_error(model: &ModelHandle, batch: &Array, site: &str, rounding: f64)
         }
         Ok(found)
     };
-    let closest = |found: &[f64], slope: f64, unit: f64| {
-        found.iter().map(|s| (s - slope).abs() / unit).min_by(f64::total_cmp)
-    };
+    let closest =
+        |found: &[f64], slope: f64, unit: f64| found.iter().map(|s| (s - slope).abs() / unit).min_by(f64::total_cmp);
     let along = closest(&slopes(&(&g / size), size)?, size, size);
     let mut rng = ChaCha8Rng::seed_from_u64(DIRECTIONS);
     for _ in 0..3 {

@@ -56,8 +56,12 @@ fn snapshot(folder: &Path) -> Result<PathBuf> {
     let all: Vec<PathBuf> = std::fs::read_dir(&snapshots)?.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     match all.as_slice() {
         [one] => Ok(one.clone()),
-        _ => Err(Error::input(format!("{}: {} snapshots, and refs/main names none of them", folder.display(), all.len()))
-            .hint("name one of them")),
+        _ => Err(Error::input(format!(
+            "{}: {} snapshots, and refs/main names none of them",
+            folder.display(),
+            all.len()
+        ))
+        .hint("name one of them")),
     }
 }
 
@@ -122,7 +126,8 @@ mod tests {
             std::fs::write(folder.path().join("preprocessor_config.json"), text).unwrap();
             other_preparation(&weights, input).unwrap_or_default()
         };
-        let half = r#"{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": {"height": 224, "width": 224}}"#;
+        let half =
+            r#"{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": {"height": 224, "width": 224}}"#;
         let found = check(half, &InputSpec::imagenet(224));
         assert!(found.contains("image_mean [0.5, 0.5, 0.5], the model [0.485") && !found.contains("size"), "{found}");
         let own = InputSpec { mean: vec![0.5; 3], std: vec![0.5; 3], ..InputSpec::imagenet(224) };

@@ -184,8 +184,9 @@ impl Registry {
                 if listed || rejected {
                     continue;
                 }
-                return Err(Error::input(format!("{}: no such file", file.display()))
-                    .hint("write it by lightbox.export(module, FILE, example) of sdk/python, or by torch.export.save"));
+                return Err(Error::input(format!("{}: no such file", file.display())).hint(
+                    "write it by lightbox.export(module, FILE, example) of sdk/python, or by torch.export.save",
+                ));
             }
             if registry.found.iter().any(|f| f.file == file) {
                 continue;

@@ -271,8 +271,10 @@ fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
             }
         }
         if model.is_program() && model.weights.as_deref() == Some(RANDOM) {
-            return Err(Error::input(format!("model {label}: an exported program has weights of its own, not random ones"))
-                .hint("export the network as it is before it is trained, as a control"));
+            return Err(Error::input(format!(
+                "model {label}: an exported program has weights of its own, not random ones"
+            ))
+            .hint("export the network as it is before it is trained, as a control"));
         }
         if model.train.is_none() && model.weights.is_none() && !model.is_program() {
             return Err(Error::input(format!("model {label}: it has neither weights nor training")).hint(

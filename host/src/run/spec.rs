@@ -293,7 +293,9 @@ fn absolute_paths(value: &mut toml::Value, base: &Path) {
                     toml::Value::String(path) if PATHS.contains(&key.as_str()) && !path.is_empty() => {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
-                    toml::Value::String(path) if ["file", "name"].contains(&key.as_str()) && programs::is_program(path) => {
+                    toml::Value::String(path)
+                        if ["file", "name"].contains(&key.as_str()) && programs::is_program(path) =>
+                    {
                         *path = base.join(&*path).to_string_lossy().into_owned();
                     }
                     // Which of a plugin's parameters are paths, its specification says: `preflight::absolute_parameters`.
@@ -581,7 +583,7 @@ mod tests {
         let back = RunSpec::parse(&text, Path::new("/elsewhere")).unwrap();
         assert_eq!(RunSpec { base: spec.base.clone(), ..back }, spec);
         let sets = ["models.m.params={ file = \"x\" }".to_string()];
-        let set = RunSpec::parse_with(MINIMAL, Path::new("/specs"), &sets).unwrap();
+        let set = RunSpec::parse_with(MINIMAL, Path::new("/specs"), &sets, &[]).unwrap();
         assert_eq!(set.commanded, [("m".to_string(), "file".to_string())]);
     }
 
@@ -614,7 +616,7 @@ mod tests {
         let text = format!("{MINIMAL}[models.train]\nepochs = 3\n[[models]]\nname = \"n\"\nlabel = \"N\"\n");
         let with = |sets: &[&str]| {
             let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-            RunSpec::parse_with(&text, Path::new("/"), &sets)
+            RunSpec::parse_with(&text, Path::new("/"), &sets, &[])
         };
         let spec =
             with(&["models.m.train.epochs=7", "models.N.weights=w.pth", "seed=5", "models.*.classes=3"]).unwrap();
@@ -641,7 +643,7 @@ mod tests {
         assert!(matches!(spec.data, DataSpec::Phantom(p) if p.count == 7) && spec.explainers.len() == 1);
         let error = |set: &str| with(&[set]).unwrap_err().message;
         let former =
-            RunSpec::parse_with(&format!("block = 7\n{MINIMAL}"), Path::new("/"), &["block=3".into()]).unwrap();
+            RunSpec::parse_with(&format!("block = 7\n{MINIMAL}"), Path::new("/"), &["block=3".into()], &[]).unwrap();
         assert_eq!(former.chunk, 3);
         assert_eq!(error("seed"), "--set seed: KEY=VALUE expected");
         assert_eq!(error("models.k.weights=x"), "--set models.k.weights: no entry is named k (known: m, N; * for all)");
@@ -654,5 +656,25 @@ mod tests {
         for (name, text) in BUILT_IN {
             RunSpec::parse(text, Path::new("/")).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
+    }
+
+    #[test]
+    fn programs_of_the_command_line_join_the_specs_models() {
+        let parse = |text: &str, files: &[&str]| {
+            let files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+            RunSpec::parse_with(text, Path::new("/specs"), &[], &files)
+        };
+        let own = "name = \"r\"\n[data]\nsource = \"phantom\"\n";
+        let message = |files: &[&str]| parse(own, files).unwrap_err().to_string();
+        assert!(message(&[]).contains("--model FILE.pt2 adds an exported program"));
+        assert!(message(&["/a/net.pth"]).contains("an exported program (.pt2) is expected"));
+        assert!(message(&["/a/net.pt2", "/b/net.pt2"]).contains("two models are called net"));
+        let spec = parse(own, &["/a/net.pt2", "/b/other.pt2"]).unwrap();
+        let found: Vec<(&str, &str)> = spec.models.iter().map(|m| (m.label(), m.name.as_str())).collect();
+        assert_eq!(found, [("net", "/a/net.pt2"), ("other", "/b/other.pt2")]);
+        assert!(spec.models.iter().all(|m| m.is_shared() && m.random_part().is_none()));
+        // In a spec a program's path is relative to it, and its label the file's name.
+        let spec = parse(&format!("{own}[[models]]\nfile = \"nets/mine.pt2\"\n"), &[]).unwrap();
+        assert_eq!((spec.models[0].label(), spec.models[0].name.as_str()), ("mine", "/specs/nets/mine.pt2"));
     }
 }

@@ -179,13 +179,15 @@ impl Archive {
             let width = kind.elt_size_in_bytes() as u64;
             let held = (bytes / width) as i64;
             // The last element that the strides reach.
-            let last = sizes.iter().zip(&strides).try_fold(offset, |sum, (n, stride)| {
-                sum.checked_add(n.checked_sub(1)?.max(0).checked_mul(*stride)?)
-            });
+            let last = sizes
+                .iter()
+                .zip(&strides)
+                .try_fold(offset, |sum, (n, stride)| sum.checked_add(n.checked_sub(1)?.max(0).checked_mul(*stride)?));
             let count = sizes.iter().try_fold(1i64, |product, n| product.checked_mul(*n));
             let empty = sizes.contains(&0);
             if sizes.len() != strides.len() || count.is_none() || !empty && last.is_none_or(|last| last >= held) {
-                let what = format!("sizes {sizes:?} and strides {strides:?} from {offset} on reach beyond its {held} values");
+                let what =
+                    format!("sizes {sizes:?} and strides {strides:?} from {offset} on reach beyond its {held} values");
                 return Err(error(what));
             }
             // Strides of 0 show a value many times; what a copy of it would take is bounded too.
@@ -196,7 +198,9 @@ impl Archive {
             if !storages.contains_key(&key) {
                 let flat = Tensor::f_empty([held], (kind, Device::Cpu))?;
                 // SAFETY: the tensor is contiguous and new, and has `held` elements of `width` bytes.
-                let memory = unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), held as usize * width as usize) };
+                let memory = unsafe {
+                    std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), held as usize * width as usize)
+                };
                 if held > 0 {
                     self.read_at(memory, at, file)?;
                 }

@@ -97,7 +97,9 @@ pub fn attentions(program: &Program, layouts: &[Option<Layout>], depends: &[bool
         let found = match node.operator() {
             "aten.scaled_dot_product_attention" => {
                 all.fused.push(at);
-                let (Some(query), Some(key), Some(value)) = (node.value(0), node.value(1), node.value(2)) else { continue };
+                let (Some(query), Some(key), Some(value)) = (node.value(0), node.value(1), node.value(2)) else {
+                    continue;
+                };
                 Some((at, query, Some(key), value, None))
             }
             "aten.matmul" | "aten.bmm" => spelled(program, depends, at, &mut all),
@@ -164,13 +166,15 @@ fn spelled(
 ) -> Option<(usize, Id, Option<Id>, Id, Option<(Id, Id)>)> {
     let node = &program.nodes[at];
     let (weights, value) = (node.value(0)?, node.value(1)?);
-    let (softmax, softmax_node) = back(program, weights, &["aten.dropout", "aten.to", "aten.view", "aten.reshape", "aten.expand"])?;
+    let (softmax, softmax_node) =
+        back(program, weights, &["aten.dropout", "aten.to", "aten.view", "aten.reshape", "aten.expand"])?;
     if softmax_node.operator() != "aten.softmax" || !depends[value] {
         return None;
     }
     let logits = softmax_node.value(0)?;
     // Between the product and the softmax: a scale, a bias, a mask.
-    let passes = ["aten.mul", "aten.div", "aten.add", "aten.view", "aten.reshape", "aten.masked_fill", "aten.to", "aten.sub"];
+    let passes =
+        ["aten.mul", "aten.div", "aten.add", "aten.view", "aten.reshape", "aten.masked_fill", "aten.to", "aten.sub"];
     let (product, product_node) = back(program, logits, &passes)?;
     if !["aten.matmul", "aten.bmm"].contains(&product_node.operator()) {
         return None;

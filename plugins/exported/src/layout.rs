@@ -50,7 +50,9 @@ impl Layout {
                 Layout::First(grid) => shape.len() == grid.len() + 2 && is_grid(&shape[2..], grid),
                 Layout::Last(grid) => shape.len() == grid.len() + 2 && is_grid(&shape[1..shape.len() - 1], grid),
                 Layout::Flat(grid) => shape.len() == 3 && shape[2] == Dim::Is(places(grid)),
-                Layout::Tokens { grid, prefix } => shape.len() == 3 && shape[1] == Dim::Is(places(grid) + *prefix as i64),
+                Layout::Tokens { grid, prefix } => {
+                    shape.len() == 3 && shape[1] == Dim::Is(places(grid) + *prefix as i64)
+                }
             }
     }
 }
@@ -105,16 +107,17 @@ pub fn layouts(program: &Program, depends: &[bool], told: &HashMap<Id, Layout>) 
             if shape.first() != Some(&Dim::Batch) {
                 continue;
             }
-            let layout = told.get(&id).cloned().map(Some).or_else(|| moved(program, node, &found)).unwrap_or_else(|| {
-                // A convolution of images makes maps of them, whatever it is told of its input.
-                if node.operator().starts_with("aten.conv") && shape.len() == axes {
-                    return grid(&shape[2..]).map(Layout::First);
-                }
-                kept(node, &found, shape).or_else(|| {
-                    let resized = RESIZES.iter().any(|name| node.operator().starts_with(name));
-                    node.reads().filter(|_| resized).find_map(|id| found[id].as_ref()?.resized(shape))
-                })
-            });
+            let layout =
+                told.get(&id).cloned().map(Some).or_else(|| moved(program, node, &found)).unwrap_or_else(|| {
+                    // A convolution of images makes maps of them, whatever it is told of its input.
+                    if node.operator().starts_with("aten.conv") && shape.len() == axes {
+                        return grid(&shape[2..]).map(Layout::First);
+                    }
+                    kept(node, &found, shape).or_else(|| {
+                        let resized = RESIZES.iter().any(|name| node.operator().starts_with(name));
+                        node.reads().filter(|_| resized).find_map(|id| found[id].as_ref()?.resized(shape))
+                    })
+                });
             let together = || last_grid.clone().map(Layout::Last).filter(|_| shape.len() == axes);
             found[id] = layout.or_else(together).filter(|layout| layout.fits(shape));
             if let Some(Layout::Last(grid)) = &found[id] {

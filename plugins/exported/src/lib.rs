@@ -85,7 +85,8 @@ fn numbers(name: &str, text: &str) -> Result<Option<Vec<f64>>> {
     }
     let one = |t: &str| t.trim().parse::<f64>().ok().filter(|n| n.is_finite());
     let all: Option<Vec<f64>> = text.split(',').map(one).collect();
-    all.map(Some).ok_or_else(|| Error::invalid(format!("{name} = \"{text}\": numbers with commas between them are expected")))
+    all.map(Some)
+        .ok_or_else(|| Error::invalid(format!("{name} = \"{text}\": numbers with commas between them are expected")))
 }
 
 /// One number a channel.
@@ -132,7 +133,9 @@ fn output(name: &str, shape: &[Dim], spatial: &[usize], activation: Activation) 
     let sizes: Option<Vec<usize>> =
         shape.iter().skip(1).map(|d| if let Dim::Is(n) = d { Some(*n as usize) } else { None }).collect();
     let wrong = || {
-        Error::unsupported(format!("its result {name} is no batch of logits [B, classes] or of maps [B, classes, H, W]"))
+        Error::unsupported(format!(
+            "its result {name} is no batch of logits [B, classes] or of maps [B, classes, H, W]"
+        ))
     };
     let sizes = sizes.filter(|s| !s.is_empty() && shape.first() == Some(&Dim::Batch)).ok_or_else(wrong)?;
     Ok(match sizes.len() {
@@ -173,10 +176,13 @@ fn open(options: &ModelOptions) -> Result<Opened> {
     let said = statistics(&settings, &described, count).map_err(wrong)?;
     let is_normalised = said.is_some();
     let (mean, std) = said.unwrap_or((vec![0.0; count], vec![1.0; count]));
-    let shapes: Vec<&[Dim]> = program.outputs.iter().map(|id| program.values[*id].shape.as_deref().unwrap_or_default()).collect();
+    let shapes: Vec<&[Dim]> =
+        program.outputs.iter().map(|id| program.values[*id].shape.as_deref().unwrap_or_default()).collect();
     let single = shapes[0].len() == 2 && shapes[0][1] == Dim::Is(1);
     let activation = match settings.activation {
-        ActivationKind::File => described.activation.unwrap_or(if single { Activation::Sigmoid } else { Activation::Softmax }),
+        ActivationKind::File => {
+            described.activation.unwrap_or(if single { Activation::Sigmoid } else { Activation::Softmax })
+        }
         ActivationKind::Softmax => Activation::Softmax,
         ActivationKind::Sigmoid => Activation::Sigmoid,
         ActivationKind::Linear => Activation::Linear,
@@ -204,7 +210,9 @@ fn open(options: &ModelOptions) -> Result<Opened> {
     let stem = path.file_stem().map_or_else(|| "exported".into(), |s| s.to_string_lossy().into_owned());
     let half = weights.iter().find(|(_, t)| t.is_floating_point() && t.kind() != Kind::Float);
     if let Some((key, tensor)) = half {
-        return Err(archive.error(format!("{key} is of type {:?}: export the network in float32 (.float())", tensor.kind())));
+        return Err(
+            archive.error(format!("{key} is of type {:?}: export the network in float32 (.float())", tensor.kind()))
+        );
     }
     let mut spec = ModelSpec {
         title: format!("Exported program {stem}"),

@@ -41,7 +41,9 @@ impl Plan {
         let mut constant = Vec::with_capacity(program.nodes.len());
         for node in &program.nodes {
             let made = node.outputs.iter().flatten().chain(&node.writes);
-            let is = made.clone().all(|id| !depends[*id]) && !draws(node) && node.reads().all(|id| !random[id] && !depends[id]);
+            let is = made.clone().all(|id| !depends[*id])
+                && !draws(node)
+                && node.reads().all(|id| !random[id] && !depends[id]);
             if !is {
                 made.for_each(|id| random[*id] = true);
             }
@@ -57,10 +59,11 @@ impl Plan {
         for (at, node) in program.nodes.iter().enumerate().filter(|(_, n)| n.target == "aten.batch_norm.default") {
             let Some(x) = node.value(0).filter(|id| readers.get(id) == Some(&1)) else { continue };
             let of_weights = (1..5).all(|i| node.value(i).is_some_and(|id| weights.contains(&id)));
-            let maker = program.maker(x).filter(|n| is_convolution(&program.nodes[*n]) && program.nodes[*n].grad == node.grad);
-            if let Some(maker) = maker.filter(|n| {
-                of_weights && program.nodes[*n].value(1).is_some_and(|id| weights.contains(&id))
-            }) {
+            let maker =
+                program.maker(x).filter(|n| is_convolution(&program.nodes[*n]) && program.nodes[*n].grad == node.grad);
+            if let Some(maker) =
+                maker.filter(|n| of_weights && program.nodes[*n].value(1).is_some_and(|id| weights.contains(&id)))
+            {
                 folds.insert(maker, at);
             }
         }
@@ -90,7 +93,7 @@ impl Plan {
         if self.stem.is_some() {
             found.extend(rules::INPUT);
         }
-        if self.program.nodes.iter().any(|n| is_activation(n)) {
+        if self.program.nodes.iter().any(is_activation) {
             found.push("activation:identity");
         }
         if self.program.nodes.iter().any(|n| last_norm(n).is_some()) {
@@ -112,9 +115,14 @@ impl Plan {
     /// What training cannot bring back, as sentences.
     pub fn lost(&self) -> Vec<String> {
         let fused = self.sites.attentions.fused.len();
-        let mut lost = vec!["when it is trained, stochastic depth stays out, if the network had any: the export left it out".to_string()];
+        let mut lost = vec![
+            "when it is trained, stochastic depth stays out, if the network had any: the export left it out"
+                .to_string(),
+        ];
         if fused > 0 {
-            lost.push(format!("when it is trained, dropout inside its {fused} fused attentions stays as the export wrote it, off"));
+            lost.push(format!(
+                "when it is trained, dropout inside its {fused} fused attentions stays as the export wrote it, off"
+            ));
         }
         lost
     }
@@ -143,7 +151,8 @@ fn last_norm(node: &Node) -> Option<f64> {
 fn max_pool(node: &Node) -> Option<(i64, i64, i64)> {
     let square = |at: usize, default: i64| match node.inputs.get(at) {
         Some(Input::Ints(all)) => {
-            let numbers: Vec<i64> = all.iter().filter_map(|n| if let Num::Is(n) = n { Some(*n) } else { None }).collect();
+            let numbers: Vec<i64> =
+                all.iter().filter_map(|n| if let Num::Is(n) = n { Some(*n) } else { None }).collect();
             match numbers[..] {
                 [] => Some(default),
                 [n] => Some(n),
@@ -417,7 +426,9 @@ impl Exported {
         let mut args = Vec::with_capacity(node.inputs.len());
         for (place, input) in node.inputs.iter().enumerate() {
             args.push(match input {
-                Input::Bool(_) if train && (node.target.as_str(), place) == ("aten.batch_norm.default", 5) => Arg::Bool(true),
+                Input::Bool(_) if train && (node.target.as_str(), place) == ("aten.batch_norm.default", 5) => {
+                    Arg::Bool(true)
+                }
                 Input::Default => Arg::Default,
                 Input::None => Arg::None,
                 Input::Value(id) => match values[*id].as_ref().ok_or_else(|| missing(*id))? {
@@ -459,7 +470,8 @@ impl Exported {
         let key = [self.seed, self.step as u64, place as u64].into_iter().flat_map(u64::to_le_bytes);
         let mut rng = lightbox_sdk::rand::rngs::StdRng::seed_from_u64(hash::fnv1a(key));
         let keep = 1.0 - p;
-        let mask: Vec<f32> = (0..x.numel()).map(|_| if rng.random::<f64>() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
+        let mask: Vec<f32> =
+            (0..x.numel()).map(|_| if rng.random::<f64>() < keep { (1.0 / keep) as f32 } else { 0.0 }).collect();
         let mask = Tensor::f_from_slice(&mask)?.f_reshape(x.size())?.f_to_device(x.device())?.f_to_kind(x.f_kind()?)?;
         Ok(x.f_mul(&mask)?)
     }
@@ -491,7 +503,10 @@ fn sizes(name: &str, inputs: &[Input], values: &[Option<Held>]) -> Result<Value>
     let int = |i: usize| -> Result<i64> {
         match inputs.get(i) {
             Some(Input::Int(n)) => Ok(*n),
-            Some(Input::Value(id)) if let Some(Held::Int(n)) = &values[*id] => Ok(*n),
+            Some(Input::Value(id)) => match &values[*id] {
+                Some(Held::Int(n)) => Ok(*n),
+                _ => Err(Error::invalid(format!("operand {i} has no whole number as its value"))),
+            },
             _ => Err(Error::invalid(format!("operand {i} is no whole number"))),
         }
     };
@@ -551,12 +566,7 @@ impl<'r> Run<'r> {
     }
 
     /// Puts the images, or the value where the run begins, in its place.
-    fn begin(
-        &mut self,
-        images: Tensor,
-        start: Option<(Id, Tensor)>,
-        tape: &mut Option<&mut Tape<'_>>,
-    ) -> Result<()> {
+    fn begin(&mut self, images: Tensor, start: Option<(Id, Tensor)>, tape: &mut Option<&mut Tape<'_>>) -> Result<()> {
         let program = &self.net.plan.program;
         let (id, value) = match start {
             Some(start) => start,
@@ -709,11 +719,17 @@ impl<'r> Run<'r> {
         };
         Ok(match node.operator() {
             "aten.relu" => Some(rules::relu(at, x()?)?),
-            "aten.gelu" if matches!(node.inputs.get(1), Some(Input::Default)) || matches!(node.inputs.get(1), Some(Input::Text(t)) if t == "none") => {
+            "aten.gelu"
+                if matches!(node.inputs.get(1), Some(Input::Default))
+                    || matches!(node.inputs.get(1), Some(Input::Text(t)) if t == "none") =>
+            {
                 Some(rules::gelu(at, x()?)?)
             }
             _ if is_activation(node) => Some(rules::activation(at, x()?, plain()?)?),
-            "aten.max_pool2d" if let Some(sizes) = max_pool(node) => Some(rules::max_pool2d(at, x()?, sizes)?),
+            "aten.max_pool2d" => match max_pool(node) {
+                Some(sizes) => Some(rules::max_pool2d(at, x()?, sizes)?),
+                None => None,
+            },
             _ if Some(n) == plan.stem => {
                 let (weight, bias) = weights()?;
                 let [low, high] = net.base.spec.input.range();
@@ -728,18 +744,22 @@ impl<'r> Run<'r> {
                 Some(rules::linear_map(at, is_convolution(node), &x, weight, bias, linear)?)
             }
             "aten.batch_norm" => Some(rules::affine(at, plain()?)?),
-            "aten.layer_norm" if let Some(eps) = last_norm(node) => {
-                let (weight, bias) = (self.tensor(node.value(2).unwrap_or(0))?, self.tensor(node.value(3).unwrap_or(0))?);
-                Some(rules::layer_norm(at, x()?, weight, bias, eps)?)
-            }
+            "aten.layer_norm" => match last_norm(node) {
+                Some(eps) => {
+                    let parameter = |at: usize| self.tensor(node.value(at).unwrap_or(0));
+                    Some(rules::layer_norm(at, x()?, parameter(2)?, parameter(3)?, eps)?)
+                }
+                None => None,
+            },
             "aten.softmax" if plan.sites.attentions.softmaxes.contains(&n) => Some(rules::softmax(at, x()?)?),
             "aten.matmul" if plan.sites.attentions.products.contains(&n) => {
                 Some(rules::matmul(at, x()?, weights()?.0)?)
             }
-            "aten.mul" if let Some(gate) = plan.gates.get(&n) => {
-                let (a, b) = (x()?, weights()?.0);
-                Some(if *gate == 0 { rules::gate(at, b, a)? } else { rules::gate(at, a, b)? })
-            }
+            "aten.mul" => match plan.gates.get(&n) {
+                Some(0) => Some(rules::gate(at, weights()?.0, x()?)?),
+                Some(_) => Some(rules::gate(at, x()?, weights()?.0)?),
+                None => None,
+            },
             _ => None,
         })
     }
@@ -748,7 +768,8 @@ impl<'r> Run<'r> {
     fn spell_out(&self, n: usize, tape: &mut Option<&mut Tape<'_>>) -> Result<Tensor> {
         let plan = &self.net.plan;
         let node = &plan.program.nodes[n];
-        let need = |at: usize| self.tensor(node.value(at).ok_or_else(|| Error::invalid("an attention without its inputs"))?);
+        let need =
+            |at: usize| self.tensor(node.value(at).ok_or_else(|| Error::invalid("an attention without its inputs"))?);
         let (q, k, v) = (need(0)?, need(1)?, need(2)?);
         let scale = match node.argument("scale") {
             Some(Input::Float(scale)) => *scale,

@@ -231,8 +231,8 @@ fn modules(stack: &str) -> Vec<String> {
 
 /// The last line of a stack trace that is the network's own.
 fn source_line(trace: &str) -> String {
-    let lines = trace.lines().filter(|l| l.trim_start().starts_with("File "));
-    lines.last().map(|l| l.trim().chars().filter(|c| !c.is_control()).take(160).collect()).unwrap_or_default()
+    let mut lines = trace.lines().rev().filter(|l| l.trim_start().starts_with("File "));
+    lines.next().map(|l| l.trim().chars().filter(|c| !c.is_control()).take(160).collect()).unwrap_or_default()
 }
 
 impl Builder {
@@ -561,9 +561,10 @@ impl Program {
         for weight in &program.weights {
             let tensor = found.get(&weight.key);
             let tensor = tensor.ok_or_else(|| archive.error(format!("the archive has no tensor {}", weight.key)))?;
-            let said: Option<Vec<i64>> = program.values[weight.id].shape.as_ref().map(|dims| {
-                dims.iter().map(|d| if let Dim::Is(n) = d { *n } else { -1 }).collect()
-            });
+            let said: Option<Vec<i64>> = program.values[weight.id]
+                .shape
+                .as_ref()
+                .map(|dims| dims.iter().map(|d| if let Dim::Is(n) = d { *n } else { -1 }).collect());
             if said.is_some_and(|said| said != tensor.size()) {
                 return Err(archive.error(format!("{} has another shape than the program says", weight.key)));
             }
@@ -592,7 +593,10 @@ impl Program {
             ))
         })?;
         if !(3..=5).contains(&sizes.len()) {
-            return Err(Error::unsupported(format!("its input has {} axes, [B, C, H, W] or [B, C, D, H, W] is expected", sizes.len())));
+            return Err(Error::unsupported(format!(
+                "its input has {} axes, [B, C, H, W] or [B, C, D, H, W] is expected",
+                sizes.len()
+            )));
         }
         if sizes[1..].iter().any(|s| s["as_int"].as_i64().is_none_or(|n| !(1..=1 << 16).contains(&n))) {
             return Err(Error::unsupported(
@@ -620,7 +624,9 @@ impl Program {
                     continue;
                 }
                 "custom_obj" => {
-                    return Err(Error::unsupported("the network has an object of TorchBind, whose code is not in the file"));
+                    return Err(Error::unsupported(
+                        "the network has an object of TorchBind, whose code is not in the file",
+                    ));
                 }
                 other => return Err(Error::unsupported(format!("an input of kind {other}"))),
             };
@@ -655,7 +661,8 @@ impl Program {
     /// The images' channels and the sizes of their spatial axes.
     pub fn input(&self) -> Result<(usize, Vec<usize>)> {
         let shape = self.values[self.images].shape.as_deref().unwrap_or_default();
-        let sizes: Vec<usize> = shape.iter().filter_map(|d| if let Dim::Is(n) = d { Some(*n as usize) } else { None }).collect();
+        let sizes: Vec<usize> =
+            shape.iter().filter_map(|d| if let Dim::Is(n) = d { Some(*n as usize) } else { None }).collect();
         match sizes.split_first() {
             Some((channels, size)) if !size.is_empty() => Ok((*channels, size.to_vec())),
             _ => Err(Error::unsupported("its input is no batch of images [B, C, H, W] or of volumes")),

@@ -111,8 +111,8 @@ impl Finder<'_> {
             for id in node.outputs.iter().flatten().filter(|id| self.is_usable(**id)) {
                 for path in node.modules.iter().filter(|path| !path.is_empty()) {
                     let outside = |n: &usize| !self.program.nodes[*n].modules.contains(path);
-                    let leaves = self.program.outputs.contains(id)
-                        || readers.get(id).is_some_and(|all| all.iter().any(outside));
+                    let leaves =
+                        self.program.outputs.contains(id) || readers.get(id).is_some_and(|all| all.iter().any(outside));
                     if leaves {
                         found.insert(path.clone(), *id);
                     }
@@ -129,9 +129,9 @@ impl Finder<'_> {
         let needed = self.program.needed(&[result], &BTreeSet::new());
         let made = |n: usize| self.program.nodes[n].outputs.iter().flatten().copied();
         let all = (0..self.program.nodes.len()).rev().filter(|n| needed[*n]).flat_map(made);
-        let mut last = all.filter(|id| *id != result).find(|id| {
-            many(id) && self.is_usable(*id) && !matches!(self.layouts[*id], Some(Layout::Flat(_)))
-        })?;
+        let mut last = all
+            .filter(|id| *id != result)
+            .find(|id| many(id) && self.is_usable(*id) && !matches!(self.layouts[*id], Some(Layout::Flat(_))))?;
         // A segmentation's last map is one of classes; what its last convolution reads is the features.
         let classes = self.program.values[result].shape.as_ref().is_some_and(|s| s.len() > 2);
         if classes {
@@ -170,8 +170,13 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
     // Whoever takes the first token alone for the head has one of the whole image.
     let takes_first = |node: &crate::program::Node| {
         node.operator() == "aten.select"
-            && matches!((node.inputs.get(1), node.inputs.get(2)), (Some(crate::program::Input::Int(1)), Some(crate::program::Input::Int(0))))
-            && node.value(0).is_some_and(|id| matches!(&layouts[id], Some(Layout::Tokens { prefix, .. }) if *prefix > 0))
+            && matches!(
+                (node.inputs.get(1), node.inputs.get(2)),
+                (Some(crate::program::Input::Int(1)), Some(crate::program::Input::Int(0)))
+            )
+            && node
+                .value(0)
+                .is_some_and(|id| matches!(&layouts[id], Some(Layout::Tokens { prefix, .. }) if *prefix > 0))
     };
     let first_is_class = program.nodes.iter().any(takes_first);
     let finder = Finder { program, layouts, depends, written, made, first_is_class };
@@ -264,10 +269,14 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
     if !cam_site.is_empty() {
         let site = sites.iter().find(|s| s.name == cam_site);
         let site = site.ok_or_else(|| {
-            Error::invalid(format!("cam_site = \"{cam_site}\": no site has this name; `lightbox info FILE.pt2` lists them"))
+            Error::invalid(format!(
+                "cam_site = \"{cam_site}\": no site has this name; `lightbox info FILE.pt2` lists them"
+            ))
         })?;
         if !site.has_grid() {
-            return Err(Error::invalid(format!("cam_site = \"{cam_site}\": it is no feature map and no tokens of a grid")));
+            return Err(Error::invalid(format!(
+                "cam_site = \"{cam_site}\": it is no feature map and no tokens of a grid"
+            )));
         }
         found = Some(cam_site.to_string());
     }
@@ -294,7 +303,8 @@ fn add_attention(
         let parts: Vec<&str> = module.split('.').collect();
         let block = (1..=parts.len()).map(|n| parts[..n].join(".")).find(|path| {
             block_of(path).as_ref() == Some(path) && !of_others(path)
-                || path.rsplit('.').next().is_some_and(|p| p.ends_with(|c: char| c.is_ascii_digit())) && !of_others(path)
+                || path.rsplit('.').next().is_some_and(|p| p.ends_with(|c: char| c.is_ascii_digit()))
+                    && !of_others(path)
         });
         let block = block.unwrap_or_else(|| module.clone());
         let place = attention.first + 1;
@@ -332,8 +342,14 @@ fn add_attention(
         let logits = Site { name: name("logits"), ..weights.clone() }.role(Role::Attention(AttentionPart::Logits));
         let origin = |kind, id: Option<Id>| id.map_or(From::Part(attention.node, kind), |id| From::Value(id, false));
         let at = |id: Option<Id>| id.map_or(place, made);
-        add((logits.text("scaled, before the softmax"), origin(AttentionPart::Logits, spelled.map(|s| s.0))), at(spelled.map(|s| s.0)));
-        add((weights.text("softmaxed weights"), origin(AttentionPart::Weights, spelled.map(|s| s.1))), at(spelled.map(|s| s.1)));
+        add(
+            (logits.text("scaled, before the softmax"), origin(AttentionPart::Logits, spelled.map(|s| s.0))),
+            at(spelled.map(|s| s.0)),
+        );
+        add(
+            (weights.text("softmaxed weights"), origin(AttentionPart::Weights, spelled.map(|s| s.1))),
+            at(spelled.map(|s| s.1)),
+        );
 
         // Sites of the block; the attention's own module gives what it adds to the tokens.
         let inside = |path: &str| path == block || path.starts_with(&format!("{block}."));

@@ -99,7 +99,8 @@ fn program(bytes: &[u8]) {
     static BASE: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     let base = BASE.get_or_init(|| {
         let small = concat!(env!("CARGO_MANIFEST_DIR"), "/../oracle/golden/exported-segment.pt2");
-        let mut zip = zip::ZipArchive::new(std::fs::File::open(small).expect("the golden is there")).expect("it is a zip");
+        let mut zip =
+            zip::ZipArchive::new(std::fs::File::open(small).expect("the golden is there")).expect("it is a zip");
         let mut all = Vec::new();
         for i in 0..zip.len() {
             let mut entry = zip.by_index(i).expect("it has its entries");
