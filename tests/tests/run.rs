@@ -403,7 +403,7 @@ fn mistakes_are_clear_errors() {
     fail(
         &["run", "/no/such.toml"],
         3,
-        "/no/such.toml: no such spec file, nor a built-in spec (known: all-explainers, all-metrics, demo, study, study-phantom, study-quick)",
+        "/no/such.toml: no such spec file, nor a built-in spec (known: all-explainers, all-metrics, any-model, demo, study, study-phantom, study-quick)",
     );
     check("densenet-small", "densenet-smal", 4, "no model is named densenet-smal (known: ");
     check("\"noise\"", "\"nois\"", 4, "no explainer is named nois (known: ");

@@ -9,6 +9,7 @@ use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
 use lightbox_sdk::{ExplainerHandle, ModelHandle};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Files that end in `.pt2`.
 pub struct Programs;
@@ -47,6 +48,16 @@ fn runner() -> Result<PathBuf> {
     })
 }
 
+/// That library, opened once in this process.
+fn opened_runner() -> Result<&'static dyn OpenPlugin> {
+    static OPEN: OnceLock<Box<dyn OpenPlugin>> = OnceLock::new();
+    if let Some(open) = OPEN.get() {
+        return Ok(open.as_ref());
+    }
+    let open = Dylibs.open(&runner()?)?;
+    Ok(OPEN.get_or_init(|| open).as_ref())
+}
+
 /// An opened program.
 struct Program {
     manifest: Manifest,
@@ -59,7 +70,7 @@ struct Program {
 impl Program {
     fn open(file: &Path, input: Option<&'static str>) -> Result<Program> {
         let file = std::path::absolute(file)?;
-        let runner = super::open(&runner()?)?;
+        let runner = opened_runner()?;
         let manifest = Manifest {
             plugin: runner.manifest().plugin.clone(),
             version: runner.manifest().version.clone(),
