@@ -353,7 +353,8 @@ fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<V
         notes.push(match (weights, &model.train) {
             (from, Some(t)) => {
                 let mixed = if t.precision == "mixed" { " in mixed precision" } else { "" };
-                let from = from.unwrap_or("seeded random values");
+                let own = if model.is_program() { "its own weights" } else { "seeded random values" };
+                let from = from.unwrap_or(own);
                 let once = if spec.seeds == 1 { "one draw a fold" } else { "several a fold" };
                 format!("{label}: trained for {} epochs{mixed} from {from}; {once}.", t.epochs)
             }
@@ -361,6 +362,12 @@ fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<V
                 format!("{label}: weights of {file}, but a RANDOM head: what it says of classes is chance.")
             }
             (Some(file), None) => format!("{label}: weights of {file}."),
+            (None, None) if model.is_program() => {
+                format!(
+                    "{label}: an exported program with its own weights, {}.",
+                    model.name.rsplit('/').next().unwrap_or(&model.name)
+                )
+            }
             (None, None) => format!("{label}: RANDOM weights, not trained: a control."),
         });
     }

@@ -216,3 +216,104 @@ impl Archive {
         Ok(all)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// An archive of these files, in a folder of its own as PyTorch writes it.
+    fn open(files: &[(&str, &[u8])], method: zip::CompressionMethod) -> Result<Archive> {
+        let path =
+            std::env::temp_dir().join(format!("lightbox-{}-{:?}.pt2", std::process::id(), std::thread::current().id()));
+        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+        let options = zip::write::SimpleFileOptions::default().compression_method(method);
+        for (name, bytes) in files {
+            zip.start_file(format!("net/{name}"), options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap();
+        let opened = Archive::open(&path);
+        // Its file stays open.
+        std::fs::remove_file(&path).unwrap();
+        opened
+    }
+
+    fn tensors(config: &str, bytes: &[u8]) -> Result<HashMap<String, Tensor>> {
+        let text = format!("{{\"config\": {{\"w\": {config}}}}}");
+        let files: [(&str, &[u8]); 3] = [
+            ("archive_format", b"pt2"),
+            ("data/weights/model_weights_config.json", text.as_bytes()),
+            ("data/weights/weight_0", bytes),
+        ];
+        open(&files, zip::CompressionMethod::Stored)?.tensors("weights", Device::Cpu)
+    }
+
+    /// Six float32 with these sizes, strides and offset.
+    fn meta(sizes: &[i64], strides: &[i64], offset: i64) -> String {
+        let ints = |all: &[i64]| all.iter().map(|n| format!("{{\"as_int\": {n}}}")).collect::<Vec<_>>().join(", ");
+        format!(
+            "{{\"path_name\": \"weight_0\", \"use_pickle\": false, \"tensor_meta\": {{\"dtype\": 7, \"sizes\": [{}], \"strides\": \
+             [{}], \"storage_offset\": {{\"as_int\": {offset}}}}}}}",
+            ints(sizes),
+            ints(strides)
+        )
+    }
+
+    #[test]
+    fn a_tensor_is_what_its_strides_show_of_the_bytes() {
+        let bytes: Vec<u8> = (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let read = |sizes: &[i64], strides: &[i64], offset| {
+            let found = tensors(&meta(sizes, strides, offset), &bytes)?.remove("w").unwrap();
+            Ok::<_, Error>(Vec::<f32>::try_from(found.contiguous().flatten(0, -1)).unwrap())
+        };
+        assert_eq!(read(&[2, 3], &[3, 1], 0).unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(read(&[2, 2], &[1, 2], 1).unwrap(), [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(read(&[3], &[0], 5).unwrap(), [5.0, 5.0, 5.0]);
+        assert!(read(&[0, 9], &[1, 1], 0).unwrap().is_empty());
+        for (sizes, strides, offset, message) in [
+            (&[7][..], &[1][..], 0, "reach beyond its 6 values"),
+            (&[2], &[5], 1, "reach beyond its 6 values"),
+            (&[1], &[1], 6, "reach beyond its 6 values"),
+            (&[i64::MAX, 2], &[i64::MAX, 1], 0, "reach beyond its 6 values"),
+            (&[2, 3], &[1], 0, "reach beyond its 6 values"),
+            (&[1 << 40], &[0], 0, "repeat 6 values too often"),
+            (&[2], &[-1], 1, "does not say its type, sizes, strides and file"),
+            (&[-1], &[1], 0, "does not say its type, sizes, strides and file"),
+        ] {
+            let error = read(sizes, strides, offset).unwrap_err().to_string();
+            assert!(error.contains(message), "{sizes:?} {strides:?} {offset}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tensor_is_refused() {
+        let check = |from: &str, to: &str, message: &str| {
+            let error = tensors(&meta(&[1], &[1], 0).replace(from, to), &[0; 24]).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check("\"use_pickle\": false", "\"use_pickle\": true", "stored as a pickle");
+        check("\"dtype\": 7", "\"dtype\": 99", "tensors of type 99 are not supported");
+        check("weight_0", "weight_1", "the archive has no data/weights/weight_1");
+        check("weight_0", "../../../etc/passwd", "the archive has no data/weights/../../../etc/passwd");
+    }
+
+    #[test]
+    fn another_file_is_named() {
+        let check = |files: &[(&str, &[u8])], message: &str| {
+            let error = open(files, zip::CompressionMethod::Stored).err().unwrap().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check(&[("data.pkl", b"")], "a checkpoint (torch.save)");
+        check(&[("code/__torch__.py", b""), ("data.pkl", b"")], "a TorchScript file");
+        check(&[("serialized_exported_program.json", b"{}")], "written by a PyTorch before 2.9");
+        check(&[("archive_format", b"pt2"), ("data/aotinductor/model/x.so", b"")], "an AOTInductor package");
+        check(&[("archive_format", b"pt3")], "an archive of format \"pt3\"");
+        check(&[("readme.txt", b"")], "a zip file, but no .pt2 archive");
+        let deep = "[".repeat(100_000);
+        let files: [(&str, &[u8]); 2] = [("archive_format", b"pt2"), ("models/model.json", deep.as_bytes())];
+        let error =
+            open(&files, zip::CompressionMethod::Stored).unwrap().json("models/model.json").unwrap_err().to_string();
+        assert!(error.contains("recursion limit"), "{error}");
+    }
+}

@@ -150,6 +150,32 @@ impl Finder<'_> {
     }
 }
 
+impl Finder<'_> {
+    /// What the last linear map reads, if it is the mean of a map over its places and nothing else.
+    fn mean_of(&self, map: Id) -> Option<Id> {
+        let node = |id: Id| self.made.get(&id).map(|n| &self.program.nodes[*n]);
+        let head = node(self.program.outputs[0]).filter(|n| n.operator() == "aten.linear")?;
+        let read = head.value(0).filter(|id| self.is_usable(*id))?;
+        let channels = |id: Id| self.program.values[id].shape.as_ref().filter(|s| s.len() == 2).map(|s| s[1]);
+        let moves = ["aten.flatten", "aten.view", "aten.reshape", "aten.squeeze", "aten.dropout", "aten.contiguous"];
+        let mut id = read;
+        loop {
+            let at = node(id)?;
+            id = at.value(0)?;
+            let means = at.operator() == "aten.mean" || at.operator().starts_with("aten.adaptive_avg_pool");
+            match means {
+                true => {
+                    let all = matches!(self.layouts[map].as_ref()?, Layout::First(_) | Layout::Last(_));
+                    let one_a_channel = self.site("", map).channels as i64;
+                    return (id == map && all && channels(read) == Some(Dim::Is(one_a_channel))).then_some(read);
+                }
+                false if moves.contains(&at.operator()) => {}
+                false => return None,
+            }
+        }
+    }
+}
+
 /// The module with a number in a row of such, that an attention is in: `blocks.3`, `encoder.layers.encoder_layer_3`.
 fn block_of(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('.').collect();
@@ -231,6 +257,13 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
             other => other,
         };
         found = chosen.map(|id| name_of(&mut all, id));
+        // The mean over its places, where the head reads nothing else.
+        if let Some(id) = pooled.and_then(|map| finder.mean_of(map)) {
+            let name = name_of(&mut all, id);
+            for (_, _, site, _) in all.iter_mut().filter(|(_, _, site, _)| site.name == name) {
+                site.role = Role::Pooled;
+            }
+        }
     }
 
     let input = program.input()?;

@@ -86,10 +86,10 @@ pub struct ModelSpec {
     #[serde(default)]
     pub mixed_precision: bool,
     /// Names of the first output's classes in their order, where the model's file says them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
     /// What else there is to know, in sentences.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
