@@ -13,44 +13,15 @@ import sys
 
 import numpy as np
 import pyarrow.parquet
+from recomputed import conv, ellipse, end, faults, pool, same, upsample
 from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 RUN, TABLE = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 MODEL, SIDE, EPS = "densenet-small", 64, 1e-5
 BLOCKS, BLOCK = (3, 4, 4), None
-faults, compared = [], 0
-
-
-def same(what, found, wanted, tolerance):
-    """Absolute for numbers up to 1, relative above."""
-    global compared
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape:
-        faults.append(f"{what}: shape {found.shape}, recomputed {wanted.shape}")
-        return
-    compared += max(found.size, 1)
-    error = np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
-    if not np.all(error <= tolerance):
-        worst = np.unravel_index(np.nanargmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-        faults.append(f"{what}: {found[worst]} stored, {wanted[worst]} recomputed")
-
 
 # ------------------------------------------------------------------------------------------------------- the model
-
-
-def conv(x, weight, stride=1, padding=0):
-    n, c, h, w = x.shape
-    out, _, k, _ = weight.shape
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
-    return np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True)
-
-
-def pool(x, k, stride, padding, reduce):
-    fill = -np.inf if reduce is np.max else 0.0
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=fill)
-    return reduce(np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::stride, ::stride], axis=(4, 5))
 
 
 def features(state, x):
@@ -86,38 +57,6 @@ def softmax(z):
     return e / e.sum(1, keepdims=True)
 
 
-# ------------------------------------------------------------------------------------------------------- maps
-
-
-def upsample(m, side):
-    """Bilinear, align_corners = False, float32, as a + (b - a) f."""
-    h, w = m.shape
-
-    def taps(n):
-        at = np.maximum((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(n / side) - np.float32(0.5), 0)
-        low = np.minimum(at.astype(int), n - 1)
-        return low, np.minimum(low + 1, n - 1), at - low.astype(np.float32)
-
-    (y0, y1, fy), (x0, x1, fx) = taps(h), taps(w)
-    m = m.astype(np.float32)
-    rows = lambda y: m[y][:, x0] + (m[y][:, x1] - m[y][:, x0]) * fx
-    top, bottom = rows(y0), rows(y1)
-    return top + (bottom - top) * fy[:, None]
-
-
-def ellipse(mask, width, height, box):
-    """Pixels whose centre lies in the ellipse inscribed in the scaled box; else the pixel of its centre."""
-    x, y, w, h = box
-    sx, sy = mask.shape[1] / width, mask.shape[0] / height
-    rx, ry, cx, cy = w * sx / 2, h * sy / 2, (x + w / 2) * sx, (y + h / 2) * sy
-    yy, xx = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
-    inside = ((xx - cx) / rx) ** 2 + ((yy - cy) / ry) ** 2 <= 1
-    if inside.any():
-        mask[inside] = 1
-    elif 0 <= cx < mask.shape[1] and 0 <= cy < mask.shape[0]:
-        mask[int(cy), int(cx)] = 1
-
-
 # ------------------------------------------------------------------------------------------------------- the run
 
 boxes, labels = {}, {}
@@ -133,7 +72,7 @@ prepared = load_file(RUN / "prepared" / f"images-{SIDE}.safetensors")
 masks = np.zeros((len(names), SIDE, SIDE), np.uint8)
 for name, mine in boxes.items():
     for box in mine:
-        ellipse(masks[number[name]], SIDE, SIDE, box)
+        masks[number[name]] |= ellipse(SIDE, SIDE, SIDE, box)
 same("masks", prepared["masks"][:, 0], masks, 0)
 mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 images = (prepared["images"].astype(np.float64) / 255 - mean[:, None, None]) / std[:, None, None]
@@ -236,7 +175,4 @@ for key, values in cell_values.items():
 
 if scaling < 1e-4:
     faults.append("this run cannot tell scaled maps from unscaled ones")
-print(f"{compared} numbers compared, {len(faults)} differ")
-for fault in faults[:12]:
-    print(fault)
-sys.exit(bool(faults))
+end()

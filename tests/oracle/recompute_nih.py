@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pyarrow.parquet
 from PIL import Image
+from recomputed import conv, ellipse, end, faults, pool, same, upsample
 from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -26,22 +27,6 @@ FINDINGS = (
     "Pleural_Thickening Hernia"
 ).split()
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-faults, compared = [], 0
-
-
-def same(what, found, wanted, tolerance):
-    """Absolute for numbers up to 1, relative above."""
-    global compared
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape:
-        faults.append(f"{what}: shape {found.shape}, recomputed {wanted.shape}")
-        return
-    compared += max(found.size, 1)
-    error = np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
-    if not np.all(error <= tolerance):
-        worst = np.unravel_index(np.nanargmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-        faults.append(f"{what}: {found[worst]} stored, {wanted[worst]} recomputed")
-
 
 # ------------------------------------------------------------------------------------------------------- the model
 
@@ -70,24 +55,6 @@ def parameter(name, *shape):
     else:
         v = s * np.sqrt(6.0 / np.prod(shape[1:]))
     return v.astype(np.float32).reshape(shape)
-
-
-def conv(x, weight, stride=1, padding=0):
-    n, c, h, w = x.shape
-    out, _, k, _ = weight.shape
-    if k == 1:
-        return np.einsum("oc,ncp->nop", weight[:, :, 0, 0], x.reshape(n, c, -1), optimize=True).reshape(n, out, h, w)
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
-    rows, columns = windows.shape[2:4]
-    columns_of = windows.transpose(1, 4, 5, 0, 2, 3).reshape(c * k * k, -1)
-    return (weight.reshape(out, -1) @ columns_of).reshape(out, n, rows, columns).transpose(1, 0, 2, 3)
-
-
-def pool(x, k, stride, padding, reduce):
-    fill = -np.inf if reduce is np.max else 0.0
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=fill)
-    return reduce(np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::stride, ::stride], axis=(4, 5))
 
 
 ROOT = "module.densenet121."
@@ -132,31 +99,6 @@ def logits_of(a):
 # ------------------------------------------------------------------------------------------------------- images, maps
 
 
-def upsample(m, side):
-    """Bilinear, align_corners = False, float32, as a + (b - a) f."""
-    h, w = m.shape
-
-    def taps(n):
-        at = np.maximum((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(n / side) - np.float32(0.5), 0)
-        low = np.minimum(at.astype(int), n - 1)
-        return low, np.minimum(low + 1, n - 1), at - low.astype(np.float32)
-
-    (y0, y1, fy), (x0, x1, fx) = taps(h), taps(w)
-    m = m.astype(np.float32)
-    rows = lambda y: m[y][:, x0] + (m[y][:, x1] - m[y][:, x0]) * fx
-    top, bottom = rows(y0), rows(y1)
-    return top + (bottom - top) * fy[:, None]
-
-
-def ellipse(width, height, box):
-    """Pixels whose centre lies in the ellipse inscribed in the scaled box."""
-    x, y, w, h = box
-    sx, sy = SIDE / width, SIDE / height
-    rx, ry, cx, cy = w * sx / 2, h * sy / 2, (x + w / 2) * sx, (y + h / 2) * sy
-    yy, xx = np.mgrid[:SIDE, :SIDE] + 0.5
-    return ((xx - cx) / rx) ** 2 + ((yy - cy) / ry) ** 2 <= 1
-
-
 labels = {r["image"]: set(r["findings"].split("|")) for r in csv.DictReader(open(LABELS))}
 names = sorted(labels)
 sizes, files = {}, {}
@@ -173,7 +115,7 @@ for row in csv.DictReader(open(BOXES)):
     if finding in labels.get(row["image"], ()):
         box = [float(row[k]) for k in ("x", "y", "width", "height")]
         key = (row["image"], FINDINGS.index(finding))
-        masks[key] = masks.get(key, False) | ellipse(*sizes[row["image"]], box)
+        masks[key] = masks.get(key, False) | ellipse(SIDE, *sizes[row["image"]], box)
 
 # A value that lies half-way between two levels may go either way: of a 320 px image that is a few of a thousand.
 prepared = load_file(RUN / "prepared" / f"images-{SIDE}.safetensors")["images"].reshape(len(names), SIDE, SIDE)
@@ -303,7 +245,4 @@ if len(aurocs) == len(FINDINGS):
 elif cells[("", "auroc")].get("mean") is not None:
     faults.append("AUROC over all classes has a value, and a class has none")
 
-print(f"{compared} numbers compared, {len(faults)} differ; {len(names)} images, {len(wanted_rows)} rows, {len(masks)} masks")
-for fault in faults[:12]:
-    print(fault)
-sys.exit(bool(faults))
+end(f"; {len(names)} images, {len(wanted_rows)} rows, {len(masks)} masks")

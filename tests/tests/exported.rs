@@ -81,7 +81,7 @@ fn check(name: &str, params: &[(&str, &str)], sites_at_least: usize) {
             let off = relative(&tensor(found), &wanted);
             assert!(off < 2e-5, "{name}: {what} of {site} is {off:.1e} off");
         }
-        // Asked for alone, a gradient is the same; so is a run that begins there.
+        // A run that begins there is the rest of the whole.
         if layout.start {
             let value = Array::from_tensor(&tensor(&found.values[site])).unwrap();
             let begun = model.run(&Request::from_site(site, value).unwrap()).unwrap();

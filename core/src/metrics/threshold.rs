@@ -152,16 +152,18 @@ impl Entry {
             Fault::NotFinite => NOT_FINITE,
             Fault::Constant => CONSTANT,
         };
-        let marked = mask.iter().map(|m| *m == 1).collect::<Vec<bool>>();
-        let nodules = with_candidates.then(|| Regions::of(&marked, width));
+        let nodules = with_candidates.then(|| {
+            let marked: Vec<bool> = mask.iter().map(|m| *m == 1).collect();
+            Regions::of(&marked, width)
+        });
         let count = nodules.as_ref().map_or(0, |n| n.count as i64);
         let mut entry = Entry { id, target, state, nodules: count, overlaps: Default::default(), candidates: vec![] };
         let mut scaled = map.to_vec();
         maps::min_max_of(&mut scaled);
         for step in 0..STEPS {
-            let limit = (step + 1) as f32 / 10.0;
-            // A map that is not finite or is constant predicts nothing.
-            let predicted = |v: f32| fault == Fault::None && v >= limit;
+            // A map that is not finite or is constant predicts nothing: no value reaches a limit that is no number.
+            let limit = if fault == Fault::None { (step + 1) as f32 / 10.0 } else { f32::NAN };
+            let predicted = |v: f32| v >= limit;
             entry.overlaps[step] = Overlap::of(&scaled, mask, predicted);
             let Some(nodules) = &nodules else { continue };
             let inside: Vec<bool> = scaled.iter().map(|v| predicted(*v)).collect();

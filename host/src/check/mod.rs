@@ -23,7 +23,7 @@ use tch::{Device, Kind, Tensor};
 
 #[derive(Args)]
 pub struct CheckArgs {
-    /// The plugin's library
+    /// The plugin's library, or an exported program (.pt2)
     file: PathBuf,
     /// The model that explainers are tried on [default: a model of the file, else densenet-small]
     #[arg(long)]

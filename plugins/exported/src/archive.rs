@@ -1,4 +1,4 @@
-//! Reads a `.pt2` archive as `torch.export.save` of PyTorch 2.9 and later writes it: a zip of stored files, JSON and raw tensors.
+//! Reads a `.pt2` archive as `torch.export.save` of PyTorch 2.11 writes it: a zip of stored files, JSON and raw tensors.
 //! Nothing in it is unpickled, and nothing it says is believed: positions and sizes are compared with the file's before anything
 //! is read or allocated.
 //!
@@ -7,7 +7,7 @@
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Device, Kind, Tensor};
 use serde_json::Value as Json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::BufReader;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -28,6 +28,19 @@ pub struct Archive {
     path: PathBuf,
     /// Where each file begins and how long it is, by its name without the archive's own folder.
     files: HashMap<String, (u64, u64)>,
+}
+
+/// Where and how a tensor is stored; checked against the file.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub kind: Kind,
+    pub sizes: Vec<i64>,
+    strides: Vec<i64>,
+    offset: i64,
+    /// The file in the archive that holds its storage.
+    file: String,
+    /// How many values that holds.
+    held: i64,
 }
 
 /// A type by its number in the file's schema, which is not libtorch's (torch/_export/serde/schema.py, `ScalarType`).
@@ -108,7 +121,7 @@ impl Archive {
         Some(if starts("code/") {
             "a TorchScript file, which has no names of modules' outputs".into()
         } else if has("serialized_exported_program.json") || has("serialized_state_dict.pt") {
-            "written by a PyTorch before 2.9, in another form: save it again with PyTorch 2.11".into()
+            "written by an older PyTorch, in another form: save it again with PyTorch 2.11".into()
         } else if has("data.pkl") {
             "a checkpoint (torch.save): it has weights and no network. Give it as weights of a model that is built in, or export \
              the network"
@@ -154,66 +167,76 @@ impl Archive {
         serde_json::from_slice(&self.bytes(name)?).map_err(|e| self.error(format!("{name} is broken: {e}")))
     }
 
-    /// All tensors of `weights` or `constants`, by name. Those that share a file (tied weights) share memory.
-    pub fn tensors(&self, folder: &str, device: Device) -> Result<HashMap<String, Tensor>> {
+    /// What is stored of `weights` or `constants`, by name; none of it is read yet.
+    ///
+    /// # Errors
+    /// Sizes and strides that reach beyond the bytes, pickles, unknown types.
+    pub fn stored(&self, folder: &str) -> Result<BTreeMap<String, Stored>> {
         let config = format!("data/{folder}/model_{folder}_config.json");
         let json = self.json(&config)?;
         let entries = json["config"].as_object().ok_or_else(|| self.error(format!("{config} has no config")))?;
-        let mut storages: HashMap<(String, Kind), Tensor> = HashMap::new();
-        let mut all = HashMap::new();
-        for (name, entry) in entries {
-            let error = |what: String| self.error(format!("{name}: {what}"));
-            let meta = &entry["tensor_meta"];
-            if entry["use_pickle"] == true || !meta.is_object() {
-                return Err(error("stored as a pickle (a subclass of Tensor), which is not read".into()));
-            }
-            let broken = || error(format!("{config} does not say its type, sizes, strides and file"));
-            let kind = kind(meta["dtype"].as_i64().ok_or_else(broken)?).map_err(|e| error(e.message))?;
-            let ints = |key: &str| -> Option<Vec<i64>> {
-                meta[key].as_array()?.iter().map(|s| s["as_int"].as_i64().filter(|n| *n >= 0)).collect()
-            };
-            let (sizes, strides) = (ints("sizes").ok_or_else(broken)?, ints("strides").ok_or_else(broken)?);
-            let offset = meta["storage_offset"]["as_int"].as_i64().filter(|n| *n >= 0).ok_or_else(broken)?;
-            let file = entry["path_name"].as_str().ok_or_else(broken)?;
-            let (at, bytes) = self.place(&format!("data/{folder}/{file}"))?;
-            let width = kind.elt_size_in_bytes() as u64;
-            let held = (bytes / width) as i64;
-            // The last element that the strides reach.
-            let last = sizes
-                .iter()
-                .zip(&strides)
-                .try_fold(offset, |sum, (n, stride)| sum.checked_add(n.checked_sub(1)?.max(0).checked_mul(*stride)?));
-            let count = sizes.iter().try_fold(1i64, |product, n| product.checked_mul(*n));
-            let empty = sizes.contains(&0);
-            if sizes.len() != strides.len() || count.is_none() || !empty && last.is_none_or(|last| last >= held) {
-                let what =
-                    format!("sizes {sizes:?} and strides {strides:?} from {offset} on reach beyond its {held} values");
-                return Err(error(what));
-            }
-            // Strides of 0 show a value many times; what a copy of it would take is bounded too.
-            if count.is_none_or(|n| n > held && n as u64 * width > MOST_REPEATED) {
-                return Err(error(format!("sizes {sizes:?} repeat {held} values too often")));
-            }
-            let key = (file.to_string(), kind);
-            if !storages.contains_key(&key) {
-                let flat = Tensor::f_empty([held], (kind, Device::Cpu))?;
-                // SAFETY: the tensor is contiguous and new, and has `held` elements of `width` bytes.
-                let memory = unsafe {
-                    std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), held as usize * width as usize)
-                };
-                if held > 0 {
-                    self.read_at(memory, at, file)?;
-                }
-                storages.insert(key.clone(), flat.f_to_device(device)?);
-            }
-            let storage = &storages[&key];
-            let view = match empty {
-                true => Tensor::f_empty(&sizes, (kind, device))?,
-                false => storage.f_as_strided(&sizes, &strides, offset)?,
-            };
-            all.insert(name.clone(), view);
+        let one = |(name, entry): (&String, &Json)| {
+            let stored = self.entry(folder, entry).map_err(|e| self.error(format!("{name}: {}", e.message)))?;
+            Ok((name.clone(), stored))
+        };
+        entries.iter().map(one).collect()
+    }
+
+    fn entry(&self, folder: &str, entry: &Json) -> Result<Stored> {
+        let meta = &entry["tensor_meta"];
+        if entry["use_pickle"] == true || !meta.is_object() {
+            return Err(Error::unsupported("stored as a pickle (a subclass of Tensor), which is not read"));
         }
-        Ok(all)
+        let broken = || Error::invalid("its entry does not say its type, sizes, strides and file");
+        let kind = kind(meta["dtype"].as_i64().ok_or_else(broken)?)?;
+        let ints = |key: &str| -> Option<Vec<i64>> {
+            meta[key].as_array()?.iter().map(|s| s["as_int"].as_i64().filter(|n| *n >= 0)).collect()
+        };
+        let (sizes, strides) = (ints("sizes").ok_or_else(broken)?, ints("strides").ok_or_else(broken)?);
+        let offset = meta["storage_offset"]["as_int"].as_i64().filter(|n| *n >= 0).ok_or_else(broken)?;
+        let file = format!("data/{folder}/{}", entry["path_name"].as_str().ok_or_else(broken)?);
+        let width = kind.elt_size_in_bytes() as u64;
+        let held = (self.place(&file)?.1 / width) as i64;
+        // The last element that the strides reach.
+        let reach = |sum: i64, (n, stride): (&i64, &i64)| sum.checked_add((n - 1).max(0).checked_mul(*stride)?);
+        let last = sizes.iter().zip(&strides).try_fold(offset, reach);
+        let count = sizes.iter().try_fold(1i64, |product, n| product.checked_mul(*n));
+        let beyond = !sizes.contains(&0) && last.is_none_or(|last| last >= held);
+        if sizes.len() != strides.len() || count.is_none() || beyond {
+            return Err(Error::invalid(format!(
+                "sizes {sizes:?} and strides {strides:?} from {offset} on reach beyond its {held} values"
+            )));
+        }
+        // Strides of 0 show a value many times; what a copy of it would take is bounded too.
+        if count.is_none_or(|n| n > held && n as u64 > MOST_REPEATED / width) {
+            return Err(Error::invalid(format!("sizes {sizes:?} repeat {held} values too often")));
+        }
+        Ok(Stored { kind, sizes, strides, offset, file, held })
+    }
+
+    /// Reads tensors; those that share a file (tied weights) share memory.
+    pub fn read<'s>(&self, all: impl Iterator<Item = &'s Stored>, device: Device) -> Result<Vec<Tensor>> {
+        let mut storages: HashMap<(&str, Kind), Tensor> = HashMap::new();
+        let mut found = Vec::new();
+        for stored in all {
+            let Stored { kind, sizes, strides, offset, file, held } = stored;
+            let key = (file.as_str(), *kind);
+            if !storages.contains_key(&key) {
+                let flat = Tensor::f_empty([*held], (*kind, Device::Cpu))?;
+                let bytes = *held as usize * kind.elt_size_in_bytes();
+                // SAFETY: the tensor is contiguous and new, and has so many bytes.
+                let memory = unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), bytes) };
+                if bytes > 0 {
+                    self.read_at(memory, self.place(file)?.0, file)?;
+                }
+                storages.insert(key, flat.f_to_device(device)?);
+            }
+            found.push(match sizes.contains(&0) {
+                true => Tensor::f_empty(sizes, (*kind, device))?,
+                false => storages[&key].f_as_strided(sizes, strides, *offset)?,
+            });
+        }
+        Ok(found)
     }
 }
 
@@ -246,7 +269,9 @@ mod tests {
             ("data/weights/model_weights_config.json", text.as_bytes()),
             ("data/weights/weight_0", bytes),
         ];
-        open(&files, zip::CompressionMethod::Stored)?.tensors("weights", Device::Cpu)
+        let archive = open(&files, zip::CompressionMethod::Stored)?;
+        let stored = archive.stored("weights")?;
+        Ok(stored.keys().cloned().zip(archive.read(stored.values(), Device::Cpu)?).collect())
     }
 
     /// Six float32 with these sizes, strides and offset.
@@ -306,7 +331,7 @@ mod tests {
         };
         check(&[("data.pkl", b"")], "a checkpoint (torch.save)");
         check(&[("code/__torch__.py", b""), ("data.pkl", b"")], "a TorchScript file");
-        check(&[("serialized_exported_program.json", b"{}")], "written by a PyTorch before 2.9");
+        check(&[("serialized_exported_program.json", b"{}")], "written by an older PyTorch");
         check(&[("archive_format", b"pt2"), ("data/aotinductor/model/x.so", b"")], "an AOTInductor package");
         check(&[("archive_format", b"pt3")], "an archive of format \"pt3\"");
         check(&[("readme.txt", b"")], "a zip file, but no .pt2 archive");

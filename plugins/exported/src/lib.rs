@@ -2,20 +2,21 @@
 //!
 //! The program is interpreted through libtorch's dispatcher, operator by operator; every module's output is a site under the
 //! module's name. `archive.rs` reads the file, `program.rs` its program; `layout.rs`, `attention.rs` and `sites.rs` find what
-//! the values are; `network.rs` runs it.
+//! the values are; `plan.rs` is what is known of it, `network.rs` runs it.
 
 mod archive;
 mod attention;
 mod layout;
 mod network;
+mod plan;
 mod program;
 mod sites;
 
-use archive::{Archive, HOW};
+use archive::{Archive, HOW, Stored};
 use lightbox_sdk::nn::{self, Base, NetModel, Parameters};
 use lightbox_sdk::prelude::*;
-use lightbox_sdk::tch::Kind;
-use network::{Exported, Plan};
+use network::Exported;
+use plan::Plan;
 use program::{Dim, Program};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -152,7 +153,9 @@ fn output(name: &str, shape: &[Dim], spatial: &[usize], activation: Activation) 
 struct Opened {
     spec: ModelSpec,
     plan: Plan,
-    weights: Vec<(String, lightbox_sdk::tch::Tensor)>,
+    archive: Archive,
+    /// Of each of the program's weights.
+    stored: Vec<Stored>,
     settings: Settings,
     /// Whether anybody has said how images become what the network takes.
     is_normalised: bool,
@@ -170,7 +173,7 @@ fn open(options: &ModelOptions) -> Result<Opened> {
             .map_err(|e| archive.error(format!("{DESCRIPTION}: {e}")))?,
         false => Description::default(),
     };
-    let (program, weights) = Program::load(&archive, nn::device(&options.device)?)?;
+    let (program, stored) = Program::load(&archive)?;
     let wrong = |e: Error| Error { message: archive.error(&e.message).message, ..e };
     let (count, size) = program.input().map_err(wrong)?;
     let said = statistics(&settings, &described, count).map_err(wrong)?;
@@ -208,12 +211,6 @@ fn open(options: &ModelOptions) -> Result<Opened> {
     let sites = sites::sites(&program, &asked, cam_site).map_err(wrong)?;
     let plan = Plan::new(program, sites);
     let stem = path.file_stem().map_or_else(|| "exported".into(), |s| s.to_string_lossy().into_owned());
-    let half = weights.iter().find(|(_, t)| t.is_floating_point() && t.kind() != Kind::Float);
-    if let Some((key, tensor)) = half {
-        return Err(
-            archive.error(format!("{key} is of type {:?}: export the network in float32 (.float())", tensor.kind()))
-        );
-    }
     let mut spec = ModelSpec {
         title: format!("Exported program {stem}"),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -231,7 +228,7 @@ fn open(options: &ModelOptions) -> Result<Opened> {
     };
     // The file is the model: it is no setting of it.
     spec.parameters.retain(|p| p.name != "file");
-    Ok(Opened { spec, plan, weights, settings, is_normalised })
+    Ok(Opened { spec, plan, archive, stored, settings, is_normalised })
 }
 
 /// Describes a file and makes its model without running anything: for the fuzzer.
@@ -249,7 +246,7 @@ fn spec(options: &ModelOptions) -> Result<ModelSpec> {
 }
 
 fn make(options: &ModelOptions) -> Result<Box<dyn Model>> {
-    let Opened { spec, plan, weights, settings, is_normalised } = open(options)?;
+    let Opened { spec, plan, archive, stored, settings, is_normalised } = open(options)?;
     if !is_normalised {
         return Err(Error::invalid(format!(
             "{}: the file does not say how images become what the network takes; set input = \"imagenet\" (or \"unit\", values of \
@@ -259,9 +256,10 @@ fn make(options: &ModelOptions) -> Result<Box<dyn Model>> {
     }
     let mut params = Parameters::new(nn::device(&options.device)?, options.seed);
     let mut fixed = Vec::new();
-    for (weight, (key, tensor)) in plan.program.weights.iter().zip(weights) {
+    let weights = archive.read(stored.iter(), nn::device(&options.device)?)?;
+    for (weight, tensor) in plan.program.weights.iter().zip(weights) {
         match weight.is_kept {
-            true => params.insert(&key, tensor),
+            true => params.insert(&weight.key, tensor),
             false => fixed.push((weight.id, tensor)),
         }
     }

@@ -151,6 +151,23 @@ impl Finder<'_> {
 }
 
 impl Finder<'_> {
+    /// A value as a site's origin.
+    fn from(&self, id: Id) -> From {
+        From::Value(id, matches!(self.layouts[id], Some(Layout::Last(_))))
+    }
+
+    /// What an attention's queries, keys and values are made of, before it is turned to [tokens, B, channels], as
+    /// nn.MultiheadAttention does.
+    fn read_by(&self, attentions: &Attentions, attention: &Attention) -> Option<Id> {
+        let projection = attentions.projections.iter().filter(|n| **n < attention.first).max()?;
+        let mut id = self.program.nodes[*projection].value(0)?;
+        while !self.is_usable(id) {
+            let node = &self.program.nodes[*self.made.get(&id)?];
+            id = node.value(0).filter(|_| node.operator() == "aten.transpose")?;
+        }
+        Some(id)
+    }
+
     /// What the last linear map reads, if it is the mean of a map over its places and nothing else.
     fn mean_of(&self, map: Id) -> Option<Id> {
         let node = |id: Id| self.made.get(&id).map(|n| &self.program.nodes[*n]);
@@ -209,12 +226,11 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
 
     // Place in the order of the program, depth (what is outer comes later), site, where its value comes from.
     let mut all: Vec<(usize, usize, Site, From)> = Vec::new();
-    let from = |id: Id| From::Value(id, matches!(finder.layouts[id], Some(Layout::Last(_))));
     let mut modules: Vec<(String, Id)> = finder.modules().into_iter().collect();
     modules.sort();
     for (path, id) in &modules {
         let depth = 100 - path.split('.').count().min(99);
-        all.push((finder.at(*id), depth, finder.site(path, *id), from(*id)));
+        all.push((finder.at(*id), depth, finder.site(path, *id), finder.from(*id)));
     }
     let named = program.named();
     for name in asked {
@@ -222,50 +238,12 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
             Error::invalid(format!("sites: the program has no value {name} of floating point that hangs on the images"))
         })?;
         if !modules.iter().any(|(path, _)| path == name) {
-            all.push((finder.at(id), 0, finder.site(name, id), from(id)));
+            all.push((finder.at(id), 0, finder.site(name, id), finder.from(id)));
         }
     }
     add_attention(&finder, &attentions, &modules, &mut all);
 
-    // The tensor that is pooled, under a module's name or else the file's.
-    let name_of = |all: &mut Vec<(usize, usize, Site, From)>, id: Id| -> String {
-        let found = all.iter().find(|(_, _, _, f)| matches!(f, From::Value(other, _) if *other == id));
-        if let Some((_, _, site, _)) = found {
-            return site.name.clone();
-        }
-        let name = program.values[id].name.clone();
-        all.push((finder.at(id), 0, finder.site(&name, id), from(id)));
-        name
-    };
-    let mut found = None;
-    if cam_site.is_empty() {
-        let pooled = finder.pooled();
-        // Of tokens whose first is taken alone the others have no gradient behind the last attention: what it reads has.
-        let tokens = |id: &Id| matches!(&finder.layouts[*id], Some(Layout::Tokens { prefix, .. }) if *prefix > 0);
-        let read = attentions.global.last().and_then(|a| {
-            let projection = attentions.projections.iter().filter(|n| **n < a.first).max()?;
-            // Before it is turned to [tokens, B, channels], as nn.MultiheadAttention does.
-            let mut id = program.nodes[*projection].value(0)?;
-            while !finder.is_usable(id) {
-                let node = &program.nodes[*finder.made.get(&id)?];
-                id = node.value(0).filter(|_| node.operator() == "aten.transpose")?;
-            }
-            Some(id)
-        });
-        let chosen = match pooled {
-            Some(id) if tokens(&id) && first_is_class => read.filter(|id| finder.is_usable(*id)).or(Some(id)),
-            other => other,
-        };
-        found = chosen.map(|id| name_of(&mut all, id));
-        // The mean over its places, where the head reads nothing else.
-        if let Some(id) = pooled.and_then(|map| finder.mean_of(map)) {
-            let name = name_of(&mut all, id);
-            for (_, _, site, _) in all.iter_mut().filter(|(_, _, site, _)| site.name == name) {
-                site.role = Role::Pooled;
-            }
-        }
-    }
-
+    let found = if cam_site.is_empty() { pooled_sites(&finder, &attentions, &mut all) } else { None };
     let input = program.input()?;
     all.sort_by(|a, b| (a.0, a.1, &a.2.name).cmp(&(b.0, b.1, &b.2.name)));
     let mut sites = vec![Site::input(input.0, &input.1)];
@@ -299,23 +277,55 @@ pub fn sites(program: &Program, asked: &[&str], cam_site: &str) -> Result<Sites>
             of_part.entry(*node).or_default().push(place);
         }
     }
-    if !cam_site.is_empty() {
-        let site = sites.iter().find(|s| s.name == cam_site);
-        let site = site.ok_or_else(|| {
-            Error::invalid(format!(
-                "cam_site = \"{cam_site}\": no site has this name; `lightbox info FILE.pt2` lists them"
-            ))
-        })?;
-        if !site.has_grid() {
-            return Err(Error::invalid(format!(
-                "cam_site = \"{cam_site}\": it is no feature map and no tokens of a grid"
-            )));
-        }
-        found = Some(cam_site.to_string());
-    }
+    let cam_site = match cam_site {
+        "" => found,
+        named => Some(chosen(&sites, named)?),
+    };
     let attention_site = sites.iter().rev().find(|s| s.is_attention()).map(|s| s.name.clone());
     let depends = finder.depends;
-    Ok(Sites { sites, from: origin, of_part, cam_site: found, attention_site, attentions, depends })
+    Ok(Sites { sites, from: origin, of_part, cam_site, attention_site, attentions, depends })
+}
+
+/// The site that a user names for class activation maps.
+fn chosen(sites: &[Site], named: &str) -> Result<String> {
+    let wrong = |what: &str| Error::invalid(format!("cam_site = \"{named}\": {what}"));
+    let site = sites.iter().find(|s| s.name == named);
+    let site = site.ok_or_else(|| wrong("no site has this name; `lightbox info FILE.pt2` lists them"))?;
+    match site.has_grid() {
+        true => Ok(named.to_string()),
+        false => Err(wrong("it is no feature map and no tokens of a grid")),
+    }
+}
+
+/// The site of a value, by name: a module's, else one under the file's own name, which is added.
+fn site_of(finder: &Finder<'_>, all: &mut Vec<(usize, usize, Site, From)>, id: Id) -> String {
+    if let Some((_, _, site, _)) = all.iter().find(|(_, _, _, f)| matches!(f, From::Value(other, _) if *other == id)) {
+        return site.name.clone();
+    }
+    let name = finder.program.values[id].name.clone();
+    all.push((finder.at(id), 0, finder.site(&name, id), finder.from(id)));
+    name
+}
+
+/// The site that class activation maps read, and the role of what the head reads of it.
+fn pooled_sites(
+    finder: &Finder<'_>,
+    attentions: &Attentions,
+    all: &mut Vec<(usize, usize, Site, From)>,
+) -> Option<String> {
+    let pooled = finder.pooled()?;
+    // The mean over its places, where the head reads nothing else.
+    if let Some(id) = finder.mean_of(pooled) {
+        let name = site_of(finder, all, id);
+        for (_, _, site, _) in all.iter_mut().filter(|(_, _, site, _)| site.name == name) {
+            site.role = Role::Pooled;
+        }
+    }
+    // Of tokens whose first is taken alone the others have no gradient behind the last attention: what it reads has.
+    let prefixed = matches!(&finder.layouts[pooled], Some(Layout::Tokens { prefix, .. }) if *prefix > 0);
+    let read = attentions.global.last().and_then(|attention| finder.read_by(attentions, attention));
+    let chosen = read.filter(|_| prefixed && finder.first_is_class).unwrap_or(pooled);
+    Some(site_of(finder, all, chosen))
 }
 
 /// The parts of each attention, and the roles of the blocks that they are in.
