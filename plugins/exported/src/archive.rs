@@ -7,6 +7,7 @@
 use lightbox_sdk::prelude::*;
 use lightbox_sdk::tch::{Device, Kind, Tensor};
 use serde_json::Value as Json;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::BufReader;
@@ -220,20 +221,22 @@ impl Archive {
         let mut found = Vec::new();
         for stored in all {
             let Stored { kind, sizes, strides, offset, file, held } = stored;
-            let key = (file.as_str(), *kind);
-            if !storages.contains_key(&key) {
-                let flat = Tensor::f_empty([*held], (*kind, Device::Cpu))?;
-                let bytes = *held as usize * kind.elt_size_in_bytes();
-                // SAFETY: the tensor is contiguous and new, and has so many bytes.
-                let memory = unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), bytes) };
-                if bytes > 0 {
-                    self.read_at(memory, self.place(file)?.0, file)?;
+            let storage = match storages.entry((file, *kind)) {
+                Entry::Occupied(read) => read.into_mut(),
+                Entry::Vacant(new) => {
+                    let flat = Tensor::f_empty([*held], (*kind, Device::Cpu))?;
+                    let bytes = *held as usize * kind.elt_size_in_bytes();
+                    // SAFETY: the tensor is contiguous and new, and has so many bytes.
+                    let memory = unsafe { std::slice::from_raw_parts_mut(flat.data_ptr().cast::<u8>(), bytes) };
+                    if bytes > 0 {
+                        self.read_at(memory, self.place(file)?.0, file)?;
+                    }
+                    new.insert(flat.f_to_device(device)?)
                 }
-                storages.insert(key, flat.f_to_device(device)?);
-            }
+            };
             found.push(match sizes.contains(&0) {
                 true => Tensor::f_empty(sizes, (*kind, device))?,
-                false => storages[&key].f_as_strided(sizes, strides, *offset)?,
+                false => storage.f_as_strided(sizes, strides, *offset)?,
             });
         }
         Ok(found)
