@@ -148,7 +148,14 @@ fn roles_are_found_in_the_graph() {
     assert_eq!(swin.cam_site.as_deref(), Some("norm"));
     assert!(swin.sites.iter().any(|s| s.name == "stage.1" && s.is_map() && s.grid == [8, 8]));
     assert!(!swin.sites.iter().any(|s| s.is_attention()), "windows are no attention over the grid");
-    assert!(swin.sites.iter().any(|s| s.name == "stage.1" && s.text.contains("windows of 16 tokens")));
+    assert!(
+        swin.sites.iter().any(|s| s.name == "stage.1" && s.window == 16 && s.text.contains("windows of 16 tokens"))
+    );
+    assert!(
+        swin.without_attention().ends_with("a token asks the 16 of its window alone"),
+        "{}",
+        swin.without_attention()
+    );
     let volume = spec("volume");
     assert_eq!((volume.input.size.as_slice(), volume.cam_site.as_deref()), (&[8, 10, 12][..], Some("features")));
     let segment = spec("segment");

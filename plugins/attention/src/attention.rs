@@ -58,7 +58,7 @@ impl Explainer for Attention {
     fn bind(&self, model: &ModelSpec, params: Settings) -> Result<Bound> {
         let named = if params.layer.is_empty() { model.attention_site.clone() } else { Some(params.layer.clone()) };
         let Some(name) = named else {
-            return Ok(Bound::not_applicable(format!("{} has no attention", model.name)));
+            return Ok(Bound::not_applicable(model.without_attention()));
         };
         // A layer that this model lacks and another has is no mistake of the spec.
         let Ok(site) = model.site(&name) else {

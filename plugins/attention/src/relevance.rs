@@ -65,7 +65,7 @@ impl<P: LinearRules> Explainer for Relevance<P> {
 
     fn bind(&self, model: &ModelSpec, params: P) -> Result<Bound> {
         if model.attention_site.is_none() {
-            return Ok(Bound::not_applicable(format!("{} has no attention; lrp is for it", model.name)));
+            return Ok(Bound::not_applicable(format!("{}; lrp is for it", model.without_attention())));
         }
         let Some(input) = model.site_of(Role::Input).map(|s| s.name.clone()) else {
             return Ok(Bound::not_applicable(format!("{} has no site for its images", model.name)));

@@ -7,7 +7,7 @@ use lightbox_sdk::tools::maps::{float, mean};
 /// The attentions of a model in their order: one a block where every token asks, or the one of a class token alone.
 pub fn layers(model: &ModelSpec) -> std::result::Result<Vec<AttentionBlock>, String> {
     let found = model.attention_blocks();
-    if found.is_empty() { Err(format!("{} has no attention", model.name)) } else { Ok(found) }
+    if found.is_empty() { Err(model.without_attention()) } else { Ok(found) }
 }
 
 /// The same of a model in which every block has attention among all tokens; `instead` is what a single layer's map is called.

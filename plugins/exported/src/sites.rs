@@ -427,6 +427,7 @@ fn add_attention(
     for windows in &attentions.windowed {
         let text = format!("attention in windows of {} tokens", windows.tokens);
         for (_, _, site, _) in all.iter_mut().filter(|(_, _, site, _)| site.name == windows.module) {
+            site.window = windows.tokens;
             site.text = if site.text.is_empty() { text.clone() } else { format!("{}; {text}", site.text) };
         }
     }

@@ -81,6 +81,10 @@ pub enum Axis {
     Other,
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 impl Axis {
     /// The spatial axes of a grid of so many dimensions: height and width, with depth before them in a volume.
     pub fn spatial(dimensions: usize) -> Vec<Axis> {
@@ -144,6 +148,9 @@ pub struct Site {
     /// The parameter whose product with its input this is, by the checkpoint's name; empty where there is none.
     #[serde(default)]
     pub weight: String,
+    /// Tokens of a window, where this is a module whose attention is among those of one window; 0 elsewhere.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub window: usize,
     /// A run may begin here with given values: [`Request::start`](crate::Request::start).
     #[serde(default)]
     pub start: bool,
@@ -167,6 +174,7 @@ impl Site {
             block: None,
             query: String::new(),
             weight: String::new(),
+            window: 0,
             start: false,
             text: String::new(),
         }
@@ -334,6 +342,17 @@ impl ModelSpec {
             }
         };
         self.sites.iter().enumerate().filter(|(_, s)| s.is_attention()).map(of).collect()
+    }
+
+    /// Why a method on attention does not apply to a model without [`ModelSpec::attention_blocks`].
+    pub fn without_attention(&self) -> String {
+        match self.sites.iter().map(|s| s.window).find(|w| *w > 0) {
+            Some(window) => format!(
+                "{} has no attention over the whole image: a token asks the {window} of its window alone",
+                self.name
+            ),
+            None => format!("{} has no attention", self.name),
+        }
     }
 
     /// The site of a role that a model has one of: its images, its embedded tokens, its logits.

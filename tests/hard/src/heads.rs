@@ -23,7 +23,7 @@ impl Explainer for Heads {
     fn bind(&self, model: &ModelSpec, _: ()) -> Result<Bound> {
         let site = model.attention_site.as_ref().and_then(|name| model.site(name).ok()).cloned();
         let Some(site) = site else {
-            return Ok(Bound::not_applicable(format!("{} has no attention", model.name)));
+            return Ok(Bound::not_applicable(model.without_attention()));
         };
         Ok(Bound::new(Needs { values: vec![site.name.clone()], ..Needs::default() }, move |context| {
             let [b, heads, ..] = context.value(&site.name)?.dims::<4>("attention")?;
