@@ -152,11 +152,11 @@ fn open_model(args: &ExplainArgs, registry: &Registry) -> Result<(Engine, bool)>
         _ => 0,
     };
     let options = ModelOptions { device: device::name(device), classes, seed: args.seed, params };
-    let (found, _) = registry.model(&args.model)?;
-    if is_program && args.random_weights {
+    let (found, described) = registry.model(&args.model)?;
+    if described.own_weights && args.random_weights {
         return Err(Error::input(format!("{} has weights of its own: --random-weights is not for it", args.model)));
     }
-    if args.weights.is_none() && !args.random_weights && !is_program {
+    if args.weights.is_none() && !args.random_weights && !described.own_weights {
         return Err(Error::input(format!("{} has no weights: a map of random values says nothing", args.model))
             .hint("--weights FILE, or --random-weights where that is what you want"));
     }

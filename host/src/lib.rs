@@ -24,6 +24,7 @@ mod process_state;
 mod proxy;
 mod reference;
 pub mod registry;
+pub mod remote;
 pub mod report;
 pub mod run;
 pub mod signals;

@@ -10,8 +10,8 @@
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use lightbox_sdk::abi::loading::{
-    AbiHeaderRef, AbiInstability, AbiInstabilityErrors, RErr, ROOT_MODULE_LOADER_NAME_WITH_NUL, ROk, RResult, RString,
-    StableAbi, check_layout_compatibility,
+    AbiHeaderRef, AbiInstability, AbiInstabilityErrors, CheckingGlobals, RErr, ROOT_MODULE_LOADER_NAME_WITH_NUL, ROk,
+    RResult, RString, StableAbi, check_layout_compatibility_with_globals,
 };
 use lightbox_sdk::abi::{ABI_VERSION, PREFLIGHT_MAGIC, PREFLIGHT_TEXT, PluginModRef};
 use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
@@ -169,10 +169,12 @@ pub fn load(path: &Path, torch: &str) -> Result<Plugin, LoadError> {
     let header = header.upgrade().map_err(|_| LoadError::Layout("another major version of abi_stable".into()))?;
     let ours = <PluginModRef as StableAbi>::LAYOUT;
     let theirs = header.layout().ok_or_else(|| LoadError::Layout("it carries no description of them".into()))?;
+    // Each pair for itself: what abi_stable remembers of other plugins would refuse a newer one beside an older one.
+    let compared = |a, b| check_layout_compatibility_with_globals(a, b, &CheckingGlobals::new());
     // As old as the host or newer; else older.
-    if let Err(e) = check_layout_compatibility(ours, theirs)
+    if let Err(e) = compared(ours, theirs)
         && !is_of_versions(&e)
-        && check_layout_compatibility(theirs, ours).is_err_and(|e| !is_of_versions(&e))
+        && compared(theirs, ours).is_err_and(|e| !is_of_versions(&e))
     {
         return Err(LoadError::Layout(first_difference(&e)));
     }

@@ -140,6 +140,10 @@ impl Model for Proxy {
         named.into_iter().map(|(name, a)| Ok((name, copy(a)?))).collect()
     }
 
+    fn module(&self) -> String {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner).as_ref().module()
+    }
+
     fn load(&mut self, _: Named) -> Result<LoadReport> {
         Err(Error::unsupported("an explainer cannot load weights into the model; fork_with makes a copy"))
     }

@@ -31,7 +31,7 @@ pub(crate) use abi_stable::std_types::{RBox, RErr, RNone, ROk, ROption, RSome, R
 pub mod loading {
     pub use abi_stable::StableAbi;
     pub use abi_stable::abi_stability::abi_checking::{
-        AbiInstability, AbiInstabilityErrors, check_layout_compatibility,
+        AbiInstability, AbiInstabilityErrors, CheckingGlobals, check_layout_compatibility_with_globals,
     };
     pub use abi_stable::library::{
         __call_root_module_loader, AbiHeaderRef, CheckTypeLayout, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL,
@@ -151,6 +151,10 @@ pub trait ModelAbi: Send {
     /// A trainer of a copy; [`TrainerOptions`](crate::spec::TrainerOptions) as JSON.
     #[sabi(last_prefix_field)]
     fn trainer(&self, options: RString) -> RResult<TrainerBox, RString>;
+    /// The key by which the process that holds the network finds it; empty where there is none.
+    fn module(&self) -> RString {
+        RString::new()
+    }
 }
 /// A model that has crossed.
 pub type ModelBox = ModelAbi_TO<'static, RBox<()>>;

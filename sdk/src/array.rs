@@ -64,6 +64,29 @@ impl DType {
         found.ok_or_else(|| Error::invalid(format!("element type {wire:?} is not one that Lightbox passes")))
     }
 
+    /// All of them, with the names that they have between processes: NumPy's, and `bfloat16`.
+    pub const NAMES: [(DType, &str); 9] = [
+        (DType::F16, "float16"),
+        (DType::BF16, "bfloat16"),
+        (DType::F32, "float32"),
+        (DType::F64, "float64"),
+        (DType::U8, "uint8"),
+        (DType::I16, "int16"),
+        (DType::I32, "int32"),
+        (DType::I64, "int64"),
+        (DType::Bool, "bool"),
+    ];
+
+    /// Its name between processes.
+    pub fn name(self) -> &'static str {
+        DType::NAMES.iter().find(|(d, _)| *d == self).map_or("", |(_, name)| name)
+    }
+
+    /// The type of a name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        DType::NAMES.iter().find(|(_, n)| *n == name).map(|(d, _)| *d)
+    }
+
     /// Bytes an element.
     pub fn size(self) -> usize {
         usize::from(self.wire().bits) / 8
@@ -175,6 +198,39 @@ impl Array {
             owner: Box::into_raw(Box::new(Arc::clone(&self.wire))).cast(),
             release: ROption::RSome(release_arc),
         }
+    }
+
+    /// An array over memory that `owner` keeps: the clone of the array that is dropped last drops it.
+    ///
+    /// Errors: sizes or strides (in elements) that are negative or too large, an address that is null or not aligned.
+    ///
+    /// # Safety
+    ///
+    /// As [`Array::from_wire`]: the memory holds what shape, strides and element type say, for as long as `owner` lives.
+    pub unsafe fn from_raw_parts<O: Send + Sync + 'static>(
+        owner: O,
+        data: *mut c_void,
+        dtype: DType,
+        shape: &[i64],
+        strides: &[i64],
+    ) -> Result<Self> {
+        let wire = WireTensor {
+            data,
+            device_type: 1,
+            device_id: 0,
+            dtype: dtype.wire(),
+            shape: shape.iter().copied().collect(),
+            strides: strides.iter().copied().collect(),
+            owner: Box::into_raw(Box::new(owner)).cast(),
+            release: ROption::RSome(release_box::<O>),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { Array::from_wire(wire) }
+    }
+
+    /// The first element; of a CPU array it can be read as far as shape and strides go.
+    pub fn as_ptr(&self) -> *const c_void {
+        self.wire.data
     }
 
     /// Takes over a row-major vector. Errors when `shape` does not have as many elements.

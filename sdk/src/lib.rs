@@ -49,6 +49,7 @@ pub mod nn;
 pub mod params;
 #[cfg(feature = "tch")]
 pub mod rules;
+pub mod remote;
 pub mod runs;
 pub mod spec;
 #[cfg(feature = "tch")]

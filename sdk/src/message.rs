@@ -51,6 +51,10 @@ impl Unpacker {
         found.ok_or_else(|| Error::invalid(format!("malformed message: array {index} of {count}")))
     }
 
+    pub(crate) fn into_arrays(self) -> Vec<Array> {
+        self.0
+    }
+
     pub(crate) fn optional(&self, index: Option<usize>) -> Result<Option<Array>> {
         index.map(|i| self.get(i)).transpose()
     }

@@ -173,6 +173,12 @@ pub trait Model: Send {
     /// A copy with some parameters replaced. `self` is not changed.
     fn fork_with(&self, edits: Named) -> Result<Box<dyn Model>>;
 
+    /// The key by which the process that holds the network as a module finds it, a copy of [`Model::fork_with`] its own one;
+    /// empty, unless it is a model of Python.
+    fn module(&self) -> String {
+        String::new()
+    }
+
     /// A trainer that starts from a copy of the present parameters.
     fn trainer(&self, options: &TrainerOptions) -> Result<Box<dyn Trainer>> {
         let _ = options;

@@ -25,7 +25,7 @@ const KNOWN: &[&str] = &[
 ];
 
 impl Request {
-    fn pack(&self) -> Result<Message> {
+    pub(crate) fn pack(&self) -> Result<Message> {
         let mut packer = Packer::default();
         let images = packer.add(&self.images);
         let mut patches = Vec::new();
@@ -73,7 +73,7 @@ impl Request {
         })
     }
 
-    fn unpack(message: Message) -> Result<Self> {
+    pub(crate) fn unpack(message: Message) -> Result<Self> {
         let (wire, arrays): (RequestMessage, _) = Unpacker::open(message)?;
         check_requires("the request", &wire.requires, KNOWN)?;
         let patch = |p: PatchMessage| {
@@ -110,7 +110,7 @@ impl Request {
     }
 
     /// Refuses sites and rules that the model does not have, and images of another shape.
-    fn check(&self, spec: &ModelSpec) -> Result<()> {
+    pub(crate) fn check(&self, spec: &ModelSpec) -> Result<()> {
         let b = match &self.start {
             None => {
                 let shape = self.images.shape();
@@ -190,7 +190,7 @@ impl Request {
 }
 
 impl Response {
-    fn pack(&self) -> Result<Message> {
+    pub(crate) fn pack(&self) -> Result<Message> {
         let mut packer = Packer::default();
         let logits = packer.add(&self.logits);
         let (outputs, values) = (packer.add_map(&self.outputs), packer.add_map(&self.values));
@@ -199,7 +199,7 @@ impl Response {
         packer.finish(&ResponseMessage { logits, outputs, values, grads, products })
     }
 
-    fn unpack(message: Message) -> Result<Self> {
+    pub(crate) fn unpack(message: Message) -> Result<Self> {
         let (wire, arrays): (ResponseMessage, _) = Unpacker::open(message)?;
         Ok(Response {
             logits: arrays.get(wire.logits)?,
@@ -293,6 +293,11 @@ impl ModelRef<'_> {
     /// See [`Model::fork_with`].
     pub fn fork_with(&self, edits: &Named) -> Result<ModelHandle> {
         Ok(ModelHandle(abi::receive(self.0.fork_with(pack_named(edits)?))?))
+    }
+
+    /// See [`Model::module`].
+    pub fn module(&self) -> String {
+        self.0.module().into_string()
     }
 
     /// See [`Model::run`].
@@ -410,6 +415,10 @@ impl ModelAbi for Adapter {
             let adapter = TrainerAdapter { name: self.name.clone(), trainer: ManuallyDrop::new(trainer) };
             Ok(TrainerAbi_TO::from_value(adapter, TD_Opaque))
         })
+    }
+
+    fn module(&self) -> RString {
+        crate::guard(|| Ok(self.model.module())).unwrap_or_default().into()
     }
 }
 

@@ -364,10 +364,13 @@ fn a_plugin_of_this_abi_runs_in_the_next_host() {
     let output = Command::new(built("test-plugins/abi-next-host"))
         .arg(built("plugins/liblightbox_controls.so"))
         .arg("noise")
+        // One of the next version opens in the same process as the one of this.
+        .arg(built("test-plugins/next/liblightbox_abi_next.so"))
         .output()
         .unwrap();
     let (out, err, code) = texts(output);
     assert_eq!(code, 0, "{err}");
+    assert!(out.contains("beside it: "), "{out}");
     assert!(out.contains("self_test: None\n"), "the field that it lacks is absent: {out}");
     assert!(out.contains("examples: none\n"), "the method that it lacks has the host's default: {out}");
     assert!(out.contains("map: [2, 8, 8]\n"), "{out}");

@@ -6,9 +6,9 @@ mod model;
 
 use crate::child::{Child, EventWriter, Reply};
 use crate::error::{Error, Exit, Result};
-use crate::loader;
-use crate::registry::source::OpenPlugin;
-use crate::registry::{Registry, programs};
+use crate::registry::dylib::Dylibs;
+use crate::registry::source::{OpenPlugin, PluginSource};
+use crate::registry::{Registry, source_of};
 use clap::Args;
 use lightbox_sdk::spec::{ModelOptions, ModelSpec};
 use lightbox_sdk::{Array, ErrorKind, ModelHandle};
@@ -125,15 +125,9 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
     let finding =
         |test: &str, status, message: String| Finding { subject: subject.clone(), test: test.into(), status, message };
     // What can be said without running any of its code.
-    let text = match programs::is_program(&args.file.to_string_lossy()) {
-        true => "an exported program".to_string(),
-        false => match loader::preflight(&args.file) {
-            Ok(record) => format!(
-                "{} {}, ABI {}, libtorch {}, {}",
-                record.plugin, record.version, record.abi, record.torch, record.rustc
-            ),
-            Err(e) => return Ok(vec![finding("preflight", Status::Fail, e.to_string())]),
-        },
+    let text = match source_or_library(&args.file).identify(&args.file) {
+        Ok(text) => text,
+        Err(e) => return Ok(vec![finding("preflight", Status::Fail, e)]),
     };
     let mut all = vec![finding("preflight", Status::Pass, text)];
 
@@ -204,6 +198,11 @@ fn findings(args: &CheckArgs, plugins: &[PathBuf]) -> Result<Vec<Finding>> {
     }
 }
 
+/// The source of a file; a file of another name is taken for a library.
+fn source_or_library(file: &Path) -> &'static dyn PluginSource {
+    source_of(file).unwrap_or(&Dylibs)
+}
+
 /// The outcome of a test: a message for the user, or what went wrong.
 type Outcome = std::result::Result<(Status, String), String>;
 
@@ -214,6 +213,7 @@ fn pass() -> Outcome {
 /// The child: runs the tests in a fixed order, from `skip` on.
 pub fn worker(args: &WorkerArgs) -> Result<()> {
     let writer = EventWriter::open();
+    crate::remote::process::die_with_plugins();
     THREADS.get_or_init(tch::get_num_threads);
     let watch = crate::watch::terminal();
     let say = |line: &Line| writer.say(line);
@@ -243,14 +243,8 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
 
     let mut plugin: Option<&'static dyn OpenPlugin> = None;
     let mut open = || {
-        let opened = match programs::is_program(&args.file.to_string_lossy()) {
-            true => programs::open_to_try(&args.file).map_err(|e| e.message)?,
-            false => {
-                let library = loader::load(&args.file, lightbox_sdk::BUILT_WITH_TORCH).map_err(|e| e.to_string())?;
-                Box::leak(Box::new(library))
-            }
-        };
-        plugin = Some(opened);
+        let opened = source_or_library(&args.file).open_to_try(&args.file).map_err(|e| e.message)?;
+        plugin = Some(Box::leak(opened));
         Ok(())
     };
     if args.skip > 0 {
@@ -260,7 +254,8 @@ pub fn worker(args: &WorkerArgs) -> Result<()> {
         let started = Instant::now();
         open()?;
         let time = started.elapsed().as_millis();
-        Ok((if time > 1000 { Status::Warn } else { Status::Pass }, format!("{time} ms")))
+        let slow = started.elapsed() > source_or_library(&args.file).limit() / 10;
+        Ok((if slow { Status::Warn } else { Status::Pass }, format!("{time} ms")))
     });
     let Some(plugin) = plugin else {
         say(&Line::Done);

@@ -15,8 +15,11 @@ use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// How long a plugin may take to open and describe itself.
-const SCAN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the slowest of these files may take.
+fn limit<'f>(files: impl Iterator<Item = &'f PathBuf>) -> Duration {
+    let of = |file: &PathBuf| source_of(file).map(|source| source.limit()).ok();
+    files.filter_map(of).max().unwrap_or(Duration::from_secs(10))
+}
 
 /// What a child says of a file.
 #[derive(Serialize, Deserialize)]
@@ -98,14 +101,15 @@ pub fn describe(files: &[PathBuf], questions: Option<&str>, plans: Option<&str>)
 
 /// Has files described by a child. Fewer answers than files mean that the next one ended the child; then the reason.
 pub(super) fn ask(files: &[PathBuf]) -> Result<(Vec<Answer>, Option<String>)> {
-    answers(&Order { files, ..Order::default() }, files.len())
+    answers(&Order { files, ..Order::default() }, files.len(), limit(files.iter()))
 }
 
 /// What models say of themselves under other options than their own; of each a specification or an error's text. Asked in a
 /// child too: what a parameter makes of a plugin is not known before.
 pub fn model_specs(questions: &[Question]) -> Result<Vec<std::result::Result<ModelSpec, String>>> {
     let text = serde_json::to_string(questions).map_err(|e| Error::input(e.to_string()))?;
-    let (mut specs, crash) = answers(&Order { models: Some(&text), ..Order::default() }, questions.len())?;
+    let longest = limit(questions.iter().map(|q| &q.file));
+    let (mut specs, crash) = answers(&Order { models: Some(&text), ..Order::default() }, questions.len(), longest)?;
     // It did not answer, and who comes after it is not asked any more.
     specs.extend(crash.map(Err));
     Ok(specs)
@@ -125,7 +129,9 @@ impl Registry {
         while found.len() < all.len() {
             let question = PlanQuestion { explainers: all[found.len()..].to_vec(), models: models.clone() };
             let text = serde_json::to_string(&question).map_err(|e| Error::input(e.to_string()))?;
-            let (some, crash) = answers(&Order { plans: Some(&text), ..Order::default() }, question.explainers.len())?;
+            let asked = question.explainers.iter().chain(&question.models).map(|(file, _)| file);
+            let order = Order { plans: Some(&text), ..Order::default() };
+            let (some, crash) = answers(&order, question.explainers.len(), limit(asked))?;
             found.extend(some);
             if let Some(reason) = crash.filter(|_| found.len() < all.len()) {
                 let reason = reason.replace("opened", "asked");
@@ -157,7 +163,11 @@ impl Order<'_> {
 }
 
 /// What a child says, `wanted` lines of it; where there are fewer, how it ended.
-fn answers<T: DeserializeOwned + Send + 'static>(order: &Order<'_>, wanted: usize) -> Result<(Vec<T>, Option<String>)> {
+fn answers<T: DeserializeOwned + Send + 'static>(
+    order: &Order<'_>,
+    wanted: usize,
+    limit: Duration,
+) -> Result<(Vec<T>, Option<String>)> {
     let (send, said) = channel();
     let sink = move |s| drop(send.send(s));
     let work = || {
@@ -171,7 +181,7 @@ fn answers<T: DeserializeOwned + Send + 'static>(order: &Order<'_>, wanted: usiz
     };
     let mut answers = Vec::new();
     loop {
-        match said.recv_timeout(SCAN_LIMIT) {
+        match said.recv_timeout(limit) {
             Ok(Reply::Line(answer)) => answers.push(answer),
             Ok(Reply::Malformed(line)) => {
                 return Err(Error::plugin(format!("a plugin's description is malformed: {line}")));
@@ -186,7 +196,7 @@ fn answers<T: DeserializeOwned + Send + 'static>(order: &Order<'_>, wanted: usiz
             }
             Err(RecvTimeoutError::Timeout) => {
                 child.kill();
-                return Ok((answers, Some(format!("it did not open within {} s", SCAN_LIMIT.as_secs()))));
+                return Ok((answers, Some(format!("it did not open within {} s", limit.as_secs()))));
             }
         }
     }

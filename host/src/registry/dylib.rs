@@ -22,6 +22,12 @@ impl PluginSource for Dylibs {
         file.extension().is_some_and(|e| e == "so")
     }
 
+    fn identify(&self, file: &Path) -> std::result::Result<String, String> {
+        let record = loader::preflight(file).map_err(|e| e.to_string())?;
+        let (plugin, version, abi) = (record.plugin, record.version, record.abi);
+        Ok(format!("{plugin} {version}, ABI {abi}, libtorch {}, {}", record.torch, record.rustc))
+    }
+
     fn describe(&self, file: &Path) -> std::result::Result<Found, Rejected> {
         let own = lightbox_sdk::BUILT_WITH_TORCH;
         let plugin =
@@ -53,6 +59,11 @@ impl PluginSource for Dylibs {
             eprintln!("note: {} changed {changed} when it was opened; it was set back", file.display());
         }
         Ok(Box::new(plugin.map_err(|e| Error::plugin(format!("plugin {}: {e}", file.display())))?))
+    }
+
+    fn open_to_try(&self, file: &Path) -> Result<Box<dyn OpenPlugin>> {
+        let plugin = loader::load(file, lightbox_sdk::BUILT_WITH_TORCH);
+        Ok(Box::new(plugin.map_err(|e| Error::plugin(e.to_string()))?))
     }
 }
 

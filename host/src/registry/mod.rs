@@ -5,9 +5,10 @@
 //! other.
 
 mod ask;
-mod dylib;
+pub mod dylib;
 pub mod open;
 pub mod programs;
+pub mod python;
 pub mod source;
 
 pub use ask::{Plans, Question, describe, model_specs};
@@ -102,14 +103,18 @@ impl Registry {
             files.extend(safe);
         }
         let mut registry = Registry { folders, rejected: refused, ..Registry::default() };
-        let mut rest: &[PathBuf] = &files;
-        while !rest.is_empty() {
-            let (answers, crash) = ask::ask(rest)?;
-            let at = answers.len();
-            registry.take(answers);
-            let Some(reason) = crash.filter(|_| at < rest.len()) else { break };
-            registry.rejected.push(Rejected { file: rest[at].clone(), reason });
-            rest = &rest[at + 1..];
+        // One kind of files after the other: each has its own time.
+        for source in SOURCES {
+            let own: Vec<PathBuf> = files.iter().filter(|file| source.takes(file)).cloned().collect();
+            let mut rest: &[PathBuf] = &own;
+            while !rest.is_empty() {
+                let (answers, crash) = ask::ask(rest)?;
+                let at = answers.len();
+                registry.take(answers);
+                let Some(reason) = crash.filter(|_| at < rest.len()) else { break };
+                registry.rejected.push(Rejected { file: rest[at].clone(), reason });
+                rest = &rest[at + 1..];
+            }
         }
         registry.find_duplicates();
         Ok(registry)

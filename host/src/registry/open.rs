@@ -2,6 +2,7 @@
 
 use super::dylib::Dylibs;
 use super::programs::Programs;
+use super::python::Python;
 use super::source::{OpenPlugin, PluginSource};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// All sources.
-pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs, &Programs];
+pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs, &Programs, &Python];
 
 /// The source of a file.
 ///

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
 use lightbox_sdk::{ExplainerHandle, ModelHandle};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A kind of files that hold plugins.
 pub trait PluginSource: Sync {
@@ -28,6 +29,24 @@ pub trait PluginSource: Sync {
 
     /// What a file offers, or why it is not used. Called in a child process, which a file may crash.
     fn describe(&self, file: &Path) -> std::result::Result<Found, Rejected>;
+
+    /// How long a file may take to open and describe itself.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    /// What can be said of a file without running any of its code, or why it is no plugin.
+    fn identify(&self, file: &Path) -> std::result::Result<String, String> {
+        if file.is_file() { Ok(self.name().into()) } else { Err("no such file".into()) }
+    }
+
+    /// Opens a file to be tried on images that are made up: what nobody has said of its input is taken as it is.
+    ///
+    /// # Errors
+    /// As [`PluginSource::open`].
+    fn open_to_try(&self, file: &Path) -> Result<Box<dyn OpenPlugin>> {
+        self.open(file)
+    }
 
     /// SHA-256, as hexadecimal, of all that what the file computes depends on.
     ///

@@ -3,7 +3,7 @@
 
 use super::folder::{Environment, FileState, Machine, RunFolder, read_json};
 use super::identities::{Identities, classes};
-use super::spec::{ModelChoice, RANDOM, RunSpec};
+use super::spec::{ModelChoice, OWN, RANDOM, RunSpec};
 use crate::binding::{default_paths, parameter_files};
 use crate::engine::weights_folder;
 use crate::error::{Error, Result};
@@ -134,7 +134,12 @@ pub fn preflight(spec: &RunSpec, registry: &Registry, machine: &Machine, earlier
             *weights = weights_folder::file_of(Path::new(weights.as_str()))?.to_string_lossy().into_owned();
         }
     }
-    check_models(&spec, machine)?;
+    for model in spec.models.iter_mut().filter(|m| m.weights.is_none() && m.train.is_none() && !m.is_program()) {
+        if registry.model(&model.name)?.1.own_weights {
+            model.weights = Some(OWN.into());
+        }
+    }
+    check_models(&spec, registry, machine)?;
     let source = data::open(&spec.data, &spec.task)?;
     let given = spec.task.classes.len();
     super::class_names::take_from_weights(&mut spec, source.as_ref(), registry)?;
@@ -251,7 +256,7 @@ fn resolve_parameters(spec: &mut RunSpec, registry: &Registry) -> Result<()> {
 }
 
 /// What of the models can be wrong before the data is read.
-fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
+fn check_models(spec: &RunSpec, registry: &Registry, machine: &Machine) -> Result<()> {
     for model in &spec.models {
         let label = model.label();
         let precision = model.train.as_ref().map_or("float32", |t| t.precision.as_str());
@@ -270,11 +275,13 @@ fn check_models(spec: &RunSpec, machine: &Machine) -> Result<()> {
                 )));
             }
         }
-        if model.is_program() && model.weights.as_deref() == Some(RANDOM) {
-            return Err(Error::input(format!(
-                "model {label}: an exported program has weights of its own, not random ones"
-            ))
-            .hint("export the network as it is before it is trained, as a control"));
+        let own = registry.model(&model.name)?.1.own_weights;
+        if own && model.weights.as_deref() == Some(RANDOM) {
+            return Err(Error::input(format!("model {label}: it has weights of its own, not random ones"))
+                .hint("as a control, give the network as it is before it is trained"));
+        }
+        if !own && model.weights.as_deref() == Some(OWN) {
+            return Err(Error::input(format!("model {label}: it has no weights of its own")).hint("weights = \"FILE\""));
         }
         if model.train.is_none() && model.weights.is_none() && !model.is_program() {
             return Err(Error::input(format!("model {label}: it has neither weights nor training")).hint(

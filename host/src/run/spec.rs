@@ -137,7 +137,7 @@ pub struct ModelChoice {
     #[serde(default)]
     pub label: String,
     /// A checkpoint; `{fold}` stands for the fold's number. With `train`, training starts from it. `random`: seeded random
-    /// values, as a control.
+    /// values, as a control; `own`: those that the plugin makes the model with, as it is where it has such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
     /// Whether a head that the checkpoint does not give keeps random values; otherwise, without `train`, that is an error.
@@ -155,6 +155,8 @@ pub struct ModelChoice {
 
 /// What stands for a checkpoint where the values are to be random.
 pub const RANDOM: &str = "random";
+/// What stands for a checkpoint where the plugin makes the model with its weights.
+pub const OWN: &str = "own";
 
 impl ModelChoice {
     /// True where every fold and training has the same weights.
@@ -180,7 +182,7 @@ impl ModelChoice {
 
     /// The checkpoint of a fold.
     pub fn weights_file(&self, fold: usize) -> Option<PathBuf> {
-        self.weights.as_ref().filter(|w| *w != RANDOM).map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
+        self.weights.as_ref().filter(|w| ![RANDOM, OWN].contains(&w.as_str())).map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
     }
 
     /// The checkpoints of all folds, each once.

@@ -6,7 +6,7 @@ use super::folder::{
 };
 use super::index::Index;
 use super::manifest::RunManifest;
-use super::spec::{ModelChoice, RANDOM, RunSpec, file_name};
+use super::spec::{ModelChoice, OWN, RANDOM, RunSpec, file_name};
 use super::state::{RunState, Verdict, chance_metrics, map_metrics};
 use super::unit::Failure;
 use super::unit_train::Epoch;
@@ -361,6 +361,7 @@ fn notes(state: &RunState<'_>, source: &dyn Source, unmasked: usize) -> Result<V
             (Some(file), None) if model.random_head => {
                 format!("{label}: weights of {file}, but a RANDOM head: what it says of classes is chance.")
             }
+            (Some(OWN), None) => format!("{label}: a network with its own weights."),
             (Some(file), None) => format!("{label}: weights of {file}."),
             (None, None) if model.is_program() => {
                 format!(

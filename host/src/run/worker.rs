@@ -111,6 +111,7 @@ pub struct Worker {
 
 /// Runs until stdin ends, on so many threads; metrics on so many cores more.
 pub fn main(folder: &Path, device: &str, threads: usize, spare: usize, number: usize) -> Result<()> {
+    crate::remote::process::die_with_plugins();
     let sink = Arc::new(EventSink {
         writer: EventWriter::open(),
         told: Mutex::new(Instant::now()),

@@ -222,6 +222,8 @@ fn open(options: &ModelOptions) -> Result<Opened> {
         rules: plan.rules(),
         parameters: Settings::specs(),
         trainable: true,
+        own_weights: true,
+        interpreter: None,
         class_names: described.classes.clone(),
         notes: plan.lost(),
         ..ModelSpec::new(&stem, InputSpec { channels: count, size, mean, std }, 0)

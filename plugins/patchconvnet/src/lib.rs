@@ -130,6 +130,8 @@ fn spec(config: &Config, options: &ModelOptions) -> Result<ModelSpec> {
         parameters: Preset::specs(),
         trainable: true,
         mixed_precision: true,
+        own_weights: false,
+        interpreter: None,
         class_names: vec![],
         notes: vec![],
     })

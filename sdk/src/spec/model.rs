@@ -85,6 +85,12 @@ pub struct ModelSpec {
     /// Its trainer knows [`TrainerOptions::precision`] `mixed`.
     #[serde(default)]
     pub mixed_precision: bool,
+    /// It is made with its weights, so that a checkpoint is not needed: an exported program, a network of Python.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_weights: bool,
+    /// The Python interpreter whose process holds the network as a module; none for all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpreter: Option<String>,
     /// Names of the first output's classes in their order, where the model's file says them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -111,6 +117,8 @@ impl ModelSpec {
             trainable: false,
             mixed_precision: false,
             class_names: vec![],
+            own_weights: false,
+            interpreter: None,
             notes: vec![],
         }
     }

@@ -18,7 +18,9 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, file, name] = arguments.as_slice() else { return Err("usage: abi-next-host PLUGIN EXPLAINER".into()) };
+    let [_, file, name, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: abi-next-host PLUGIN EXPLAINER [PLUGIN...]".into());
+    };
     let plugin = loader::load(Path::new(file), "none").map_err(|e| e.to_string())?;
     let (manifest, path) = (&plugin.manifest, plugin.path.display());
     println!("{} {} of {path}, {}", manifest.plugin, manifest.version, plugin.preflight.rustc);
@@ -54,5 +56,9 @@ fn run() -> Result<(), String> {
             .map(|maps| maps.array)
     };
     println!("map: {:?}", make().map_err(|e| e.to_string())?.shape());
+    for file in rest {
+        loader::load(Path::new(file), "none").map_err(|e| e.to_string())?;
+        println!("beside it: {file}");
+    }
     Ok(())
 }
