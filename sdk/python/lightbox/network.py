@@ -226,10 +226,11 @@ class Network(Model):
                 if "input" in wanted:
                     images = at("input", images)
                 logits = _first(self.module(images))
+                if "logits" in wanted:
+                    logits = at("logits", logits)
         finally:
             for handle in handles:
                 handle.remove()
-        kept["logits"] = logits
         missing = [name for name in wanted if name not in kept]
         if missing:
             raise Error(f"model {self.name} has no site {missing[0]}")
