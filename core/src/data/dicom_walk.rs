@@ -2,6 +2,9 @@
 //! reserved, and sequences inside each other would be read by recursion. PS3.5 7 (encoding), PS3.10 7 (file meta).
 
 use crate::{Error, Result};
+use dicom_core::dictionary::{DataDictionary, DataDictionaryEntry};
+use dicom_core::{Tag, VR};
+use dicom_object::StandardDataDictionary;
 
 /// Sequences inside each other; files of scanners have a handful.
 const DEPTH: usize = 64;
@@ -29,6 +32,25 @@ fn unknown(group: u16, element: u16, kind: &[u8]) -> Error {
     Error::new(format!(
         "the DICOM file is broken: element ({group:04x},{element:04x}) has the unknown representation `{kind}`"
     ))
+}
+
+/// Bytes of a number of a representation; 1 where it holds none. The library reads whole numbers and goes on after the last of
+/// them, in the middle of what is left of the element.
+fn unit(kind: VR) -> u32 {
+    match kind {
+        VR::US | VR::SS | VR::OW => 2,
+        VR::UL | VR::SL | VR::FL | VR::AT | VR::OL | VR::OF => 4,
+        VR::FD | VR::OD | VR::SV | VR::UV | VR::OV => 8,
+        _ => 1,
+    }
+}
+
+/// The representation of an element: what the file says, or the dictionary where it says none.
+fn representation(group: u16, element: u16, said: Option<&[u8]>) -> VR {
+    match said {
+        Some(&[a, b]) => VR::from_binary([a, b]).unwrap_or(VR::UN),
+        _ => StandardDataDictionary.by_tag(Tag(group, element)).map_or(VR::UN, |entry| entry.vr().relaxed()),
+    }
 }
 
 /// What a level of the walk is in.
@@ -77,6 +99,12 @@ pub fn check(bytes: &[u8], explicit: bool) -> Result<()> {
         if length != UNDEFINED && length as usize > left {
             return Err(Error::new(format!(
                 "the DICOM file is truncated: element ({group:04x},{element:04x}) has {length} bytes, and {left} are left"
+            )));
+        }
+        let unit = unit(representation(group, element, Some(kind).filter(|_| explicit)));
+        if !is_item && length != UNDEFINED && !length.is_multiple_of(unit) {
+            return Err(Error::new(format!(
+                "the DICOM file is broken: element ({group:04x},{element:04x}) has {length} bytes of numbers of {unit}"
             )));
         }
         if is_item && element != 0xe000 {
@@ -179,6 +207,10 @@ mod tests {
         );
         assert!(error(&[0xe0, 0x7f, 0x10, 0, b'O', b'B', 0, 0, 9, 0, 0, 0], true).contains("has 9 bytes"));
         assert!(check(b"\x10\0\x10\0PN\x02\0ab", true).is_ok());
+        // What is left of numbers would be read as the next element: 1.3 GB of it, of a file of 21 bytes.
+        let odd = b"\x08\0\0\0\x07\0\0\0\x01\0\0\0\0\0\0\x02\xa3\x89PNG";
+        assert!(error(odd, false).contains("(0008,0000) has 7 bytes of numbers of 4"));
+        assert!(error(b"\x28\0\x10\0US\x03\0abc", true).contains("(0028,0010) has 3 bytes of numbers of 2"));
         // A representation that nobody knows would have its length read in two bytes here and in four by the library.
         assert!(error(b"\x10\0\x10\0U8\x02\0ab", true).contains("(0010,0010) has the unknown representation `U8`"));
         assert!(meta(b"\x02\0\x10\0U8\x02\0ab").unwrap_err().to_string().contains("unknown representation `U8`"));
