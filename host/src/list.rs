@@ -376,7 +376,11 @@ pub fn info(registry: &Registry, name: &str, json: bool) -> Result<String> {
         known.extend(found.manifest.explainers.iter().map(|e| e.name.as_str()));
     }
     known.sort_unstable();
-    Err(Error::input(format!("nothing is named {name} (known: {})", known.join(", "))))
+    let mut message = format!("nothing is named {name} (known: {})", known.join(", "));
+    for rejected in &registry.rejected {
+        message += &format!("\nnote: {} was rejected: {}", rejected.file.display(), rejected.reason);
+    }
+    Err(Error::input(message))
 }
 
 /// What an explainer needs of a model with default parameters, in a few words.

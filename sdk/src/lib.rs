@@ -47,9 +47,9 @@ mod model_abi;
 #[cfg(feature = "nn")]
 pub mod nn;
 pub mod params;
+pub mod remote;
 #[cfg(feature = "tch")]
 pub mod rules;
-pub mod remote;
 pub mod runs;
 pub mod spec;
 #[cfg(feature = "tch")]

@@ -6,8 +6,8 @@ use super::memory::{Lent, Mapped, Piece, Pool};
 use lightbox_sdk::remote::RawMessage;
 use lightbox_sdk::{Error, ErrorKind, Result};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -26,6 +26,9 @@ const LONGEST: usize = 64 << 20;
 /// A line. One of `call`, `reply` and `error` is there.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Frame {
+    /// The call's number among the sender's; an answer repeats that of its call.
+    #[serde(default)]
+    pub id: u64,
     /// The name of what is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<String>,
@@ -82,6 +85,8 @@ struct State {
     /// Bytes that were received beyond the last line.
     rest: Vec<u8>,
     files: VecDeque<OwnedFd>,
+    /// Calls of ours.
+    calls: u64,
 }
 
 /// A connection. It belongs to one thread.
@@ -105,7 +110,8 @@ pub fn is_lost(error: &Error) -> bool {
 
 impl Channel {
     pub fn new(socket: UnixStream) -> Self {
-        let state = State { pool: Pool::default(), mapped: Mapped::default(), rest: vec![], files: VecDeque::new() };
+        let state =
+            State { pool: Pool::default(), mapped: Mapped::default(), rest: vec![], files: VecDeque::new(), calls: 0 };
         Channel { socket, state: RefCell::new(state) }
     }
 
@@ -121,28 +127,29 @@ impl Channel {
         answer: &mut dyn FnMut(Incoming) -> Result<RawMessage>,
     ) -> Result<RawMessage> {
         let header = RawValue::from_string(message.header).map_err(|e| Error::invalid(e.to_string()))?;
-        let frame =
-            Frame { call: Some(name.into()), object, header: Some(header), drop: dropped, ..Frame::default() };
+        let id = self.next();
+        let call = Some(name.into());
+        let frame = Frame { id, call, object, header: Some(header), drop: dropped, ..Frame::default() };
         self.send(frame, &message.arrays, None)?;
         loop {
             let (frame, arrays) = self.receive()?;
             let text = |raw: Option<Box<RawValue>>| raw.map_or("{}".to_string(), |r| r.get().to_string());
             match frame {
-                Frame { error: Some(error), .. } => return Err(error),
-                Frame { reply: Some(reply), .. } => return Ok(RawMessage { header: reply.get().into(), arrays: arrays? }),
-                Frame { call: Some(name), object, header, .. } => {
-                    let answered =
-                        arrays.and_then(|arrays| {
-                            answer(Incoming { name, object, message: RawMessage { header: text(header), arrays } })
-                        });
-                    match answered {
+                Frame { call: Some(name), object, header, id, .. } => {
+                    match answer(Incoming { name, object, message: RawMessage { header: text(header), arrays } }) {
                         Ok(reply) => {
-                            let header = RawValue::from_string(reply.header).map_err(|e| Error::invalid(e.to_string()))?;
-                            self.send(Frame { reply: Some(header), ..Frame::default() }, &reply.arrays, None)?;
+                            let header =
+                                RawValue::from_string(reply.header).map_err(|e| Error::invalid(e.to_string()))?;
+                            self.send(Frame { id, reply: Some(header), ..Frame::default() }, &reply.arrays, None)?;
                         }
-                        Err(error) => self.send(Frame { error: Some(error), ..Frame::default() }, &[], None)?,
+                        Err(error) => self.send(Frame { id, error: Some(error), ..Frame::default() }, &[], None)?,
                     }
                 }
+                Frame { id: other, .. } if other != id => {
+                    return Err(lost(format!("it answers call {other}, and this is call {id}")));
+                }
+                Frame { error: Some(error), .. } => return Err(error),
+                Frame { reply: Some(reply), .. } => return Ok(RawMessage { header: reply.get().into(), arrays }),
                 _ => return Err(lost("a line that is neither call nor answer")),
             }
         }
@@ -153,10 +160,16 @@ impl Channel {
     /// # Errors
     /// The other side is lost.
     pub fn hand_over(&self, end: &UnixStream) -> Result<()> {
-        let frame = Frame { call: Some("connect".into()), ..Frame::default() };
+        let frame = Frame { id: self.next(), call: Some("connect".into()), ..Frame::default() };
         self.send(frame, &[], Some(end.as_fd()))?;
         let (frame, _) = self.receive()?;
         frame.error.map_or(Ok(()), Err)
+    }
+
+    fn next(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.calls += 1;
+        state.calls
     }
 
     fn send(&self, mut frame: Frame, arrays: &[lightbox_sdk::Array], file: Option<BorrowedFd<'_>>) -> Result<()> {
@@ -184,8 +197,8 @@ impl Channel {
         Ok(())
     }
 
-    /// The next line, and its arrays or what is wrong with them.
-    fn receive(&self) -> Result<(Frame, Result<Vec<lightbox_sdk::Array>>)> {
+    /// The next line and its arrays. A side whose arrays are not where it says is lost.
+    fn receive(&self) -> Result<(Frame, Vec<lightbox_sdk::Array>)> {
         let mut state = self.state.borrow_mut();
         let mut searched = 0;
         let end = loop {
@@ -229,11 +242,11 @@ impl Channel {
         if frame.new {
             let file = state.files.pop_front().ok_or_else(|| lost("a new segment without its file"))?;
             let id = frame.segment.ok_or_else(|| lost("a new segment without a number"))?;
-            state.mapped.add(id, file)?;
+            state.mapped.add(id, file).map_err(|e| lost(e.message))?;
         } else if let Some(file) = state.files.pop_front() {
             return Err(lost(format!("a file ({file:?}) that belongs to nothing")));
         }
-        let arrays = state.mapped.arrays(frame.segment, &frame.arrays);
+        let arrays = state.mapped.arrays(frame.segment, &frame.arrays).map_err(|e| lost(e.message))?;
         Ok((frame, arrays))
     }
 }

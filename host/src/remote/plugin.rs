@@ -65,7 +65,8 @@ impl RemotePlugin {
 
     /// Builds a model; see [`Process::call`] for errors.
     pub fn make_model(&self, name: &str, options: &ModelOptions) -> Result<ModelHandle> {
-        let made = self.process.ask(("make-model", self.object), header(json!({ "name": name, "options": options })))?;
+        let made =
+            self.process.ask(("make-model", self.object), header(json!({ "name": name, "options": options })))?;
         Ok(ModelHandle::remote(Box::new(OtherModel::of(&self.process, &made)?)))
     }
 

@@ -110,7 +110,8 @@ impl Process {
         command.env_remove("LD_LIBRARY_PATH");
         if let Some(folder) = modules {
             let old = std::env::var_os("PYTHONPATH").unwrap_or_default();
-            let all = [folder.as_os_str().to_os_string()].into_iter().chain(std::env::split_paths(&old).map(Into::into));
+            let all =
+                [folder.as_os_str().to_os_string()].into_iter().chain(std::env::split_paths(&old).map(Into::into));
             let joined = std::env::join_paths(all).map_err(|e| Error::invalid(e.to_string()))?;
             command.env("PYTHONPATH", joined);
         }
@@ -179,7 +180,9 @@ impl Process {
         let hello: Hello = serde_json::from_str(&reply.header)?;
         if hello.protocol != PROTOCOL {
             let (theirs, what) = (hello.protocol, &hello.interpreter);
-            return Err(Error::unsupported(format!("{what} speaks version {theirs} of the wire, and this program {PROTOCOL}")));
+            return Err(Error::unsupported(format!(
+                "{what} speaks version {theirs} of the wire, and this program {PROTOCOL}"
+            )));
         }
         CHANNELS.with(|all| all.borrow_mut().insert(self.number, (channel.clone(), hello.clone())));
         Ok((channel, hello))

@@ -182,7 +182,10 @@ impl ModelChoice {
 
     /// The checkpoint of a fold.
     pub fn weights_file(&self, fold: usize) -> Option<PathBuf> {
-        self.weights.as_ref().filter(|w| ![RANDOM, OWN].contains(&w.as_str())).map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
+        self.weights
+            .as_ref()
+            .filter(|w| ![RANDOM, OWN].contains(&w.as_str()))
+            .map(|w| PathBuf::from(w.replace("{fold}", &fold.to_string())))
     }
 
     /// The checkpoints of all folds, each once.

@@ -113,13 +113,17 @@ class Channel:
         self.socket, self.answer = connection, answer
         self.rest, self.files = bytearray(), []
         self.pool, self.mapped, self.freed = _Pool(), {}, []
-        self.dropped = []
+        self.dropped, self.calls, self.answering = [], 0, 0
 
     def call(self, name, header=None, arrays=(), object=0):
         """Calls the other side: the header and the arrays (read-only) of its answer. Raises its `Error`."""
-        self._send({"call": name, "object": object, "header": header or {}}, arrays)
+        self.calls += 1
+        number = self.calls
+        self._send({"id": number, "call": name, "object": object, "header": header or {}}, arrays)
         while True:
             frame, found = self._receive()
+            if "call" not in frame and frame.get("id") != number:
+                raise Lost(f"it answers call {frame.get('id')}, and this is call {number}")
             if "error" in frame:
                 e = frame["error"]
                 raise Error(e.get("message", "an error"), e.get("kind", "other"), e.get("at", []))
@@ -141,6 +145,7 @@ class Channel:
 
     def _answer(self, frame, found):
         reply, arrays, error = {}, (), None
+        self.answering = frame.get("id", 0)
         try:
             if "call" not in frame:
                 raise Lost("a line that is neither call nor answer")
@@ -156,11 +161,11 @@ class Channel:
             traceback.print_exc()
         if error is None:
             try:
-                self._send({"reply": reply}, arrays)
+                self._send({"id": frame.get("id", 0), "reply": reply}, arrays)
                 return
             except Error as e:
                 error = {"kind": "invalid-output", "message": e.message, "at": []}
-        self._send({"error": error}, ())
+        self._send({"id": frame.get("id", 0), "error": error}, ())
 
     def _send(self, frame, arrays):
         number, pieces, file, gone = self.pool.lend(list(arrays))

@@ -191,6 +191,9 @@ class Request:
 class Model:
     """A model of this process. `run(request)` gives a `Response`; `network.Network` is one of any `torch.nn.Module`."""
 
+    def to(self, device):
+        """Moves it to a device, where it can be on another than the CPU."""
+
     def spec(self):
         """Its `ModelSpec` of docs/wire.md, as a dictionary."""
         raise NotImplementedError
@@ -559,8 +562,23 @@ class Bound:
         else:
             raise Error(f"plan gives lightbox.Needs or lightbox.not_applicable(...), not {type(found).__name__}")
 
+    def _check(self, ctx):
+        """An error where what the program gave does not fit together, so that no explainer needs to ask."""
+        shape, rows = ctx.images.shape, len(ctx.images)
+        if shape[1:] != (self.model.channels, *self.model.size):
+            wanted = ", ".join(map(str, (self.model.channels, *self.model.size)))
+            raise Error(f"images of shape {list(shape)}, expected [B, {wanted}]")
+        if len(ctx.targets) != rows:
+            raise Error(f"{len(ctx.targets)} targets for {rows} images")
+        for name, value in [*ctx.values.items(), *ctx.gradients.items()]:
+            site = self.model.site(name)
+            if len(value) != rows or value.ndim != len(site.axes):
+                raise Error(f"{name} of shape {list(value.shape)} for {rows} images, expected {' '.join(site.axes)}")
+
     def explain(self, header, arrays, host):
-        found = self.explainer._explain(Context(self, header, arrays, host), **self.params)
+        ctx = Context(self, header, arrays, host)
+        self._check(ctx)
+        found = self.explainer._explain(ctx, **self.params)
         maps = found if isinstance(found, Maps) else Maps(found)
         if hasattr(maps.array, "detach"):
             maps.array = maps.array.detach().cpu().numpy()
@@ -585,15 +603,12 @@ class ModelEntry:
         return self.make(*given, **named)
 
     def made(self, options):
-        from .network import Network
-
         params = _resolved(self.parameters, options.get("params", {}))
         # The function's first argument: device, classes (0 for its own) and seed.
         found = self.make(Options(options), **params)
         if not isinstance(found, Model):
             raise Error(f"{self.name} gives {type(found).__name__}, lightbox.model(net, ...) is expected")
-        if isinstance(found, Network):
-            found.to(options.get("device", "cpu"))
+        found.to(options.get("device", "cpu"))
         found.name, found.parameter_specs = self.name, self.parameters
         return found
 
