@@ -47,6 +47,33 @@ fn has_plain_header(bytes: &[u8]) -> bool {
     count(b'{') <= 1 && count(b'(') <= 1 && count(b'[') == 0
 }
 
+/// Values of whole numbers and truth values as floats.
+fn whole_numbers<R: std::io::Read>(npy: npyz::NpyFile<R>) -> Result<Vec<f32>> {
+    let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
+    macro_rules! one_of {
+        ($npy:ident, $($t:ty => $to:expr),*) => {{
+            let rest = $npy;
+            $(
+                let rest = match rest.try_data::<$t>() {
+                    Ok(data) => return data.map(|v| v.map($to)).collect::<std::io::Result<_>>().map_err(broken),
+                    Err(rest) => rest,
+                };
+            )*
+            Err(Error::new(format!("element type {}; numbers expected", rest.dtype().descr())))
+        }};
+    }
+    one_of!(npy, bool => |v| f32::from(u8::from(v)), u8 => f32::from, i64 => |v| v as f32, i32 => |v| v as f32,
+        u16 => f32::from, i8 => f32::from)
+}
+
+/// An array of any shape from a `.npy` file, float32: of floating point, whole numbers or truth values.
+///
+/// # Errors
+/// The file cannot be read, or holds something else.
+pub fn read_array(path: &Path) -> Result<Tensor> {
+    read_npy(path).map_err(|e| e.with_path(path))
+}
+
 fn read_npy(path: &Path) -> Result<Tensor> {
     let bytes = files::read(path)?;
     let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
@@ -60,7 +87,7 @@ fn read_npy(path: &Path) -> Result<Tensor> {
         Ok(data) => data.collect::<std::io::Result<_>>().map_err(broken)?,
         Err(npy) => match npy.try_data::<f64>() {
             Ok(data) => data.map(|v| v.map(|v| v as f32)).collect::<std::io::Result<_>>().map_err(broken)?,
-            Err(npy) => return Err(Error::new(format!("element type {}; float32 expected", npy.dtype().descr()))),
+            Err(npy) => whole_numbers(npy)?,
         },
     };
     if fortran {

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::registry::Registry;
+use crate::run::score_maps;
 use crate::run::spec::RunSpec;
 use crate::run::summary::{ComparisonsFile, SummaryFile, json_schema};
 use crate::run::supervisor::{self, Options};
@@ -88,6 +89,10 @@ enum Command {
         after_help = "Examples:\n  lightbox compare runs/before runs/after\n  lightbox compare runs/v1 runs/v2 --metric pixel-auprc --json"
     )]
     Compare(compare::CompareArgs),
+    /// Score maps that were made anywhere
+    #[command(after_help = "Examples:\n  lightbox score --maps maps.npy --masks masks.npy --metric pixel-auprc --metric iou\n  \
+        lightbox score --maps maps.safetensors --metric gini --json")]
+    Score(score_maps::ScoreArgs),
     /// Write the maps of a run for other tools: .safetensors or .npy
     #[command(
         after_help = "Examples:\n  lightbox maps runs/demo --model densenet-small --explainer gradcam --output maps.safetensors\n  \
@@ -249,6 +254,10 @@ fn dispatch(cli: Cli) -> Result<Exit> {
         }
         Command::Run { spec, options } => start(&cli.plugins, spec, options, false),
         Command::Train { spec, options } => start(&cli.plugins, spec, options, true),
+        Command::Score(args) => {
+            say(&score_maps::main(&args)?)?;
+            Ok(Exit::Ok)
+        }
         Command::Maps(args) => {
             say(&maps::maps(&args)?)?;
             Ok(Exit::Ok)

@@ -57,7 +57,7 @@ pub struct ExplainArgs {
     #[arg(long)]
     colour: bool,
     /// How values become [0, 1], as `intensity` of a run's data
-    #[arg(long, default_value = "auto", value_parser = ["auto", "full", "percentile"])]
+    #[arg(long, default_value = "auto", value_parser = ["auto", "full", "percentile", "depth"])]
     intensity: String,
     /// The folder for overlays
     #[arg(long, default_value = "overlays")]

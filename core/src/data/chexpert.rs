@@ -83,7 +83,7 @@ pub struct CheXpert {
     pub views: Views,
     /// The observation that makes an image positive, in a binary task.
     pub finding: String,
-    /// `auto`, `full` or `percentile`.
+    /// `auto`, `full`, `percentile` or `depth`.
     pub intensity: Intensity,
     /// `error` or `leave-out`: a box that does not touch its image.
     pub outside: Outside,

@@ -36,6 +36,9 @@ pub enum Intensity {
     Full,
     /// From the 0.5th to the 99.5th percentile of the values (nearest rank), 8-bit images too.
     Percentile,
+    /// 0 to the greatest value of the file's type, 255 or 65535, whatever is in the image. A DICOM file's values, and those of
+    /// floating point, have none, and go from their least to their greatest.
+    Depth,
 }
 
 /// An image of one channel (grey) or three (RGB, interleaved).
@@ -104,8 +107,11 @@ impl Image {
     /// Values in [0, 1]. A constant image becomes 0; a value that is not finite is an error.
     pub fn unit_by(&self, intensity: Intensity) -> Result<Vec<f32>> {
         let values: Vec<f32> = match &self.pixels {
-            Pixels::U8(v) if intensity == Intensity::Auto => {
+            Pixels::U8(v) if [Intensity::Auto, Intensity::Depth].contains(&intensity) => {
                 return Ok(v.iter().map(|&v| f32::from(v) / 255.0).collect());
+            }
+            Pixels::U16(v) if intensity == Intensity::Depth => {
+                return Ok(v.iter().map(|&v| f32::from(v) / 65535.0).collect());
             }
             Pixels::Unit(v) => return Ok(v.clone()),
             Pixels::U8(v) => v.iter().map(|&v| f32::from(v)).collect(),

@@ -57,7 +57,7 @@ pub struct Nih {
     pub finding: String,
     /// The others of a binary task. `no-finding`: images labelled so; `all`: every image without the finding.
     pub negatives: String,
-    /// `auto`, `full` or `percentile`.
+    /// `auto`, `full`, `percentile` or `depth`.
     pub intensity: Intensity,
     /// `error` or `leave-out`: a box that does not touch its image.
     pub outside: Outside,

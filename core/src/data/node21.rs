@@ -28,7 +28,7 @@ pub struct Node21 {
     pub metadata: Option<PathBuf>,
     /// The images elsewhere.
     pub images: Option<PathBuf>,
-    /// `auto`, `full` or `percentile`.
+    /// `auto`, `full`, `percentile` or `depth`.
     pub intensity: image::Intensity,
     /// `error` or `leave-out`: a box that does not touch its image.
     pub outside: Outside,

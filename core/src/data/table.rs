@@ -30,7 +30,7 @@ pub struct Table {
     pub image: String,
     /// Keep three channels; otherwise colour becomes luminance.
     pub colour: bool,
-    /// `auto`, `full` or `percentile`.
+    /// `auto`, `full`, `percentile` or `depth`.
     pub intensity: Intensity,
     /// `error` or `leave-out`: a box that does not touch its image.
     pub outside: Outside,

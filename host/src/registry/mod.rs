@@ -7,6 +7,7 @@
 mod ask;
 pub mod dylib;
 pub mod open;
+mod peers;
 pub mod programs;
 pub mod python;
 pub mod source;

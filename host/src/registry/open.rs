@@ -1,6 +1,7 @@
 //! All sources of plugins, and the plugins that this process has opened.
 
 use super::dylib::Dylibs;
+use super::peers::Peers;
 use super::programs::Programs;
 use super::python::Python;
 use super::source::{OpenPlugin, PluginSource};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// All sources.
-pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs, &Programs, &Python];
+pub const SOURCES: &[&dyn PluginSource] = &[&Dylibs, &Programs, &Python, &Peers];
 
 /// The source of a file.
 ///

@@ -1,7 +1,7 @@
 //! Which class each output of given weights is: the spec says it, the data source has an order of its own, or a file beside the
 //! weights says it. Names in the order of the alphabet would explain another class.
 
-use super::spec::RunSpec;
+use super::spec::{OWN, RunSpec};
 use crate::engine::weights_folder;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
@@ -50,7 +50,7 @@ pub fn take_from_weights(spec: &mut RunSpec, source: &dyn Source, registry: &Reg
         let named = registry.model(&m.name)?.1.class_names.clone();
         Ok(Some(named).filter(|names| !names.is_empty()))
     };
-    for model in spec.models.iter().filter(|m| m.is_program()) {
+    for model in spec.models.iter().filter(|m| m.is_program() || m.weights.as_deref() == Some(OWN)) {
         if let Some(names) = own(model)? {
             spec.task.classes = names;
             return Ok(());

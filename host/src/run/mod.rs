@@ -33,6 +33,7 @@ pub mod preflight;
 mod reading;
 pub mod reporter;
 pub mod scheduler;
+pub mod score_maps;
 mod scorer;
 pub mod spec;
 pub mod state;

@@ -62,6 +62,13 @@ impl Cell {
     }
 }
 
+impl Cell {
+    /// The answers so far: image, the metric's place, score.
+    pub(super) fn take(&mut self) -> Vec<(usize, usize, Score)> {
+        std::mem::take(&mut self.scored).into_iter().map(|s| (s.image, s.metric, s.score)).collect()
+    }
+}
+
 /// What all cells of a batch are scored with.
 pub(super) struct Scene {
     images: Tensor,
@@ -108,13 +115,19 @@ impl Scene {
         Scene { images, indices, targets, ids, masks, shortcuts, known: self.known.clone() }
     }
 
-    #[cfg(test)]
-    pub(super) fn of(masks: &Tensor, first: usize) -> Self {
+    /// Of masks [n, h, w] uint8 alone, the first of which is that of image `first`.
+    pub(super) fn of_masks(masks: &Tensor, first: usize, known: bool) -> Result<Self> {
         let n = masks.size()[0] as usize;
         let indices: Vec<usize> = (first..first + n).collect();
         let ids = indices.iter().map(|i| *i as u64).collect();
-        let [images, masks, shortcuts] = [masks.f_unsqueeze(1).unwrap(), masks.shallow_clone(), masks.zeros_like()];
-        Scene { images, indices, targets: vec![1; n], ids, masks, shortcuts, known: vec![true; n] }
+        let (images, shortcuts) = (masks.f_unsqueeze(1)?, masks.f_zeros_like()?);
+        let masks = masks.shallow_clone();
+        Ok(Scene { images, indices, targets: vec![1; n], ids, masks, shortcuts, known: vec![known; n] })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(masks: &Tensor, first: usize) -> Self {
+        Scene::of_masks(masks, first, true).unwrap()
     }
 
     /// A map that says nothing of any place.
