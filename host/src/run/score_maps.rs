@@ -21,6 +21,12 @@ pub struct ScoreArgs {
     /// Maps are brought to their size
     #[arg(long)]
     masks: Option<PathBuf>,
+    /// Maps of other images, on which metrics as iou choose their threshold
+    #[arg(long, requires = "validation_masks")]
+    validation_maps: Option<PathBuf>,
+    /// The masks of those
+    #[arg(long, requires = "validation_maps")]
+    validation_masks: Option<PathBuf>,
     /// NAME or NAME:param=value,...; one that asks neither the model nor the explainer [repeatable]
     #[arg(long = "metric", required = true)]
     metrics: Vec<String>,
@@ -90,13 +96,57 @@ fn read(path: &Path) -> Result<(Option<Vec<String>>, Tensor)> {
     Ok((names, all))
 }
 
-/// Scores maps [n, h, w]; `masks` [n, H, W], anything but 0 is inside.
+/// Maps [n, h, w] and their masks [n, H, W], of which anything but 0 is inside.
+pub struct Given {
+    pub maps: Tensor,
+    pub masks: Option<Tensor>,
+}
+
+impl Given {
+    /// Reads both; with the images' names.
+    fn read(maps: &Path, masks: Option<&Path>) -> Result<(Option<Vec<String>>, Self)> {
+        let (names, maps) = read(maps)?;
+        let Some(path) = masks else { return Ok((names, Given { maps, masks: None })) };
+        let (of, masks) = read(path)?;
+        if let (Some(names), Some(of)) = (&names, &of)
+            && names != of
+        {
+            let missing = names.iter().find(|n| !of.contains(n)).or(of.iter().find(|n| !names.contains(n)));
+            let missing = missing.map_or("", String::as_str);
+            return Err(Error::input(format!("maps and masks are not of the same images: {missing}")));
+        }
+        Ok((names, Given { maps, masks: Some(masks) }))
+    }
+
+    /// Shows all to a cell's metrics, a batch at a time.
+    fn show(&self, cell: &mut Cell, batch: i64) -> Result<()> {
+        let n = self.maps.size()[0];
+        if let Some(masks) = &self.masks
+            && masks.size()[0] != n
+        {
+            return Err(Error::input(format!("{n} maps and {} masks", masks.size()[0])));
+        }
+        for from in (0..n).step_by(batch.max(1) as usize) {
+            let count = batch.min(n - from);
+            let part = self.maps.f_narrow(0, from, count)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+            let (inside, known) = match &self.masks {
+                Some(masks) => (masks.f_narrow(0, from, count)?.f_ne(0)?.f_to_kind(Kind::Uint8)?.f_contiguous()?, true),
+                None => (Tensor::f_zeros(part.size(), (Kind::Uint8, Device::Cpu))?, false),
+            };
+            let scene = Scene::of_masks(&inside, from as usize, known)?;
+            score(cell, &part, &scene, &BatchCache::default(), &mut NoBench)?;
+        }
+        Ok(())
+    }
+}
+
+/// Scores maps. `validation` are maps of other images, on which metrics choose a threshold.
 ///
 /// # Errors
-/// A metric that does not exist, asks the model, or needs masks where there are none.
+/// A metric that does not exist, asks the model, or needs masks or validation images where there are none.
 pub fn score_maps(
-    maps: &Tensor,
-    masks: Option<&Tensor>,
+    given: &Given,
+    validation: Option<&Given>,
     choices: &[MetricChoice],
     (signed, seed, batch): (bool, u64, i64),
 ) -> Result<Vec<Values>> {
@@ -106,39 +156,41 @@ pub fn score_maps(
         let what = match needs {
             n if n.maps.is_none() => "is of predictions, not of maps",
             n if n.asks() => "asks the model; use it in a run",
-            n if n.validation => "is tuned on maps of validation images; use it in a run",
+            n if n.validation && validation.is_none() => {
+                "chooses its threshold on other images: --validation-maps and --validation-masks; iou-otsu and dice-otsu need none"
+            }
             n if n.masks == Masks::Shortcut => "needs a planted shortcut; use it in a run",
-            n if n.masks == Masks::Finding && masks.is_none() => "needs --masks",
+            n if n.masks == Masks::Finding && given.masks.is_none() => "needs --masks",
             _ => continue,
         };
         return Err(Error::input(format!("metric {label} {what}")));
     }
-    let n = maps.size()[0];
-    if let Some(masks) = masks
-        && masks.size()[0] != n
-    {
-        return Err(Error::input(format!("{n} maps and {} masks", masks.size()[0])));
-    }
-    let mut cell = Cell::start("maps", "", signed, &choices.iter().collect::<Vec<_>>(), seed)?;
-    for from in (0..n).step_by(batch.max(1) as usize) {
-        let count = batch.min(n - from);
-        let part = maps.f_narrow(0, from, count)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-        let (inside, known) = match masks {
-            Some(masks) => (masks.f_narrow(0, from, count)?.f_ne(0)?.f_to_kind(Kind::Uint8)?.f_contiguous()?, true),
-            None => (Tensor::f_zeros(part.size(), (Kind::Uint8, Device::Cpu))?, false),
-        };
-        let scene = Scene::of_masks(&inside, from as usize, known)?;
-        score(&mut cell, &part, &scene, &BatchCache::default(), &mut NoBench)?;
+    let all: Vec<&MetricChoice> = choices.iter().collect();
+    let mut cell = Cell::start("maps", "", signed, &all, seed)?;
+    given.show(&mut cell, batch)?;
+    if let Some(validation) = validation {
+        let mut other = Cell::start("maps", "", signed, &all, seed)?;
+        validation.show(&mut other, batch)?;
+        for ((_, needs, to), (_, _, from)) in cell.evaluations.iter_mut().zip(&other.evaluations) {
+            if needs.validation {
+                to.tune(&from.state()?)?;
+            }
+        }
     }
     let mut all = Vec::new();
     let rows = cell.take();
     for (at, (choice, _, evaluation)) in cell.evaluations.iter().enumerate() {
         let own: Vec<&(usize, usize, Score)> = rows.iter().filter(|(_, metric, _)| *metric == at).collect();
         let found = |s: &Score| s.value.filter(|_| s.status == Status::Ok);
-        let reasons = own.iter().filter(|(_, _, s)| !s.reason.is_empty());
-        let reasons = reasons.map(|(image, _, s)| (*image, s.reason.to_string())).collect();
         let set = evaluation.finish()?;
-        let values: Vec<Option<f64>> = if set.is_some() { vec![] } else { own.iter().map(|(.., s)| found(s)).collect() };
+        // Of a metric with a threshold they are known in the end.
+        let mut late = evaluation.images()?;
+        late.sort_by_key(|(id, ..)| *id);
+        let late: Vec<Score> = late.into_iter().map(|(.., score)| score).collect();
+        let scores: Vec<&Score> = if late.is_empty() { own.iter().map(|(.., s)| s).collect() } else { late.iter().collect() };
+        let reasons = scores.iter().enumerate().filter(|(_, s)| !s.reason.is_empty());
+        let reasons = reasons.map(|(i, s)| (i, s.reason.to_string())).collect();
+        let values: Vec<Option<f64>> = if set.is_some() { vec![] } else { scores.iter().map(|s| found(s)).collect() };
         let there: Vec<f64> = values.iter().flatten().copied().collect();
         let mean = match set {
             Some(score) => found(&score),
@@ -154,22 +206,10 @@ pub fn score_maps(
 /// # Errors
 /// As [`score_maps`], and files that cannot be read or do not go together.
 pub fn main(args: &ScoreArgs) -> Result<String> {
-    let (names, maps) = read(&args.maps)?;
-    let masks = match &args.masks {
+    let (names, given) = Given::read(&args.maps, args.masks.as_deref())?;
+    let validation = match &args.validation_maps {
+        Some(maps) => Some(Given::read(maps, args.validation_masks.as_deref())?.1),
         None => None,
-        Some(path) => {
-            let (of, masks) = read(path)?;
-            if let (Some(names), Some(of)) = (&names, &of)
-                && names != of
-            {
-                let missing = names.iter().find(|n| !of.contains(n)).or(of.iter().find(|n| !names.contains(n)));
-                return Err(Error::input(format!(
-                    "maps and masks are not of the same images: {}",
-                    missing.map_or("", String::as_str)
-                )));
-            }
-            Some(masks)
-        }
     };
     // The syntax is that of explainers.
     let choice = |text: &String| {
@@ -177,7 +217,7 @@ pub fn main(args: &ScoreArgs) -> Result<String> {
         Ok(MetricChoice { name, label, params })
     };
     let choices = args.metrics.iter().map(choice).collect::<Result<Vec<_>>>()?;
-    let all = score_maps(&maps, masks.as_ref(), &choices, (args.signed, args.seed, args.batch_size as i64))?;
+    let all = score_maps(&given, validation.as_ref(), &choices, (args.signed, args.seed, args.batch_size as i64))?;
     let name = |i: usize| names.as_ref().map_or(i.to_string(), |n| n[i].clone());
     if let Some(path) = &args.output {
         let mut text = String::from("image,metric,value,reason\n");
@@ -192,7 +232,7 @@ pub fn main(args: &ScoreArgs) -> Result<String> {
         files::write_atomic(path, |w| w.write_all(text.as_bytes()))?;
     }
     if args.json {
-        let value = serde_json::json!({ "images": names, "count": maps.size()[0], "metrics": all });
+        let value = serde_json::json!({ "images": names, "count": given.maps.size()[0], "metrics": all });
         return Ok(serde_json::to_string(&value).map_err(|e| Error::input(e.to_string()))? + "\n");
     }
     let width = all.iter().map(|v| v.metric.len()).max().unwrap_or(0);

@@ -521,13 +521,14 @@ def _described(name, arguments):
     return json.loads(_command(["info", name, "--json", *more]).stdout)
 
 
-def score(maps, masks=None, metrics=("pixel-auprc",), *, signed=False, seed=0):
+def score(maps, masks=None, metrics=("pixel-auprc",), *, validation=None, signed=False, seed=0):
     """Scores maps that were made anywhere.
 
     Args:
         maps: [N, h, w], larger where the image speaks more for the target.
         masks: [N, H, W]; maps are brought to their size. Metrics that look at the map alone need none.
         metrics: names, as in `run`, of metrics that ask neither the model nor the explainer.
+        validation: `(maps, masks)` of other images, on which metrics as `iou` choose their threshold.
 
     Returns:
         A dictionary from metric to [N] float64, NaN where an image has no value (an empty mask); of a metric of the whole set, a
@@ -541,6 +542,11 @@ def score(maps, masks=None, metrics=("pixel-auprc",), *, signed=False, seed=0):
         if masks is not None:
             arguments += ["--masks", os.path.join(place, "masks.npy")]
             np.save(arguments[-1], _masks(masks, len(maps)).astype(np.uint8))
+        if validation is not None:
+            for name, value in zip(("maps", "masks"), validation):
+                arguments += [f"--validation-{name}", os.path.join(place, f"validation-{name}.npy")]
+                value = to_numpy(value)
+                np.save(arguments[-1], value.astype(np.float32 if name == "maps" else np.uint8, copy=False))
         for metric in metrics:
             arguments += ["--metric", metric]
         if signed:
