@@ -4,6 +4,7 @@
 mod brightness;
 mod centre;
 mod edges;
+mod given;
 mod mean_mask;
 mod noise;
 
