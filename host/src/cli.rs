@@ -126,10 +126,10 @@ enum Command {
         #[command(flatten)]
         options: RunArgs,
     },
-    /// Write a plugin crate that builds, passes its check and has a unit test
+    /// Write a plugin that passes its check and has a unit test: a crate, or a Python file
     #[command(
         after_help = "Examples:\n  lightbox new explainer my-map\n  lightbox new explainer my-gradient --tch\n  \
-        lightbox new model my-net"
+        lightbox new explainer my-map --python\n  lightbox new model my-net"
     )]
     New(new::NewArgs),
     /// Make phantoms, or look at a data source

@@ -29,4 +29,5 @@ pub mod report;
 pub mod run;
 pub mod signals;
 mod transfer;
+mod user_cache;
 pub mod watch;

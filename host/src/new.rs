@@ -1,4 +1,4 @@
-//! `lightbox new`: a plugin crate to start from.
+//! `lightbox new`: a plugin to start from, a crate or a Python file.
 
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
@@ -11,6 +11,9 @@ pub struct NewArgs {
     kind: Kind,
     /// Its name, and the crate's: lower-case letters, digits and -
     name: String,
+    /// A Python file with its test, in place of a crate
+    #[arg(long, conflicts_with_all = ["tch", "sdk"])]
+    python: bool,
     /// An explainer on tch::Tensor instead of ndarray (models are always)
     #[arg(long)]
     tch: bool,
@@ -28,7 +31,34 @@ enum Kind {
     Model,
 }
 
-/// Writes the crate; what is to be printed.
+/// Writes a Python file, of an explainer its test too; what is to be printed.
+fn new_python(kind: Kind, name: &str, folder: &Path) -> Result<String> {
+    let function = name.replace('-', "_");
+    let put = |file: &str, text: &str| {
+        files::write_text(&folder.join(file), &text.replace("FUNCTION", &function).replace("NAME", name))
+    };
+    let file = format!("{function}.py");
+    let shown = folder.display();
+    Ok(match kind {
+        Kind::Explainer => {
+            put(&file, include_str!("../templates/explainer.py"))?;
+            put(&format!("test_{file}"), include_str!("../templates/test_explainer.py"))?;
+            format!(
+                "{shown}\n\n  cd {shown}\n  python test_{file}\n  lightbox check {file}\n  \
+                 lightbox explain IMAGE --plugins . --model densenet-small --random-weights --explainer {name}\n"
+            )
+        }
+        Kind::Model => {
+            put(&file, include_str!("../templates/model.py"))?;
+            format!(
+                "{shown}\n\n  cd {shown}\n  lightbox check {file}\n  \
+                 lightbox explain IMAGE --plugins . --model {name} --random-weights --explainer gradcam\n"
+            )
+        }
+    })
+}
+
+/// Writes the crate or the file; what is to be printed.
 pub fn new(args: &NewArgs) -> Result<String> {
     let name = args.name.as_str();
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -38,6 +68,9 @@ pub fn new(args: &NewArgs) -> Result<String> {
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(name));
     if folder.exists() {
         return Err(Error::input(format!("{}: is there already", folder.display())).hint("--path for another folder"));
+    }
+    if args.python {
+        return new_python(args.kind, name, &folder);
     }
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let sdk = args.sdk.clone().unwrap_or_else(|| checkout.join("sdk"));

@@ -1,9 +1,10 @@
-//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench | fuzz | real | docs`.
+//! What a newcomer runs: `cargo xtask setup | build | demo | test | lint | bench | fuzz | real | wheel | docs`.
 
 mod build;
 mod docs;
 mod fuzz;
 mod setup;
+mod wheel;
 
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -61,6 +62,8 @@ enum Task {
         #[arg(long, value_name = "FILE.png")]
         picture: Option<PathBuf>,
     },
+    /// Make the Python wheel: the program, its plugins and the module `lightbox`
+    Wheel(wheel::WheelArgs),
     /// Make docs/explainers.md and its pictures anew, by a run of every explainer
     Docs,
 }
@@ -120,6 +123,9 @@ fn main() -> ExitCode {
         Task::Lint => setup::setup(false).and_then(|()| build::lint()),
         Task::Fuzz(args) => setup::setup(false).and_then(|()| fuzz::fuzz(&args)),
         Task::Real { picture } => real(picture.as_deref()),
+        Task::Wheel(args) => setup::setup(false).and_then(|()| wheel::wheel(&args)).map(|made| {
+            println!("{}", made.display());
+        }),
         Task::Docs => setup::setup(false).and_then(|()| docs::docs()),
         Task::Bench { args } => setup::setup(false).and_then(|()| build::bench(&args)),
     };

@@ -137,6 +137,17 @@ fn open(file: &Path) -> Result<Opened> {
     Ok(Opened { plugin: RemotePlugin::open(&process, &file)?, process })
 }
 
+/// Where a file's description is kept, by its digest.
+fn kept(digest: String) -> Option<PathBuf> {
+    Some(crate::user_cache::folder()?.join("python").join(format!("{digest}.json")))
+}
+
+/// A description that was kept, of this very file.
+fn read_kept(path: &Path, file: &Path) -> Option<Found> {
+    let found: Found = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (found.file == file).then_some(found)
+}
+
 impl OpenPlugin for Opened {
     fn manifest(&self) -> &Manifest {
         self.plugin.manifest()
@@ -175,23 +186,35 @@ impl PluginSource for Python {
             file: file.to_path_buf(),
             reason: if e.hint.is_empty() { e.message } else { format!("{} ({})", e.message, e.hint) },
         };
+        // What the file said when it was last opened by this interpreter with these packages: to import torch takes seconds.
+        let kept = kept(self.digest(file).map_err(rejected)?);
+        if let Some(found) = kept.as_ref().and_then(|path| read_kept(path, file)) {
+            return Ok(found);
+        }
         let opened = open(file).map_err(rejected)?;
         let hello = opened.process.hello().map_err(|e| rejected(e.into()))?;
-        Ok(Found {
+        let found = Found {
             file: file.to_path_buf(),
             torch: "none".into(),
             rustc: format!("{} ({})", hello.language, hello.interpreter),
             abi: format!("wire {}", hello.protocol),
             manifest: opened.plugin.manifest().clone(),
             warnings: vec![],
-        })
+        };
+        if let (Some(path), Ok(text)) = (kept, serde_json::to_string(&found)) {
+            // A folder that cannot be written to keeps nothing.
+            let _ = path.parent().map(std::fs::create_dir_all);
+            let _ = files::write_text(&path, &text);
+        }
+        Ok(found)
     }
 
     fn digest(&self, file: &Path) -> Result<String> {
         let process = start(file)?;
         let there = environment(&process, &Metadata::default())?;
+        let own = [files::sha256(file)?, there.language, process.hello()?.interpreter, env!("CARGO_PKG_VERSION").into()];
         let mut hash = Sha256::new();
-        for part in [files::sha256(file)?, there.language].iter().chain(&there.packages) {
+        for part in own.iter().chain(&there.packages) {
             hash.update(part);
             hash.update("\n");
         }

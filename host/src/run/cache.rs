@@ -1,8 +1,7 @@
 //! Prepared images that other runs of the same data find: one file a set, named by a hash of all that it depends on, the
 //! contents of the images' files among it, so that a changed image is another name.
 //!
-//! The folder is `LIGHTBOX_CACHE`, else `lightbox` in the user's folder of caches (`XDG_CACHE_HOME`, `~/.cache`); where the
-//! variable is empty nothing is kept. A run's file and the one kept are the same file by a hard link where the file system has
+//! `user_cache.rs` says in which folder. A run's file and the one kept are the same file by a hard link where the file system has
 //! them, and otherwise a copy: who empties the folder harms no run. A file has its name after its last byte was written, and
 //! one that is not whole is made anew. A set that no run has asked for in [`UNUSED`] goes.
 
@@ -23,14 +22,7 @@ pub struct Cache(PathBuf);
 impl Cache {
     /// That of the environment; none where the user wants none or has no home.
     pub fn of_user() -> Option<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        match std::env::var_os("LIGHTBOX_CACHE") {
-            Some(folder) => (!folder.is_empty()).then(|| Cache(folder.into())),
-            None => {
-                let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-                caches.filter(|c| c.is_absolute()).map(|c| Cache(c.join("lightbox")))
-            }
-        }
+        crate::user_cache::folder().map(Cache)
     }
 
     /// The file of this name.
