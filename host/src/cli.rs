@@ -90,8 +90,10 @@ enum Command {
     )]
     Compare(compare::CompareArgs),
     /// Score maps that were made anywhere
-    #[command(after_help = "Examples:\n  lightbox score --maps maps.npy --masks masks.npy --metric pixel-auprc --metric iou\n  \
-        lightbox score --maps maps.safetensors --metric gini --json")]
+    #[command(
+        after_help = "Examples:\n  lightbox score --maps maps.npy --masks masks.npy --metric pixel-auprc --metric iou\n  \
+        lightbox score --maps maps.safetensors --metric gini --json"
+    )]
     Score(score_maps::ScoreArgs),
     /// Write the maps of a run for other tools: .safetensors or .npy
     #[command(

@@ -2,6 +2,7 @@
 //! run in the environment that `cargo xtask test` makes for NumPy; those that need torch in the interpreter that LIGHTBOX_PEER_PYTHON names.
 
 use lightbox_core::checkpoint;
+use lightbox_core::results::{self, Names};
 use lightbox_tests::{lightbox, relative, skip, small_spec, texts};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -101,7 +102,13 @@ fn a_hostile_plugin_costs_its_cell() {
     let all = works.iter().copied().chain(cells.iter().map(|(name, _)| *name));
     let extra: String = all.map(|name| format!("[[explainers]]\nname = \"{name}\"\n")).collect();
     let spec = text(&small_spec(folder.path(), &extra));
-    let (out, err, code) = run(&python, &["run", &spec, "--plugins", &text(&project("tests/python"))]);
+    // To files: a process that is left would hold a pipe open.
+    let (to, mark) = (|name: &str| std::fs::File::create(folder.path().join(name)).unwrap(), text(folder.path()));
+    let mut command = lightbox(&["run", &spec, "--plugins", &text(&project("tests/python"))]);
+    command.env("LIGHTBOX_PYTHON", &python).env("LIGHTBOX_TEST_MARK", &mark);
+    let code = command.stdout(to("stdout")).stderr(to("stderr")).status().unwrap().code().unwrap_or(-1);
+    let [out, err] = ["stdout", "stderr"].map(|name| std::fs::read_to_string(folder.path().join(name)).unwrap());
+    none_is_left(&mark);
     assert_eq!(code, 5, "{out}\n{err}");
     for (name, reason) in cells {
         let line =
@@ -114,6 +121,15 @@ fn a_hostile_plugin_costs_its_cell() {
         assert!(!row(name).contains("failed") && !row(name).is_empty(), "{name}: {out}");
     }
     assert!(row("py-not-a-number").contains('!'), "{out}");
+}
+
+/// In ten seconds no interpreter of this test is left, nor what one has forked.
+fn none_is_left(mark: &str) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while interpreters(mark) > 0 {
+        assert!(Instant::now() < until, "{} interpreters are left", interpreters(mark));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Interpreters of this test, by the folder that stands in their environment.
@@ -144,11 +160,7 @@ fn no_interpreter_is_left_when_the_program_is_killed() {
     assert!(interpreters(&mark) >= 2, "{}", interpreters(&mark));
     child.kill().unwrap();
     child.wait().unwrap();
-    let until = Instant::now() + Duration::from_secs(10);
-    while interpreters(&mark) > 0 {
-        assert!(Instant::now() < until, "{} interpreters are left", interpreters(&mark));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    none_is_left(&mark);
 }
 
 #[test]
@@ -179,6 +191,161 @@ fn what_a_file_lacks_is_said_with_the_command_that_mends_it() {
     assert!(err.contains("/no/such/python: No such file or directory"), "{err}");
 }
 
+/// Runs a script with the module on its path and the program of this build.
+fn script(python: &Path, text: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(python);
+    command.arg("-c").arg(text).args(arguments).env("PYTHONPATH", project("sdk/python"));
+    let program = lightbox_tests::built("lightbox");
+    let output = command.env("LIGHTBOX_BIN", program).env("LIGHTBOX_CACHE", "").output().unwrap();
+    let (out, err, code) = texts(output);
+    assert_eq!(code, 0, "{out}\n{err}");
+    out
+}
+
+/// The script of the wheel's test: a run of a notebook's network by explainers of both sides, maps, scores, one explanation.
+#[test]
+fn the_module_runs_explains_and_scores() {
+    let Some(python) = numpy() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let wheel = std::fs::read_to_string(project("tests/python/_wheel.py")).unwrap();
+    let wheel = wheel.replace("__file__", &format!("{:?}", text(&project("tests/python/_wheel.py"))));
+    let out = script(&python, &wheel, &[&text(folder.path())]);
+    assert!(out.contains("the module works"), "{out}");
+}
+
+/// A run that is interrupted goes on; another explainer's code is another cell, and the same code is not computed again.
+#[test]
+fn a_notebooks_run_continues_and_knows_what_changed() {
+    let Some(python) = numpy() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let text = |factor: f64| {
+        format!(
+            "import sys, json, pathlib\nimport numpy as np\nimport lightbox as lb\nsys.path.append({:?})\nimport plain\n\
+             FACTOR = {factor}\n\
+             @lb.explainer(family='other', needs=lb.Needs())\ndef mine(ctx):\n    return FACTOR * ctx.images.sum(1)\n\
+             x = np.random.default_rng(0).random((8, 3, 16, 16), np.float32)\nm = np.zeros((8, 16, 16), bool); m[:, 4:9, 4:9] = True\n\
+             run = lb.run(plain.Plain(16, 0), x, m, np.arange(8) % 2, ['gradcam', mine], ['pixel-auprc'], folder=sys.argv[1], quiet=True)\n\
+             events = [json.loads(l) for l in (run.folder / 'events.jsonl').read_text().splitlines()]\n\
+             print(sorted({{e['explainer'] for e in events if e['event'] == 'cell-started' and e['explainer'] != ''}}))\n\
+             print(float(np.mean(list(run.maps(mine).values()))))\n",
+            project("tests/python")
+        )
+    };
+    let run = |factor| {
+        let before = std::fs::read_to_string(folder.path().join("run/events.jsonl")).map_or(0, |t| t.lines().count());
+        let out = script(&python, &text(factor), &[&folder.path().join("run").to_string_lossy()]);
+        let events = std::fs::read_to_string(folder.path().join("run/events.jsonl")).unwrap();
+        let new: Vec<String> = events.lines().skip(before).map(str::to_string).collect();
+        let cells = |name: &str| {
+            new.iter().filter(|l| l.contains("cell-started") && l.contains(&format!("\"{name}\""))).count()
+        };
+        (cells("gradcam"), cells("mine"), out.lines().last().unwrap_or_default().parse::<f64>().unwrap())
+    };
+    let (gradcam, mine, first) = run(1.0);
+    assert!(gradcam > 0 && mine > 0);
+    assert_eq!(run(1.0), (0, 0, first), "nothing has changed");
+    let (gradcam, mine, second) = run(2.0);
+    assert_eq!(gradcam, 0, "the network and GradCAM are what they were");
+    assert!(mine > 0 && (second - 2.0 * first).abs() < 1e-4, "{first} {second}");
+}
+
+#[test]
+fn a_new_explainer_in_python_passes_its_test_and_the_check() {
+    let Some(python) = numpy() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("my-map");
+    let out = succeed(&python, &["new", "explainer", "my-map", "--python", "--path", &text(&path)]);
+    assert!(out.contains("lightbox check my_map.py"), "{out}");
+    let mut command = Command::new(&python);
+    command.arg("test_my_map.py").current_dir(&path).env("PYTHONPATH", project("sdk/python"));
+    assert!(texts(command.output().unwrap()).0.contains("1 test passed"));
+    let out = succeed(&python, &["check", &text(&path.join("my_map.py"))]);
+    assert!(out.contains(" pass, 0 warn, 0 fail, 0 crash"), "{out}");
+    let out = succeed(&python, &["list", "explainers", "--plugins", &text(&path)]);
+    assert!(out.contains("my-map") && !out.contains("rejected"), "{out}");
+}
+
+/// The maps of a run, given back as a file, have the run's scores; the command and the module agree.
+#[test]
+fn maps_of_a_file_are_scored_as_a_runs() {
+    let Some(python) = numpy() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    let spec = text(&small_spec(folder.path(), "[[explainers]]\nname = \"gradcam\"\n"));
+    succeed(&python, &["run", &spec]);
+    let out = at("out");
+    for name in ["maps.npy", "maps.safetensors"] {
+        succeed(&python, &["maps", &out, "--model", "densenet-small", "--explainer", "gradcam", "--output", &at(name)]);
+    }
+    for file in ["maps.npy", "maps.safetensors"] {
+        let extra = format!(
+            "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"given\"\nparams = {{ file = {:?} }}\n",
+            at(file)
+        );
+        let spec = text(&small_spec(folder.path(), &extra));
+        let table = succeed(&python, &["run", &spec]);
+        // Columns: model, AUPRC, AUROC, gradcam, given, chance.
+        let row = table.lines().find(|l| l.starts_with("densenet-small ")).unwrap_or_default();
+        let columns: Vec<&str> = row.split_whitespace().collect();
+        assert!(columns.len() > 5 && columns[3] == columns[4], "{file}: {table}");
+        let (mut names, mut rows) = (Names::default(), Vec::new());
+        results::read_scores(&Path::new(&out).join("scores.parquet"), &mut names, &mut |r| rows.push(r)).unwrap();
+        let of = |explainer: &str| -> Vec<_> {
+            let own =
+                rows.iter().filter(|r| names.name(r.explainer) == explainer && names.name(r.metric) == "pixel-auprc");
+            own.map(|r| (names.name(r.image).to_string(), r.value)).collect()
+        };
+        assert!(
+            of("gradcam").len() == 6 && of("gradcam") == of("given"),
+            "{file}: {:?} {:?}",
+            of("gradcam"),
+            of("given")
+        );
+    }
+    // A file without one of the images: that image counts as failed, and the others do not.
+    let (names, _) = (std::fs::read_to_string(at("maps.txt")).unwrap(), ());
+    std::fs::write(at("maps.txt"), names.replacen(names.lines().next().unwrap(), "another.png", 1)).unwrap();
+    let extra = format!("[[explainers]]\nname = \"given\"\nparams = {{ file = {:?} }}\n", at("maps.npy"));
+    let (table, _, _) = run(&python, &["run", &text(&small_spec(folder.path(), &extra))]);
+    assert!(table.contains("x given: 1 of ") && table.contains(" maps failed"), "{table}");
+}
+
+#[test]
+fn scores_of_maps_made_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    let maps = Tensor::rand([5, 8, 8], (Kind::Float, tch::Device::Cpu));
+    let masks = maps.ge(0.6).to_kind(Kind::Float);
+    maps.write_npy(at("maps.npy")).unwrap();
+    masks.write_npy(at("masks.npy")).unwrap();
+    let given = ["score", "--maps", &at("maps.npy"), "--masks", &at("masks.npy")].map(str::to_string);
+    let score = |more: &[&str]| {
+        let all: Vec<&str> = given.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        lightbox_tests::run(&all)
+    };
+    // Every marked pixel is above all others.
+    let (out, _, _) = score(&["--metric", "pixel-auprc", "--metric", "hit", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(value["metrics"][0]["mean"], 1.0);
+    assert_eq!(value["metrics"][1]["values"].as_array().unwrap().len(), 5);
+    for (metric, said) in [
+        ("deletion", "metric deletion asks the model"),
+        ("auroc", "metric auroc is of predictions"),
+        ("iou", "chooses its threshold on other images: --validation-maps"),
+        ("nothing", "nothing"),
+    ] {
+        let (_, err, code) = score(&["--metric", metric]);
+        assert!(code == 3 && err.contains(said), "{metric}: {code} {err}");
+    }
+    let (maps, masks) = (at("maps.npy"), at("masks.npy"));
+    let (out, err, code) = score(&["--metric", "iou", "--validation-maps", &maps, "--validation-masks", &masks]);
+    assert!(code == 0 && out.contains("mean of 5 images"), "{out} {err}");
+    let other = at("other.npy");
+    Tensor::rand([4, 8, 8], (Kind::Float, tch::Device::Cpu)).write_npy(&other).unwrap();
+    let (_, err, _) = lightbox_tests::run(&["score", "--maps", &maps, "--masks", &other, "--metric", "hit"]);
+    assert!(err.contains("5 maps and 4 masks"), "{err}");
+}
+
 /// Captum and pytorch-grad-cam on a live network, beside ours.
 #[test]
 fn the_peers_stand_in_the_same_table() {
@@ -191,7 +358,7 @@ fn the_peers_stand_in_the_same_table() {
     let (batch, raw, plugins) = (at("batch.npy"), at("raw.safetensors"), text(&project("plugins/python")));
     let pairs = [
         ("gradcam", "captum-gradcam"),
-        ("saliency:channels=sum", "captum-saliency"),
+        ("saliency:channels=sum-abs", "captum-saliency"),
         ("inputxgradient:channels=sum", "captum-inputxgradient"),
     ];
     let mut arguments =

@@ -33,6 +33,7 @@ fn every_example_is_read_and_printed() {
             "RequestMessage" => there_and_back::<RequestMessage>(text),
             "ResponseMessage" => there_and_back::<ResponseMessage>(text),
             "FitBatchMessage" => there_and_back::<FitBatchMessage>(text),
+            "Frame" => there_and_back::<lightbox::remote::channel::Frame>(text),
             "Error" => there_and_back::<lightbox_sdk::Error>(text),
             other => panic!("an example of {other}, which is no message"),
         };
@@ -40,6 +41,8 @@ fn every_example_is_read_and_printed() {
         seen.push(name.to_string());
     }
     seen.dedup();
-    assert_eq!(seen.len(), 13, "{seen:?}");
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 14, "{seen:?}");
     assert!(HOST_CALLS.iter().all(|call| page.contains(&format!("| `{call}` |"))));
 }

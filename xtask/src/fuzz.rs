@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Targets: those of tests/fuzz/src/main.rs.
-pub const TARGETS: [&str; 18] = [
+pub const TARGETS: [&str; 19] = [
     "image",
     "metaimage",
     "checkpoint",
@@ -23,6 +23,7 @@ pub const TARGETS: [&str; 18] = [
     "plugin",
     "events",
     "wire",
+    "frame",
     "program",
     "archive",
 ];

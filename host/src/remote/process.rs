@@ -115,10 +115,13 @@ impl Process {
             let joined = std::env::join_paths(all).map_err(|e| Error::invalid(e.to_string()))?;
             command.env("PYTHONPATH", joined);
         }
+        let own = std::process::id() as i32;
         // SAFETY: between fork and exec only system calls that may be made there.
         unsafe {
             command.pre_exec(move || {
                 let failed = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+                    // This process may have ended before that.
+                    || libc::getppid() != own
                     // A group of its own: a terminal's Ctrl-C is for us, who ask it to stop.
                     || libc::setpgid(0, 0) != 0
                     || if number_there == DESCRIPTOR {

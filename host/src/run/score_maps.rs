@@ -187,7 +187,8 @@ pub fn score_maps(
         let mut late = evaluation.images()?;
         late.sort_by_key(|(id, ..)| *id);
         let late: Vec<Score> = late.into_iter().map(|(.., score)| score).collect();
-        let scores: Vec<&Score> = if late.is_empty() { own.iter().map(|(.., s)| s).collect() } else { late.iter().collect() };
+        let scores: Vec<&Score> =
+            if late.is_empty() { own.iter().map(|(.., s)| s).collect() } else { late.iter().collect() };
         let reasons = scores.iter().enumerate().filter(|(_, s)| !s.reason.is_empty());
         let reasons = reasons.map(|(i, s)| (i, s.reason.to_string())).collect();
         let values: Vec<Option<f64>> = if set.is_some() { vec![] } else { scores.iter().map(|s| found(s)).collect() };

@@ -4,7 +4,7 @@
 //! a line each. A name is that of the data source (`a.png`), or the same without its ending. An image that the file lacks, or whose map
 //! is no [h, w] of finite size, has a map of NaN: it counts as failed, and the log names it.
 
-use lightbox_sdk::ndarray::{Array3, Ix2, Ix3};
+use lightbox_sdk::ndarray::Array3;
 use lightbox_sdk::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -143,7 +143,9 @@ impl Explainer for Given {
             };
             let name = |b: usize| {
                 let record = context.record(b).filter(|r| !r.name.is_empty());
-                record.map(|r| r.name.as_str()).ok_or_else(|| Error::unsupported("these images have no names; use it in a run"))
+                record
+                    .map(|r| r.name.as_str())
+                    .ok_or_else(|| Error::unsupported("these images have no names; use it in a run"))
             };
             let rows = 0..context.targets.len();
             let found: Vec<_> = rows.map(|b| Ok(map(all, name(b)?))).collect::<Result<_>>()?;
@@ -165,6 +167,7 @@ impl Explainer for Given {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lightbox_sdk::ndarray::{Ix2, Ix3};
 
     fn context(names: &[&str]) -> ContextBuilder {
         let images = Array::from_vec(&[names.len(), 3, 4, 4], vec![0.5f32; names.len() * 48]).unwrap();
@@ -198,7 +201,10 @@ mod tests {
         assert!(explain(&path, &["a.png"]).unwrap_err().message.contains("it has the images' names, a line each"));
         std::fs::write(folder.path().join("m.txt"), "b.png\na\n").unwrap();
         let maps = explain(&path, &["a.png", "c.png", "b.png"]).unwrap();
-        assert_eq!(maps.index_axis(lightbox_sdk::ndarray::Axis(0), 0).into_dimensionality::<Ix2>().unwrap()[[1, 1]], 7.0);
+        assert_eq!(
+            maps.index_axis(lightbox_sdk::ndarray::Axis(0), 0).into_dimensionality::<Ix2>().unwrap()[[1, 1]],
+            7.0
+        );
         assert!(maps[[1, 0, 0]].is_nan() && maps[[1, 1, 1]].is_nan(), "c has none");
         assert_eq!(maps[[2, 0, 1]], 1.0);
         std::fs::write(folder.path().join("m.txt"), "b.png\n").unwrap();
@@ -211,7 +217,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.safetensors");
         let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        let view = |shape: &[usize], bytes| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap();
+        let view = |shape: &[usize], bytes| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap()
+        };
         let all = [("a.png", view(&[2, 3], &bytes)), ("wide.png", view(&[6], &bytes))];
         safetensors::serialize_to_file(all, None, &path).unwrap();
         let maps = explain(&path, &["a.png", "wide.png"]).unwrap();
@@ -232,7 +240,12 @@ mod tests {
     #[test]
     fn files_that_hold_none_are_errors() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, said) in [("m.npy", "no NumPy array"), ("m.npz", "m.npz"), ("m.safetensors", "m.safetensors"), ("m.txt", "is expected")] {
+        for (name, said) in [
+            ("m.npy", "no NumPy array"),
+            ("m.npz", "m.npz"),
+            ("m.safetensors", "m.safetensors"),
+            ("m.txt", "is expected"),
+        ] {
             let path = folder.path().join(name);
             std::fs::write(&path, b"nothing").unwrap();
             let error = explain(&path, &["a.png"]).unwrap_err().message;

@@ -476,6 +476,32 @@ def _param_spec(name, hint, given):
     return spec
 
 
+def _typed(spec, value):
+    """A value of a parameter's type; what a command line gives is text."""
+    kind = spec["type"]
+    wrong = Error(f"parameter {spec['name']}: {value} is no {kind}")
+    try:
+        if kind == "integer":
+            number = int(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or int(number) != number:
+                raise wrong
+            return int(number)
+        if kind == "number":
+            if isinstance(value, bool):
+                raise wrong
+            return float(value)
+        if kind == "flag":
+            found = {"true": True, "false": False}.get(value) if isinstance(value, str) else value
+            if not isinstance(found, bool):
+                raise wrong
+            return found
+    except (TypeError, ValueError):
+        raise wrong from None
+    if not isinstance(value, str):
+        raise wrong
+    return value
+
+
 def _resolved(specs, given):
     """Values of parameters: what is given, or the defaults."""
     unknown = set(given) - {s["name"] for s in specs}
@@ -483,7 +509,7 @@ def _resolved(specs, given):
         raise Error(f"there is no parameter {sorted(unknown)[0]}")
     values = {}
     for spec in specs:
-        value = given.get(spec["name"], spec["default"])
+        value = _typed(spec, given.get(spec["name"], spec["default"]))
         kind = spec["type"]
         if kind in ("integer", "number") and not spec["min"] <= value <= spec["max"]:
             raise Error(f"parameter {spec['name']}: {value} is not from {spec['min']} to {spec['max']}")

@@ -170,9 +170,16 @@ def _prepare():
             f.write("500")
     except OSError:
         pass
-    # A child ends with this process, as this one ends with the program.
-    libc = ctypes.CDLL(None, use_errno=True)
-    os.register_at_fork(after_in_child=lambda: libc.prctl(1, signal.SIGKILL, 0, 0, 0))
+    # A child ends with this process, as this one ends with the program; also one that was not yet running when this process ended.
+    libc, own = ctypes.CDLL(None, use_errno=True), [os.getpid()]
+
+    def in_child():
+        libc.prctl(1, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != own[0]:
+            os._exit(1)
+        own[0] = os.getpid()
+
+    os.register_at_fork(after_in_child=in_child)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -132,6 +132,13 @@ def _listening():
     return _listener
 
 
+def _code(code):
+    """What a function's code is, without where it stands."""
+    said = lambda c: repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)
+    constants = [_code(c) if inspect.iscode(c) else said(c) for c in code.co_consts]
+    return (code.co_code.hex(), code.co_names, code.co_varnames, constants)
+
+
 def digest(thing):
     """SHA-256 of what the results of a network or an explainer depend on: parameters and buffers, structure, code, packages."""
     hash = hashlib.sha256()
@@ -146,13 +153,12 @@ def digest(thing):
         add(json.dumps(spec, sort_keys=True, default=str))
         for module in getattr(thing, "module", None).modules() if hasattr(thing, "module") else ():
             code = getattr(type(module).forward, "__code__", None)
-            add(code.co_code.hex() if code else "")
+            add(_code(code) if code else "")
     else:
         add(json.dumps(thing.spec(), sort_keys=True))
-        try:
-            add(inspect.getsource(thing.made))
-        except (OSError, TypeError):
-            add(getattr(thing.made, "__code__", thing.made))
+        for function in vars(thing.made).values() if inspect.isclass(thing.made) else (thing.made,):
+            if inspect.isfunction(function):
+                add(_code(function.__code__))
         # What the function reads of its surroundings, as far as it has a value that can be said.
         for kind in (inspect.getclosurevars(thing.made) if inspect.isfunction(thing.made) else ((), ()))[:2]:
             for name, value in sorted(dict(kind).items()):
@@ -271,7 +277,7 @@ def _masks(masks, count):
     return masks != 0
 
 
-def _labels(labels, count, classes, names):
+def _labels(labels, count, classes, names, masks):
     """The kind of the task, the names of its classes, and a text an image."""
     if labels is None:
         raise Error("labels are expected: a class an image [N], or 0 and 1 a class [N, classes]")
@@ -285,7 +291,8 @@ def _labels(labels, count, classes, names):
         raise Error(f"labels are whole numbers [N], or 0 and 1 [N, classes]; these are {labels.dtype} {list(labels.shape)}")
     if labels.min() < 0 or (classes and labels.max() >= classes):
         raise Error(f"labels from {labels.min()} to {labels.max()}, and the model has {classes} classes")
-    if (classes or int(labels.max()) + 1) == 2:
+    # With a finding or without, where the images without one have no mask; two classes of equal standing otherwise.
+    if (classes or int(labels.max()) + 1) == 2 and (masks is None or not masks[labels == 0].any()):
         return "binary", names, [str(int(v)) for v in labels]
     names = names or [str(i) for i in range(classes or int(labels.max()) + 1)]
     return "multi-class", names, [names[int(v)] for v in labels]
@@ -347,7 +354,8 @@ def run(
             such.
         images: [N, C, H, W] or [N, H, W, C], uint8 or floating point in [0, 1], before they are normalised.
         masks: [N, H, W], where the finding is; images of zeros have none.
-        labels: a class an image [N], or 0 and 1 a class [N, classes].
+        labels: a class an image [N], or 0 and 1 a class [N, classes]. Of two classes, where no image of class 0 has a mask, class 1
+            is the finding and is explained; otherwise each image's own class.
         explainers: names (`"rise:masks=500"`), explainers made by `@lightbox.explainer`, or tables of a spec.
         metrics: names, with parameters as explainers have them.
         name, folder: where the results are, `runs/NAME` otherwise. The same call continues what is there.
@@ -371,7 +379,7 @@ def run(
     chosen_explainers, more = _explainers(explainers)
     first = next(iter(offered.values()), None)
     count, known = (first.spec()["outputs"][0]["classes"], first.spec().get("class_names")) if first else (None, None)
-    kind, classes, texts = _labels(labels, len(images), count, list(classes or known or []) or None)
+    kind, classes, texts = _labels(labels, len(images), count, list(classes or known or []) or None, masks)
     folder = pathlib.Path(folder or f"runs/{name}").absolute()
     table = _write_data(folder.parent / f"{folder.name}-images", images, masks, names, patients, texts)
     task = {"kind": kind}

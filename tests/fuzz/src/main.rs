@@ -20,7 +20,7 @@ use tch::Device;
 type Target = fn(&[u8]);
 
 /// All targets by name; `cargo xtask fuzz` has the same list.
-const TARGETS: [(&str, Target); 18] = [
+const TARGETS: [(&str, Target); 19] = [
     ("image", image),
     ("metaimage", metaimage),
     ("checkpoint", read_checkpoint),
@@ -37,6 +37,7 @@ const TARGETS: [(&str, Target); 18] = [
     ("plugin", plugin),
     ("events", events),
     ("wire", messages),
+    ("frame", frame),
     ("program", program),
     ("archive", archive),
 ];
@@ -268,6 +269,41 @@ fn messages(bytes: &[u8]) {
         let classes = Array::from_vec(&[1], vec![1i64]);
         if let (Ok(images), Ok(classes)) = (images, classes) {
             let _ = ModelHandle::of("sum", Box::new(Sum)).send(text, &[images, classes]);
+        }
+    }
+}
+
+/// A line of another process, whose arrays are looked for in a segment and read wherever they are said to be; and the same numbers as
+/// a handle that a plugin hands over, its memory as large as they claim or refused.
+fn frame(bytes: &[u8]) {
+    use lightbox::remote::channel::Frame;
+    use lightbox::remote::memory::{Mapped, Pool};
+    use lightbox_sdk::DType;
+    let Ok(frame) = serde_json::from_slice::<Frame>(bytes) else { return };
+    let mut mapped = Mapped::default();
+    let one = Array::from_vec(&[1000], vec![1f32; 1000]).and_then(|a| Pool::default().lend(&[a]));
+    if let Some(file) = one.ok().and_then(|lent| lent.new) {
+        let _ = mapped.add(0, file);
+    }
+    let read = |array: &Array| {
+        let _ =
+            (array.view::<f32>().map(|v| v.sum()), array.view::<u8>().map(|v| v.len()), array.view::<bool>().is_ok());
+        let _ = array.share_tensor();
+    };
+    mapped.arrays(frame.segment, &frame.arrays).into_iter().flatten().for_each(|array| read(&array));
+    // Strides are the offsets' digits: any number may be one.
+    for piece in frame.arrays.iter().take(8) {
+        let strides: Vec<i64> = piece.shape.iter().map(|n| n ^ piece.offset as i64).collect();
+        let reach = piece.shape.iter().zip(&strides).map(|(n, s)| i128::from(*n - 1).max(0) * i128::from((*s).max(0)));
+        let wanted = reach.sum::<i128>() + 1;
+        let memory = vec![1u64; 512];
+        let fits = wanted <= 512 && piece.shape.iter().all(|n| *n >= 0);
+        let Some(dtype) = DType::of_name(&piece.dtype) else { continue };
+        let data = memory.as_ptr() as *mut std::ffi::c_void;
+        // SAFETY: it is read only where all that it claims lies within the memory, elements of up to 8 bytes.
+        let made = unsafe { Array::from_raw_parts(memory, data, dtype, &piece.shape, &strides) };
+        if let (Ok(array), true) = (made, fits) {
+            read(&array);
         }
     }
 }
