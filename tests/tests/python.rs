@@ -279,8 +279,9 @@ fn maps_of_a_file_are_scored_as_a_runs() {
     }
     for file in ["maps.npy", "maps.safetensors"] {
         let extra = format!(
-            "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"given\"\nparams = {{ file = {:?} }}\n",
-            at(file)
+            "[[explainers]]\nname = \"gradcam\"\n[[explainers]]\nname = \"given\"\nparams = {{ file = {:?}{} }}\n",
+            at(file),
+            if file.ends_with("npy") { format!(", names = {:?}", at("maps.txt")) } else { String::new() }
         );
         let spec = text(&small_spec(folder.path(), &extra));
         let table = succeed(&python, &["run", &spec]);
@@ -305,7 +306,11 @@ fn maps_of_a_file_are_scored_as_a_runs() {
     // A file without one of the images: that image counts as failed, and the others do not.
     let (names, _) = (std::fs::read_to_string(at("maps.txt")).unwrap(), ());
     std::fs::write(at("maps.txt"), names.replacen(names.lines().next().unwrap(), "another.png", 1)).unwrap();
-    let extra = format!("[[explainers]]\nname = \"given\"\nparams = {{ file = {:?} }}\n", at("maps.npy"));
+    let extra = format!(
+        "[[explainers]]\nname = \"given\"\nparams = {{ file = {:?}, names = {:?} }}\n",
+        at("maps.npy"),
+        at("maps.txt")
+    );
     let (table, _, _) = run(&python, &["run", &text(&small_spec(folder.path(), &extra))]);
     assert!(table.contains("x given: 1 of ") && table.contains(" maps failed"), "{table}");
 }

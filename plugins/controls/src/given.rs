@@ -1,7 +1,7 @@
 //! Maps that were made elsewhere, read from a file by the images' names: the inverse of `lightbox maps`.
 //!
-//! `.safetensors` and `.npz` hold an array [h, w] an image under its name; `.npy` holds [images, h, w], and NAME.txt beside it the names,
-//! a line each. A name is that of the data source (`a.png`), or the same without its ending. An image that the file lacks, or whose map
+//! `.safetensors` and `.npz` hold an array [h, w] an image under its name; `.npy` holds [images, h, w], and the file
+//! that `names` says the names, a line each: both are part of a run's identity. A name is that of the data source (`a.png`), or the same without its ending. An image that the file lacks, or whose map
 //! is no [h, w] of finite size, has a map of NaN: it counts as failed, and the log names it.
 
 use lightbox_sdk::ndarray::Array3;
@@ -19,6 +19,9 @@ struct Settings {
     /// .safetensors, .npz or .npy with the maps
     #[param(default = "")]
     file: PathBuf,
+    /// of .npy: the images' names, a line each
+    #[param(default = "")]
+    names: PathBuf,
 }
 
 type Map = lightbox_sdk::ndarray::Array2<f32>;
@@ -49,7 +52,7 @@ fn npy(path: &Path, bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>)> {
 }
 
 /// Arrays by name, whatever their shape.
-fn read(path: &Path) -> Result<HashMap<String, (Vec<usize>, Vec<f32>)>> {
+fn read(path: &Path, names: &Path) -> Result<HashMap<String, (Vec<usize>, Vec<f32>)>> {
     let bytes = std::fs::read(path).map_err(|e| wrong(path, e))?;
     match path.extension().and_then(|e| e.to_str()) {
         Some("safetensors") => {
@@ -81,9 +84,13 @@ fn read(path: &Path) -> Result<HashMap<String, (Vec<usize>, Vec<f32>)>> {
         }
         Some("npy") => {
             let (shape, values) = npy(path, &bytes)?;
-            let names = path.with_extension("txt");
-            let text = std::fs::read_to_string(&names)
-                .map_err(|e| wrong(&names, format!("{e}; it has the images' names, a line each")))?;
+            if names.as_os_str().is_empty() {
+                return Err(wrong(
+                    path,
+                    "which maps are whose, names=FILE says, a line each (`lightbox maps` writes it)",
+                ));
+            }
+            let text = std::fs::read_to_string(names).map_err(|e| wrong(names, e))?;
             let names: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
             let [count, rest @ ..] = shape.as_slice() else { return Err(wrong(path, "no array [images, h, w]")) };
             if names.len() != *count {
@@ -139,7 +146,7 @@ impl Explainer for Given {
             let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let all = match &mut *file {
                 Some(all) => all,
-                none => none.insert(read(&params.file)?),
+                none => none.insert(read(&params.file, &params.names)?),
             };
             let name = |b: usize| {
                 let record = context.record(b).filter(|r| !r.name.is_empty());
@@ -189,7 +196,10 @@ mod tests {
     }
 
     fn explain(path: &Path, names: &[&str]) -> Result<Array3<f32>> {
-        let maps = context(names).param("file", path.to_string_lossy().into_owned()).explain(&Given)?;
+        let list =
+            if path.extension().is_some_and(|e| e == "npy") { path.with_extension("txt") } else { PathBuf::new() };
+        let context = context(names).param("file", path.to_string_lossy().into_owned());
+        let maps = context.param("names", list.to_string_lossy().into_owned()).explain(&Given)?;
         Ok(maps.array.to_ndarray::<f32>()?.into_dimensionality::<Ix3>()?)
     }
 
@@ -198,7 +208,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.npy");
         std::fs::write(&path, file("2, 2, 2", &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])).unwrap();
-        assert!(explain(&path, &["a.png"]).unwrap_err().message.contains("it has the images' names, a line each"));
+        assert!(explain(&path, &["a.png"]).unwrap_err().message.contains("m.txt"));
+        let without = context(&["a.png"]).param("file", path.to_string_lossy().into_owned()).explain(&Given);
+        assert!(without.unwrap_err().message.contains("names=FILE says, a line each"));
         std::fs::write(folder.path().join("m.txt"), "b.png\na\n").unwrap();
         let maps = explain(&path, &["a.png", "c.png", "b.png"]).unwrap();
         assert_eq!(
