@@ -130,7 +130,9 @@ pub fn markdown(registry: &Registry, pictures: Option<&str>) -> Result<String> {
                 e.reference.citation().trim_end_matches('.')
             );
             let _ = writeln!(text, "{}", link(&e.reference));
-            if let Some(folder) = pictures {
+            // What needs a file of the user's has none.
+            let applies = plans.iter().any(|(_, plan)| matches!(plan, Ok(Plan::Run(_))));
+            if let Some(folder) = pictures.filter(|_| applies) {
                 let _ = write!(text, "\n![{0}]({folder}/{0}.png)\n", e.name);
             }
             if !e.formula.is_empty() {

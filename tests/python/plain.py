@@ -150,3 +150,9 @@ class Fit:
 
     def explain(self, ctx):
         return np.abs(ctx.images - ctx.fitted["mean"]).sum(1)
+
+
+@lb.explainer(name="py-nothing", title="Nothing", family="control", needs=lb.Needs())
+def nothing(ctx):
+    """A value an image: what is left is the way there and back."""
+    return ctx.images[:, 0, :1, :1]

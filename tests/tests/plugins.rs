@@ -267,7 +267,10 @@ fn our_own_plugins_pass_their_check() {
         ("perturbation", &["--model", "deit-mini", "--only", "partitionshap", "--param", "evaluations=40"]),
         ("perturbation", &["--model", "deit-mini", "--only", "meaningful", "--param", "iterations=4"]),
         ("perturbation", &["--model", "deit-mini", "--only", "extremal", "--param", "iterations=4"]),
-        ("controls", &[]),
+        (
+            "controls",
+            &["--only", "brightness", "--only", "centre", "--only", "edges", "--only", "mean-mask", "--only", "noise"],
+        ),
         ("example", &[]),
         ("deit", &["--only", "deit-mini", "--only", "deit_tiny_distilled_patch16_224"]),
         ("densenet", &["--only", "densenet-small", "--only", "densenet121"]),

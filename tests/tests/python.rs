@@ -3,7 +3,11 @@
 
 use lightbox_core::checkpoint;
 use lightbox_core::results::{self, Names};
+use lightbox_sdk::host::{Serving, Silent};
+use lightbox_sdk::spec::{InputSpec, ModelSpec};
+use lightbox_sdk::{Array, BoundHandle, ExplainInput, Target};
 use lightbox_tests::{lightbox, relative, skip, small_spec, texts};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -161,6 +165,68 @@ fn no_interpreter_is_left_when_the_program_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     none_is_left(&mark);
+}
+
+/// Ten thousand calls: neither side has more descriptors or much more memory than after the first thousand.
+#[test]
+fn calls_leak_nothing() {
+    let Some(python) = numpy() else { return };
+    // SAFETY: no other test of this process reads the variable; the programs that they start are given their own.
+    unsafe { std::env::set_var("LIGHTBOX_PYTHON", &python) };
+    let explainer =
+        lightbox::registry::open(&project("tests/python/plain.py")).unwrap().make_explainer("py-nothing").unwrap();
+    let model = ModelSpec::new("none", InputSpec::imagenet(16), 2);
+    let images = Array::from_vec(&[2, 3, 16, 16], vec![0.5f32; 2 * 3 * 256]).unwrap();
+    let logits = Array::from_vec(&[2, 2], vec![0f32; 4]).unwrap();
+    let serving = Serving::new(&Silent);
+    let call = |bound: &BoundHandle| {
+        let input = ExplainInput {
+            images: images.clone(),
+            targets: vec![Target::Class(0); 2],
+            logits: logits.clone(),
+            ids: vec![0, 1],
+            outputs: BTreeMap::new(),
+            seed: 0,
+            at_once: 0,
+            values: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            others: vec![],
+            records: vec![],
+            plugin_folder: None,
+            mean_mask: None,
+            fitted: BTreeMap::new(),
+            runner: None,
+            host: &serving,
+        };
+        assert_eq!(bound.explain(input).unwrap().array.shape(), [2, 1, 1]);
+    };
+    let own = std::process::id();
+    let child =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
+    let is_ours = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent =
+            status.lines().find_map(|l| l.strip_prefix("PPid:")).map(str::trim).unwrap_or_default().to_string();
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        parent == own.to_string() && line.contains("lightbox.serve")
+    };
+    let child = child.filter(is_ours).next().expect("an interpreter was started");
+    let files = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let memory = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap().trim().to_string();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
+    };
+    // Bound anew, too: objects that are let go of are gone there.
+    let bind = || explainer.bind(&model, &[], &BTreeMap::new()).unwrap();
+    (0..1000).for_each(|_| call(&bind()));
+    let before = (files(child), memory(child));
+    let bound = bind();
+    (0..8000).for_each(|_| call(&bound));
+    (0..1000).for_each(|_| call(&bind()));
+    let after = (files(child), memory(child));
+    assert!(after.0 <= before.0 + 2, "descriptors {before:?} {after:?}");
+    assert!(after.1 <= before.1 + 4000, "KiB {before:?} {after:?}");
 }
 
 #[test]

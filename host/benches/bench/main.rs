@@ -19,6 +19,7 @@ mod memory;
 mod peer;
 mod pixel_ap;
 mod precision;
+mod python;
 mod removal;
 mod rounds;
 mod run;
@@ -46,7 +47,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Name, and what measures it.
 type Row = (&'static str, fn(&Bench, &mut Table) -> Result<()>);
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 21] = [
     // First: a process's greatest memory counts from that of its parent.
     ("scaling", scaling::measure),
     ("memory", memory::measure),
@@ -55,6 +56,7 @@ const ROWS: [Row; 20] = [
     ("explainers", explainers::measure),
     ("cams", cams::measure),
     ("exported", exported::measure),
+    ("python", python::measure),
     ("ig", attributions::ig),
     ("scorecam", attributions::scorecam),
     ("ablationcam", attributions::ablationcam),
