@@ -417,6 +417,22 @@ fn scores_of_maps_made_anywhere() {
     assert!(err.contains("5 maps and 4 masks"), "{err}");
 }
 
+/// The gallery's notebooks, cell by cell.
+#[test]
+fn the_notebooks_run() {
+    let Some(python) = std::env::var_os("LIGHTBOX_PEER_PYTHON").map(PathBuf::from) else {
+        return skip("LIGHTBOX_PEER_PYTHON names no interpreter with torch and captum");
+    };
+    let run = "import json, sys, os\nfile, folder = sys.argv[1:]\nos.chdir(folder)\nnames = {}\n\
+               for cell in json.load(open(file))['cells']:\n    if cell['cell_type'] == 'code':\n        \
+               exec(compile(''.join(cell['source']), file, 'exec'), names)\nprint('ran')\n";
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["own_model", "own_explainer", "captum_maps"] {
+        let file = project(&format!("docs/notebooks/{name}.ipynb"));
+        assert!(script(&python, run, &[&text(&file), &text(folder.path())]).contains("ran"), "{name}");
+    }
+}
+
 /// Captum and pytorch-grad-cam on a live network, beside ours.
 #[test]
 fn the_peers_stand_in_the_same_table() {

@@ -51,8 +51,14 @@ def program():
 
 
 def environment():
-    """What the program gets: plugins in Python run in this interpreter unless another is named."""
-    return {**os.environ, "LIGHTBOX_PYTHON": os.environ.get("LIGHTBOX_PYTHON") or sys.executable}
+    """What the program gets: plugins in Python run in this interpreter unless another is named; in a checkout the project's are
+    beside the others, as they are in the wheel."""
+    own = {**os.environ, "LIGHTBOX_PYTHON": os.environ.get("LIGHTBOX_PYTHON") or sys.executable}
+    project = pathlib.Path(__file__).resolve().parents[3] / "plugins/python"
+    if project.is_dir():
+        path = own.get("LIGHTBOX_PLUGIN_PATH")
+        own["LIGHTBOX_PLUGIN_PATH"] = f"{path}:{project}" if path else str(project)
+    return own
 
 
 def _command(arguments):
