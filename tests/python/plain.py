@@ -152,7 +152,7 @@ class Fit:
         return np.abs(ctx.images - ctx.fitted["mean"]).sum(1)
 
 
-@lb.explainer(name="py-nothing", title="Nothing", family="control", needs=lb.Needs())
+@lb.explainer(name="py-nothing", title="Nothing", family="control", signed=True, needs=lb.Needs())
 def nothing(ctx):
     """A value an image: what is left is the way there and back."""
     return ctx.images[:, 0, :1, :1]

@@ -166,7 +166,7 @@ fn explainers_make_the_passes_that_they_state_and_any_batch_gives_the_same_map()
             }
         }
         if applies == 0
-            && !["concept", "probe"].contains(&name.as_str())
+            && !["concept", "probe", "given"].contains(&name.as_str())
             && !faults.iter().any(|f| f.starts_with(&format!("{name} x")))
         {
             faults.push(format!("{name} applies to no model"));
