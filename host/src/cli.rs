@@ -10,7 +10,7 @@ use crate::{check, compare, data, explain, list, maps, new, run, signals};
 use clap::{Args, Parser, Subcommand};
 use lightbox_core::text::plain;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
   lightbox list                                    what there is
@@ -30,6 +30,9 @@ struct Cli {
     /// A folder of plugins, searched before LIGHTBOX_PLUGIN_PATH and `plugins/` beside the binary [repeatable]
     #[arg(long, global = true, value_name = "DIR")]
     plugins: Vec<PathBuf>,
+    /// The interpreter of plugins in Python [default: LIGHTBOX_PYTHON, else what each file asks for]
+    #[arg(long, global = true, value_name = "FILE")]
+    interpreter: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -199,6 +202,9 @@ struct RunArgs {
 /// Parses, runs, prints the error.
 pub fn main() -> u8 {
     let cli = Cli::parse();
+    if let Some(python) = &cli.interpreter {
+        use_python(python);
+    }
     if !matches!(
         cli.command,
         Command::Run { .. } | Command::Train { .. } | Command::Worker { .. } | Command::Describe { .. }
@@ -213,6 +219,14 @@ pub fn main() -> u8 {
             error.exit as u8
         }
     }
+}
+
+/// Names the interpreter of plugins in Python, for this process and those that it starts.
+fn use_python(python: &Path) {
+    let python =
+        if python.components().count() > 1 { std::path::absolute(python).ok() } else { None }.unwrap_or(python.into());
+    // SAFETY: no other thread has been started yet.
+    unsafe { std::env::set_var(crate::registry::python::VARIABLE, python) };
 }
 
 /// Writes a result to stdout. A disk that is full behind it is an error like another.
@@ -297,9 +311,15 @@ fn dispatch(cli: Cli) -> Result<Exit> {
 }
 
 fn start(plugins: &[PathBuf], spec: PathBuf, args: RunArgs, train_only: bool) -> Result<Exit> {
+    let mut spec = RunSpec::read(&spec, &args.set, &args.models)?;
+    // What the user names at the command or by the variable stands before what the spec says.
+    if let Some(python) = spec.python.as_ref().filter(|_| std::env::var_os(crate::registry::python::VARIABLE).is_none())
+    {
+        let named = if python.components().count() > 1 { spec.base.join(python) } else { python.clone() };
+        use_python(&named);
+    }
     let registry = Registry::scan(plugins)?;
     signals::install()?;
-    let mut spec = RunSpec::read(&spec, &args.set, &args.models)?;
     let registry = registry.with_programs(spec.models.iter().map(|m| m.name.as_str()))?;
     if let Some(device) = args.device {
         spec.device = device;

@@ -201,7 +201,7 @@ fn calls_leak_nothing() {
         assert_eq!(bound.explain(input).unwrap().array.shape(), [2, 1, 1]);
     };
     let own = std::process::id();
-    let child =
+    let mut children =
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
     let is_ours = |pid: &u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -210,7 +210,7 @@ fn calls_leak_nothing() {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         parent == own.to_string() && line.contains("lightbox.serve")
     };
-    let child = child.filter(is_ours).next().expect("an interpreter was started");
+    let child = children.find(is_ours).expect("an interpreter was started");
     let files = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let memory = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -262,7 +262,8 @@ fn script(python: &Path, text: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(python);
     command.arg("-c").arg(text).args(arguments).env("PYTHONPATH", project("sdk/python"));
     let program = lightbox_tests::built("lightbox");
-    let output = command.env("LIGHTBOX_BIN", program).env("LIGHTBOX_CACHE", "").output().unwrap();
+    let output =
+        command.env("LIGHTBOX_BIN", program).env("LIGHTBOX_CACHE", "").env_remove("LIGHTBOX_PYTHON").output().unwrap();
     let (out, err, code) = texts(output);
     assert_eq!(code, 0, "{out}\n{err}");
     out

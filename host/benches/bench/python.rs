@@ -61,7 +61,7 @@ fn transport(file: &Path, rounds: usize) -> Result<f64> {
 
 pub fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let own = project()?.join(".lightbox/recompute/bin/python");
-    let Some(python) = bench.python.clone().map(PathBuf::from).or(Some(own).filter(|p| p.is_file())) else {
+    let Some(python) = bench.python.clone().or(Some(own).filter(|p| p.is_file())) else {
         table.text("Explainers in Python: no interpreter with NumPy.".into());
         return Ok(());
     };

@@ -1,5 +1,5 @@
 //! Python files as plugins. A file's comments may say what it needs, as inline script metadata (PEP 723); it runs in the interpreter
-//! that `--python` or `LIGHTBOX_PYTHON` names, else by `uv run` where there is uv and metadata, else in the current environment if
+//! that `--interpreter` or `LIGHTBOX_PYTHON` names, else by `uv run` where there is uv and metadata, else in the current environment if
 //! that has what the metadata asks for. What it computes depends on its file and on all packages of its interpreter.
 
 use super::source::{OpenPlugin, PluginSource};
@@ -90,7 +90,7 @@ fn interpreter(file: &Path) -> Result<Vec<String>> {
     let found = active.filter(|p| p.is_file()).or_else(|| on_path(&["python3", "python"]));
     found.map(|path| own(&path)).ok_or_else(|| {
         Error::plugin(format!("{}: there is no Python", file.display()))
-            .hint("name an interpreter by --python or LIGHTBOX_PYTHON")
+            .hint("name an interpreter by --interpreter or LIGHTBOX_PYTHON")
     })
 }
 
@@ -130,7 +130,7 @@ fn open(file: &Path) -> Result<Opened> {
     if !there.missing.is_empty() {
         let interpreter = process.hello()?.interpreter;
         return Err(Error::plugin(format!("{interpreter} lacks {}", there.missing.join(", "))).hint(format!(
-            "`{interpreter} -m pip install {}`, or name another one by --python",
+            "`{interpreter} -m pip install {}`, or name another one by --interpreter",
             there.missing.iter().map(|m| format!("'{m}'")).collect::<Vec<_>>().join(" ")
         )));
     }

@@ -131,7 +131,7 @@ impl Pool {
     }
 
     /// Segments that this process holds.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.segments.len()
     }
 }
@@ -259,7 +259,7 @@ mod tests {
             assert_eq!(freed, [0]);
             freed.into_iter().for_each(|id| pool.take_back(id));
         }
-        assert_eq!(pool.len(), 1);
+        assert_eq!(pool.count(), 1);
     }
 
     #[test]

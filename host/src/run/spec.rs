@@ -44,6 +44,9 @@ pub struct RunSpec {
     /// auto, cpu, cuda or cuda:N.
     #[serde(default = "auto")]
     pub device: String,
+    /// The interpreter of plugins in Python, relative to the spec, or a name on the path; what each file asks for otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<PathBuf>,
     /// On CUDA, compute products of matrices and convolutions of float32 values in TF32.
     #[serde(default)]
     pub tf32: bool,
