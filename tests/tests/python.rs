@@ -160,8 +160,7 @@ fn no_interpreter_is_left_when_the_program_is_killed() {
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     let hangs = |line: &String| line.contains("cell-started") && line.contains("py-hangs");
     assert!(lines.map_while(Result::ok).any(|l| hangs(&l)), "it came to the explainer that hangs");
-    // The interpreter, and what it has forked.
-    assert!(interpreters(&mark) >= 2, "{}", interpreters(&mark));
+    assert!(interpreters(&mark) >= 1, "the interpreter is at work");
     child.kill().unwrap();
     child.wait().unwrap();
     none_is_left(&mark);
