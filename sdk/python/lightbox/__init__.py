@@ -5,7 +5,8 @@ a network as a `.pt2` file that Lightbox runs without Python. `explainer`, `mode
 make explainers and models, in a notebook or in files that the program loads. Nothing here imports torch before it is needed.
 """
 
-from .plugin import Context, Error, Maps, ModelHandle, Needs, Reference, Response, explainer, model, not_applicable, param
+from .models import model
+from .plugin import Context, Error, Maps, ModelHandle, Needs, Reference, Response, explainer, not_applicable, param
 from .session import Run, RunError, explain, read, run, score
 
 __all__ = [

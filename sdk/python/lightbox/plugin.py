@@ -21,7 +21,7 @@ import numpy as np
 from ._wire import Error
 
 __all__ = [
-    "Context", "Error", "Maps", "ModelHandle", "Needs", "Reference", "Response", "explainer", "model", "not_applicable", "param",
+    "Context", "Error", "Maps", "ModelHandle", "Needs", "Reference", "Response", "explainer", "not_applicable", "param",
 ]
 
 FAMILIES = ("cam", "attention", "gradient", "perturbation", "relevance", "control", "other")
@@ -691,7 +691,8 @@ def collecting(found):
         _collecting.pop()
 
 
-def _register(entry):
+def register(entry):
+    """Hands an explainer or a model to the plugin whose file is being opened, if any."""
     if _collecting:
         _collecting[-1].add(entry)
     return entry
@@ -714,23 +715,7 @@ def explainer(made=None, *, name=None, title=None, family="other", reference=Non
     """
 
     def decorate(made):
-        return _register(Explainer(made, name, title, family, reference, version, signed, formula, cost, notes, targets,
+        return register(Explainer(made, name, title, family, reference, version, signed, formula, cost, notes, targets,
                                    any_dimensions, needs))  # fmt: skip
 
     return decorate if made is None else decorate(made)
-
-
-def model(made=None, *, name=None, **given):
-    """As a decorator of a function `f(options, ...)` that gives a model, it offers a model under a name. Called with a
-    `torch.nn.Module` it gives the model itself; see `lightbox.network.Network` for the other arguments."""
-
-    def decorate(made):
-        return _register(ModelEntry(made, name or made.__name__.lower().replace("_", "-")))
-
-    if made is None:
-        return decorate
-    if inspect.isfunction(made) and not given:
-        return decorate(made)
-    from .network import Network
-
-    return Network(made, name=name or type(made).__name__.lower(), **given)
