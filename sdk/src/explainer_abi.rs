@@ -64,6 +64,30 @@ pub struct ExplainInput<'a> {
     pub host: &'a Serving<'a>,
 }
 
+impl<'a> ExplainInput<'a> {
+    /// For an explainer that asked for nothing: seed 0, images numbered from 0. The other fields are empty.
+    pub fn new(images: Array, targets: Vec<Target>, logits: Array, host: &'a Serving<'a>) -> Self {
+        ExplainInput {
+            ids: (0..targets.len() as u64).collect(),
+            images,
+            targets,
+            logits,
+            outputs: BTreeMap::new(),
+            seed: 0,
+            at_once: 0,
+            values: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            others: vec![],
+            records: vec![],
+            plugin_folder: None,
+            mean_mask: None,
+            fitted: BTreeMap::new(),
+            runner: None,
+            host,
+        }
+    }
+}
+
 /// What the host gives to [`BoundHandle::fit`]; see [`FitContext`].
 pub struct FitInput<'a> {
     /// The class that will be explained; `None` where that differs by image.

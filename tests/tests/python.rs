@@ -179,24 +179,7 @@ fn calls_leak_nothing() {
     let logits = Array::from_vec(&[2, 2], vec![0f32; 4]).unwrap();
     let serving = Serving::new(&Silent);
     let call = |bound: &BoundHandle| {
-        let input = ExplainInput {
-            images: images.clone(),
-            targets: vec![Target::Class(0); 2],
-            logits: logits.clone(),
-            ids: vec![0, 1],
-            outputs: BTreeMap::new(),
-            seed: 0,
-            at_once: 0,
-            values: BTreeMap::new(),
-            gradients: BTreeMap::new(),
-            others: vec![],
-            records: vec![],
-            plugin_folder: None,
-            mean_mask: None,
-            fitted: BTreeMap::new(),
-            runner: None,
-            host: &serving,
-        };
+        let input = ExplainInput::new(images.clone(), vec![Target::Class(0); 2], logits.clone(), &serving);
         assert_eq!(bound.explain(input).unwrap().array.shape(), [2, 1, 1]);
     };
     let own = std::process::id();

@@ -34,24 +34,8 @@ fn transport(file: &Path, rounds: usize) -> Result<f64> {
     let (silent, mut seconds) = (Silent, Vec::new());
     let serving = Serving::new(&silent);
     for _ in 0..rounds + 10 {
-        let input = ExplainInput {
-            images: array.clone(),
-            targets: vec![Target::Class(0); BATCH as usize],
-            logits: logits.clone(),
-            ids: (0..BATCH as u64).collect(),
-            outputs: BTreeMap::new(),
-            seed: 0,
-            at_once: 0,
-            values: BTreeMap::new(),
-            gradients: BTreeMap::new(),
-            others: vec![],
-            records: vec![],
-            plugin_folder: None,
-            mean_mask: None,
-            fitted: BTreeMap::new(),
-            runner: None,
-            host: &serving,
-        };
+        let targets = vec![Target::Class(0); BATCH as usize];
+        let input = ExplainInput::new(array.clone(), targets, logits.clone(), &serving);
         let started = Instant::now();
         bound.explain(input)?;
         seconds.push(started.elapsed().as_secs_f64());

@@ -278,22 +278,13 @@ impl Tried<'_> {
         let odd = Array::from_vec(&[3, 5], vec![0f32; 15]).map_err(|e| e.to_string())?;
         let replace = |names: &[String]| names.iter().map(|n| (n.clone(), odd.clone())).collect::<BTreeMap<_, _>>();
         let outcome = self.bound.explain(ExplainInput {
-            images: odd.clone(),
-            targets: vec![],
-            logits: odd.clone(),
-            outputs: BTreeMap::new(),
-            ids: vec![],
-            seed: 0,
-            at_once: 0,
             values: replace(&self.needs.values),
             gradients: replace(&self.needs.gradients),
             others: self.needs.others.iter().map(|_| replace(&self.needs.gradients)).collect(),
-            records: vec![],
-            plugin_folder: None,
             mean_mask: self.needs.mean_mask.then(|| odd.clone()),
             fitted: self.fitted.keys().map(|name| (name.clone(), odd.clone())).collect(),
             runner: self.needs.model.then(|| self.model.as_ref()),
-            host: self.serving,
+            ..ExplainInput::new(odd.clone(), vec![], odd.clone(), self.serving)
         });
         refuses(outcome, "a batch of the wrong shape")?;
         pass()

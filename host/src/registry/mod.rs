@@ -10,6 +10,7 @@ pub mod open;
 mod peers;
 pub mod programs;
 pub mod python;
+mod remote;
 pub mod source;
 
 pub use ask::{Plans, Question, describe, model_specs};

@@ -2,14 +2,13 @@
 //! the plugin is called there: `{"socket": "/tmp/.../socket", "plugin": "net", "digest": "..."}`. The digest stands for all that
 //! what it computes depends on; whoever wrote the file knows that.
 
+use super::remote::found;
 use super::source::{OpenPlugin, PluginSource};
 use super::{Found, Rejected};
 use crate::error::{Error, Result};
 use crate::remote::plugin::RemotePlugin;
-use crate::remote::process::{Hello, Process};
+use crate::remote::process::Process;
 use lightbox_core::files;
-use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
-use lightbox_sdk::{ExplainerHandle, ModelHandle};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,33 +43,9 @@ fn process(socket: &Path) -> Result<Arc<Process>> {
     Ok(process)
 }
 
-struct Opened {
-    plugin: RemotePlugin,
-    hello: Hello,
-}
-
-fn open(file: &Path) -> Result<Opened> {
+fn open(file: &Path) -> Result<RemotePlugin> {
     let peer = read(file)?;
-    let process = process(&peer.socket)?;
-    Ok(Opened { plugin: RemotePlugin::open(&process, Path::new(&peer.plugin))?, hello: process.hello()? })
-}
-
-impl OpenPlugin for Opened {
-    fn manifest(&self) -> &Manifest {
-        self.plugin.manifest()
-    }
-
-    fn make_model(&self, name: &str, options: &ModelOptions) -> std::result::Result<ModelHandle, lightbox_sdk::Error> {
-        self.plugin.make_model(name, options)
-    }
-
-    fn model_spec(&self, name: &str, options: &ModelOptions) -> std::result::Result<ModelSpec, lightbox_sdk::Error> {
-        self.plugin.model_spec(name, options)
-    }
-
-    fn make_explainer(&self, name: &str) -> std::result::Result<ExplainerHandle, lightbox_sdk::Error> {
-        self.plugin.make_explainer(name)
-    }
+    Ok(RemotePlugin::open(&process(&peer.socket)?, Path::new(&peer.plugin))?)
 }
 
 impl PluginSource for Peers {
@@ -88,15 +63,7 @@ impl PluginSource for Peers {
     }
 
     fn describe(&self, file: &Path) -> std::result::Result<Found, Rejected> {
-        let opened = open(file).map_err(|e| Rejected { file: file.to_path_buf(), reason: e.message })?;
-        Ok(Found {
-            file: file.to_path_buf(),
-            torch: "none".into(),
-            rustc: format!("{} ({})", opened.hello.language, opened.hello.interpreter),
-            abi: format!("wire {}", opened.hello.protocol),
-            manifest: opened.plugin.manifest().clone(),
-            warnings: vec![],
-        })
+        found(file, open(file))
     }
 
     fn digest(&self, file: &Path) -> Result<String> {

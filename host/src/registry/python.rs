@@ -2,6 +2,7 @@
 //! that `--interpreter` or `LIGHTBOX_PYTHON` names, else by `uv run` where there is uv and metadata, else in the current environment if
 //! that has what the metadata asks for. What it computes depends on its file and on all packages of its interpreter.
 
+use super::remote::{found, rejected};
 use super::source::{OpenPlugin, PluginSource};
 use super::{Found, Rejected};
 use crate::error::{Error, Result};
@@ -9,8 +10,6 @@ use crate::remote::plugin::RemotePlugin;
 use crate::remote::process::{Process, of_interpreter};
 use lightbox_core::files;
 use lightbox_sdk::remote::RawMessage;
-use lightbox_sdk::spec::{Manifest, ModelOptions, ModelSpec};
-use lightbox_sdk::{ExplainerHandle, ModelHandle};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -94,12 +93,6 @@ fn interpreter(file: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// A plugin in its interpreter.
-struct Opened {
-    plugin: RemotePlugin,
-    process: Arc<Process>,
-}
-
 /// What an interpreter has.
 #[derive(Deserialize)]
 struct Environment {
@@ -121,7 +114,7 @@ fn environment(process: &Process, wanted: &Metadata) -> Result<Environment> {
     serde_json::from_str(&reply.header).map_err(|e| Error::plugin(format!("the interpreter's packages: {e}")))
 }
 
-fn open(file: &Path) -> Result<Opened> {
+fn open(file: &Path) -> Result<RemotePlugin> {
     let file = std::path::absolute(file)?;
     let text = std::fs::read_to_string(&file)?;
     let wanted = metadata(&text).map_err(|e| Error::plugin(format!("{}: {e}", file.display())))?.unwrap_or_default();
@@ -134,7 +127,7 @@ fn open(file: &Path) -> Result<Opened> {
             there.missing.iter().map(|m| format!("'{m}'")).collect::<Vec<_>>().join(" ")
         )));
     }
-    Ok(Opened { plugin: RemotePlugin::open(&process, &file)?, process })
+    Ok(RemotePlugin::open(&process, &file)?)
 }
 
 /// Where a file's description is kept, by its digest.
@@ -146,24 +139,6 @@ fn kept(digest: String) -> Option<PathBuf> {
 fn read_kept(path: &Path, file: &Path) -> Option<Found> {
     let found: Found = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     (found.file == file).then_some(found)
-}
-
-impl OpenPlugin for Opened {
-    fn manifest(&self) -> &Manifest {
-        self.plugin.manifest()
-    }
-
-    fn make_model(&self, name: &str, options: &ModelOptions) -> std::result::Result<ModelHandle, lightbox_sdk::Error> {
-        self.plugin.make_model(name, options)
-    }
-
-    fn model_spec(&self, name: &str, options: &ModelOptions) -> std::result::Result<ModelSpec, lightbox_sdk::Error> {
-        self.plugin.model_spec(name, options)
-    }
-
-    fn make_explainer(&self, name: &str) -> std::result::Result<ExplainerHandle, lightbox_sdk::Error> {
-        self.plugin.make_explainer(name)
-    }
 }
 
 impl PluginSource for Python {
@@ -182,25 +157,12 @@ impl PluginSource for Python {
     }
 
     fn describe(&self, file: &Path) -> std::result::Result<Found, Rejected> {
-        let rejected = |e: Error| Rejected {
-            file: file.to_path_buf(),
-            reason: if e.hint.is_empty() { e.message } else { format!("{} ({})", e.message, e.hint) },
-        };
         // What the file said when it was last opened by this interpreter with these packages: to import torch takes seconds.
-        let kept = kept(self.digest(file).map_err(rejected)?);
+        let kept = kept(self.digest(file).map_err(|e| rejected(file, e))?);
         if let Some(found) = kept.as_ref().and_then(|path| read_kept(path, file)) {
             return Ok(found);
         }
-        let opened = open(file).map_err(rejected)?;
-        let hello = opened.process.hello().map_err(|e| rejected(e.into()))?;
-        let found = Found {
-            file: file.to_path_buf(),
-            torch: "none".into(),
-            rustc: format!("{} ({})", hello.language, hello.interpreter),
-            abi: format!("wire {}", hello.protocol),
-            manifest: opened.plugin.manifest().clone(),
-            warnings: vec![],
-        };
+        let found = found(file, open(file))?;
         if let (Some(path), Ok(text)) = (kept, serde_json::to_string(&found)) {
             // A folder that cannot be written to keeps nothing.
             let _ = path.parent().map(std::fs::create_dir_all);

@@ -58,6 +58,11 @@ impl RemotePlugin {
 }
 
 impl RemotePlugin {
+    /// Where it runs.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// What it offers.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -35,24 +35,12 @@ fn run() -> Result<(), String> {
     let array = |shape: &[usize]| Array::from_vec(shape, vec![0.5f32; shape.iter().product()]);
     let make = || -> lightbox_sdk::Result<Array> {
         bound
-            .explain(ExplainInput {
-                images: array(&[2, 3, 8, 8])?,
-                targets: vec![Target::Class(0); 2],
-                logits: array(&[2, 2])?,
-                ids: vec![1, 2],
-                outputs: BTreeMap::new(),
-                seed: 0,
-                at_once: 0,
-                values: BTreeMap::new(),
-                gradients: BTreeMap::new(),
-                others: vec![],
-                records: vec![],
-                plugin_folder: None,
-                mean_mask: None,
-                fitted: BTreeMap::new(),
-                runner: None,
-                host: &Serving::new(&Silent),
-            })
+            .explain(ExplainInput::new(
+                array(&[2, 3, 8, 8])?,
+                vec![Target::Class(0); 2],
+                array(&[2, 2])?,
+                &Serving::new(&Silent),
+            ))
             .map(|maps| maps.array)
     };
     println!("map: {:?}", make().map_err(|e| e.to_string())?.shape());
