@@ -57,18 +57,23 @@ def explainer(name, title, needs=module_needs, cost=""):
                         cost=cost, needs=needs)  # fmt: skip
 
 
-@explainer("saliency", "Saliency", cost="1 F, 1 B")
-def saliency(ctx):
-    from captum.attr import Saliency
+def plain(name, title, class_name):
+    """A method of one forward and one backward pass without parameters, by the name of its class."""
 
-    return attribute(ctx, lambda: Saliency(ctx.module))
+    def explain(ctx):
+        import captum.attr
+
+        return attribute(ctx, lambda: getattr(captum.attr, class_name)(ctx.module))
+
+    explainer(name, title, cost="1 F, 1 B")(explain)
 
 
-@explainer("inputxgradient", "Input x gradient", cost="1 F, 1 B")
-def input_x_gradient(ctx):
-    from captum.attr import InputXGradient
-
-    return attribute(ctx, lambda: InputXGradient(ctx.module))
+plain("saliency", "Saliency", "Saliency")
+plain("inputxgradient", "Input x gradient", "InputXGradient")
+plain("guidedbackprop", "Guided backpropagation", "GuidedBackprop")
+plain("deconvolution", "Deconvolution", "Deconvolution")
+plain("deeplift", "DeepLIFT", "DeepLift")
+plain("lrp", "LRP", "LRP")
 
 
 @explainer("integratedgradients", "Integrated gradients", cost="steps x (1 F, 1 B)")
@@ -76,34 +81,6 @@ def integrated_gradients(ctx, steps: int = lb.param(50, range=(1, 1000), text="p
     from captum.attr import IntegratedGradients
 
     return attribute(ctx, lambda: IntegratedGradients(ctx.module), n_steps=steps, internal_batch_size=max(ctx.at_once, 1))
-
-
-@explainer("guidedbackprop", "Guided backpropagation", cost="1 F, 1 B")
-def guided_backprop(ctx):
-    from captum.attr import GuidedBackprop
-
-    return attribute(ctx, lambda: GuidedBackprop(ctx.module))
-
-
-@explainer("deconvolution", "Deconvolution", cost="1 F, 1 B")
-def deconvolution(ctx):
-    from captum.attr import Deconvolution
-
-    return attribute(ctx, lambda: Deconvolution(ctx.module))
-
-
-@explainer("deeplift", "DeepLIFT", cost="1 F, 1 B")
-def deeplift(ctx):
-    from captum.attr import DeepLift
-
-    return attribute(ctx, lambda: DeepLift(ctx.module))
-
-
-@explainer("lrp", "LRP", cost="1 F, 1 B")
-def lrp(ctx):
-    from captum.attr import LRP
-
-    return attribute(ctx, lambda: LRP(ctx.module))
 
 
 @explainer("gradcam", "GradCAM", needs=layer_needs, cost="1 F, 1 B")
