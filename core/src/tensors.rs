@@ -4,11 +4,11 @@ use crate::{Error, Result, checkpoint, files};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// A batch [B, C, H, W], or [B, C, D, H, W] of volumes, float32 from `.npy` (float32 or float64) or `.safetensors` (its only tensor, or `images`).
+/// A batch [B, C, H, W], or [B, C, D, H, W] of volumes, float32 from `.npy` (float16, 32 or 64) or `.safetensors` (its only tensor, or `images`).
 pub fn read_batch(path: &Path) -> Result<Tensor> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     let batch = match ending {
-        "npy" => read_npy(path),
+        "npy" => read_npy(path, &FLOATS),
         _ => {
             let mut state = checkpoint::safetensors(&files::read(path)?)?;
             match (state.iter().position(|(n, _)| n == "images"), state.len()) {
@@ -32,9 +32,9 @@ pub fn read_batch(path: &Path) -> Result<Tensor> {
     Ok(batch.f_contiguous()?)
 }
 
-/// Whether the header is one dictionary with one tuple, as that of an array of plain numbers is: the parser takes a time that grows
-/// exponentially with brackets inside each other. NumPy's format, versions 1 to 3.
-fn has_plain_header(bytes: &[u8]) -> bool {
+/// Where the values begin, if the header is one dictionary with one tuple, as that of an array of plain numbers is: the parser takes a
+/// time that grows exponentially with brackets inside each other. NumPy's format, versions 1 to 3.
+fn values_begin(bytes: &[u8]) -> Option<usize> {
     let length = |range: std::ops::Range<usize>| {
         bytes.get(range).map(|b| b.iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte)))
     };
@@ -42,60 +42,68 @@ fn has_plain_header(bytes: &[u8]) -> bool {
         Some(1) => (10, length(8..10)),
         _ => (12, length(8..12)),
     };
-    let header = length.and_then(|n| bytes.get(start..start.checked_add(n)?));
-    let count = |c: u8| header.unwrap_or_default().iter().filter(|b| **b == c).count();
-    count(b'{') <= 1 && count(b'(') <= 1 && count(b'[') == 0
+    // A header that is cut short is for the parser to refuse.
+    let end = length.and_then(|n| start.checked_add(n)).unwrap_or(bytes.len());
+    let header = bytes.get(start..end).unwrap_or_default();
+    let count = |c: u8| header.iter().filter(|b| **b == c).count();
+    (count(b'{') <= 1 && count(b'(') <= 1 && count(b'[') == 0).then_some(end)
 }
 
-/// Values of whole numbers and truth values as floats.
-fn whole_numbers<R: std::io::Read>(npy: npyz::NpyFile<R>) -> Result<Vec<f32>> {
-    let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
-    macro_rules! one_of {
-        ($npy:ident, $($t:ty => $to:expr),*) => {{
-            let rest = $npy;
-            $(
-                let rest = match rest.try_data::<$t>() {
-                    Ok(data) => return data.map(|v| v.map($to)).collect::<std::io::Result<_>>().map_err(broken),
-                    Err(rest) => rest,
-                };
-            )*
-            Err(Error::new(format!("element type {}; numbers expected", rest.dtype().descr())))
-        }};
-    }
-    one_of!(npy, bool => |v| f32::from(u8::from(v)), u8 => f32::from, i64 => |v| v as f32, i32 => |v| v as f32,
-        u16 => f32::from, i8 => f32::from)
-}
+/// Element types of floating point.
+const FLOATS: [(&str, Kind); 3] = [("f4", Kind::Float), ("f8", Kind::Double), ("f2", Kind::Half)];
+/// Those of whole numbers and truth values, which are bytes.
+const WHOLE: [(&str, Kind); 6] = [
+    ("u1", Kind::Uint8),
+    ("b1", Kind::Uint8),
+    ("i1", Kind::Int8),
+    ("i2", Kind::Int16),
+    ("i4", Kind::Int),
+    ("i8", Kind::Int64),
+];
 
-/// An array of any shape from a `.npy` file, float32: of floating point, whole numbers or truth values.
+/// An array of any shape and element type from a `.npy` file: of floating point, whole numbers or truth values (0 and 1).
 ///
 /// # Errors
 /// The file cannot be read, or holds something else.
 pub fn read_array(path: &Path) -> Result<Tensor> {
-    read_npy(path).map_err(|e| e.with_path(path))
+    read_npy(path, &[&FLOATS[..], &WHOLE].concat()).map_err(|e| e.with_path(path))
 }
 
-fn read_npy(path: &Path) -> Result<Tensor> {
+fn read_npy(path: &Path, kinds: &[(&str, Kind)]) -> Result<Tensor> {
     let bytes = files::read(path)?;
-    let broken = |e: std::io::Error| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
-    if !has_plain_header(&bytes) {
-        return Err(Error::at(path, "the header is not that of an array of plain numbers"));
-    }
-    let npy = npyz::NpyFile::new(bytes.as_slice()).map_err(broken)?;
-    let shape: Vec<i64> = npy.shape().iter().map(|&n| n as i64).collect();
-    let fortran = npy.order() == npyz::Order::Fortran;
-    let values: Vec<f32> = match npy.try_data::<f32>() {
-        Ok(data) => data.collect::<std::io::Result<_>>().map_err(broken)?,
-        Err(npy) => match npy.try_data::<f64>() {
-            Ok(data) => data.map(|v| v.map(|v| v as f32)).collect::<std::io::Result<_>>().map_err(broken)?,
-            Err(npy) => whole_numbers(npy)?,
-        },
+    let broken = |e: &dyn std::fmt::Display| Error::new(format!("not a NumPy file that Lightbox reads: {e}"));
+    let begin =
+        values_begin(&bytes).ok_or_else(|| Error::at(path, "the header is not that of an array of plain numbers"))?;
+    // The parser multiplies sizes, whatever they are.
+    let npy = lightbox_sdk::guard(|| Ok(npyz::NpyFile::new(bytes.as_slice()))).map_err(|e| broken(&e))?;
+    let npy = npy.map_err(|e| broken(&e))?;
+    let descr = npy.dtype().descr();
+    let plain = descr.trim_matches('\'');
+    let kind = kinds.iter().find(|(name, _)| plain.get(1..) == Some(name)).map(|(_, kind)| *kind).ok_or_else(|| {
+        let known: Vec<&str> = kinds.iter().map(|(name, _)| *name).collect();
+        Error::new(format!("element type {descr}; one of {} expected", known.join(", ")))
+    })?;
+    let mut shape: Vec<i64> = npy.shape().iter().map(|&n| n as i64).collect();
+    let size = kind.elt_size_in_bytes();
+    let wanted = npy.shape().iter().try_fold(size as u64, |all, n| all.checked_mul(*n));
+    let found = bytes.get(begin..).unwrap_or_default();
+    let values = wanted.and_then(|n| found.get(..usize::try_from(n).ok()?));
+    let values = values.ok_or_else(|| broken(&format!("{} bytes of values of shape {shape:?}", found.len())))?;
+    let swapped: Vec<u8>;
+    let values = match plain.starts_with('>') && size > 1 {
+        true => {
+            swapped = values.chunks_exact(size).flat_map(|v| v.iter().rev().copied()).collect();
+            &swapped
+        }
+        false => values,
     };
+    let fortran = npy.order() == npyz::Order::Fortran;
     if fortran {
-        let reversed: Vec<i64> = shape.iter().rev().copied().collect();
-        let order: Vec<i64> = (0..shape.len() as i64).rev().collect();
-        return Ok(Tensor::f_from_slice(&values)?.f_reshape(&reversed)?.f_permute(&order)?);
+        shape.reverse();
     }
-    Ok(Tensor::f_from_slice(&values)?.f_reshape(&shape)?)
+    let tensor = Tensor::f_from_data_size(values, &shape, kind)?;
+    let order: Vec<i64> = (0..shape.len() as i64).rev().collect();
+    Ok(if fortran { tensor.f_permute(&order)? } else { tensor })
 }
 
 /// Writes float32 as `.npy` in C order, whole or not at all.
@@ -149,6 +157,48 @@ mod tests {
         assert!(read_batch(&path).unwrap_err().to_string().contains("not finite"));
         std::fs::write(&path, b"\x93NUMPY").unwrap();
         assert!(read_batch(&path).unwrap_err().to_string().contains("not a NumPy file"));
+    }
+
+    /// An array of one element type as NumPy writes it.
+    fn of_type(descr: &str, shape: &str, values: &[u8]) -> Vec<u8> {
+        let mut bytes = npy("False", &[]);
+        let header = String::from_utf8_lossy(&bytes[10..]).replace("'<f4'", &format!("'{descr}'"));
+        let header = header.trim_end().replace("(1, 1, 2, 3)", shape);
+        bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend(((header.len() + 1) as u16).to_le_bytes());
+        bytes.extend(header.bytes().chain([b'\n']));
+        bytes.extend(values);
+        bytes
+    }
+
+    #[test]
+    fn arrays_of_every_type_and_byte_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let check = |descr: &str, shape: &str, values: &[u8], wanted: &[f64]| {
+            std::fs::write(&path, of_type(descr, shape, values)).unwrap();
+            let found = read_array(&path).unwrap().to_kind(Kind::Double);
+            assert_eq!(Vec::<f64>::try_from(found.reshape([-1])).unwrap(), wanted, "{descr}");
+        };
+        check("|u1", "(2,)", &[7, 200], &[7.0, 200.0]);
+        check("|b1", "(3,)", &[0, 1, 1], &[0.0, 1.0, 1.0]);
+        check("<i2", "(1,)", &[0xfe, 0xff], &[-2.0]);
+        check(">i4", "(1, 1)", &[0, 0, 1, 0], &[256.0]);
+        check(">f4", "(1,)", &1.5f32.to_be_bytes(), &[1.5]);
+        check("<f8", "(1,)", &0.1f64.to_le_bytes(), &[0.1]);
+        for (descr, shape, said) in [
+            ("<c8", "(1,)", "element type '<c8'"),
+            ("<f4", "(4,)", "8 bytes of values of shape [4]"),
+            ("<f4", "(4611686018427387904, 2)", "8 bytes of values"),
+            ("<f4", "(4611686018427387904, 8)", "not a NumPy file that Lightbox reads"),
+        ] {
+            std::fs::write(&path, of_type(descr, shape, &[0; 8])).unwrap();
+            let error = read_array(&path).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        // Bytes are no normalised images.
+        std::fs::write(&path, of_type("|u1", "(1, 1, 1, 2)", &[7, 200])).unwrap();
+        assert!(read_batch(&path).unwrap_err().to_string().contains("one of f4, f8, f2 expected"));
     }
 
     #[test]
