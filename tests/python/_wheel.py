@@ -31,4 +31,5 @@ scores = lb.score(maps, masks, ["pixel-auprc", "gini"])
 assert scores["pixel-auprc"].shape == (10,) and np.isfinite(scores["gini"]).all()
 one = lb.explain(model, images[0], plain.gradcam, target=1)
 assert one.shape == (32, 32)
+assert lb.explain({"name": "densenet-small", "weights": "random"}, images[:2], "gradcam").shape[0] == 2
 print("the module works")

@@ -271,7 +271,8 @@ fn a_notebooks_run_continues_and_knows_what_changed() {
         format!(
             "import sys, json, pathlib\nimport numpy as np\nimport lightbox as lb\nsys.path.append({:?})\nimport plain\n\
              FACTOR = {factor}\n\
-             @lb.explainer(family='other', needs=lb.Needs())\ndef mine(ctx):\n    return FACTOR * ctx.images.sum(1)\n\
+             def scaled(x):\n    return FACTOR * x\n\
+             @lb.explainer(family='other', needs=lb.Needs())\ndef mine(ctx):\n    return scaled(ctx.images.sum(1))\n\
              x = np.random.default_rng(0).random((8, 3, 16, 16), np.float32)\nm = np.zeros((8, 16, 16), bool); m[:, 4:9, 4:9] = True\n\
              run = lb.run(plain.Plain(16, 0), x, m, np.arange(8) % 2, ['gradcam', mine], ['pixel-auprc'], folder=sys.argv[1], quiet=True)\n\
              events = [json.loads(l) for l in (run.folder / 'events.jsonl').read_text().splitlines()]\n\

@@ -136,13 +136,14 @@ impl Channel {
             let text = |raw: Option<Box<RawValue>>| raw.map_or("{}".to_string(), |r| r.get().to_string());
             match frame {
                 Frame { call: Some(name), object, header, id, .. } => {
-                    match answer(Incoming { name, object, message: RawMessage { header: text(header), arrays } }) {
-                        Ok(reply) => {
-                            let header =
-                                RawValue::from_string(reply.header).map_err(|e| Error::invalid(e.to_string()))?;
-                            self.send(Frame { id, reply: Some(header), ..Frame::default() }, &reply.arrays, None)?;
-                        }
-                        Err(error) => self.send(Frame { id, error: Some(error), ..Frame::default() }, &[], None)?,
+                    let said = answer(Incoming { name, object, message: RawMessage { header: text(header), arrays } });
+                    let sent = match said {
+                        Ok(reply) => self.answer(id, reply),
+                        Err(error) => Err(error),
+                    };
+                    // Also where the answer could not be sent, for want of memory: the other side waits for one.
+                    if let Err(error) = sent {
+                        self.send(Frame { id, error: Some(error), ..Frame::default() }, &[], None)?;
                     }
                 }
                 Frame { id: other, .. } if other != id => {
@@ -164,6 +165,11 @@ impl Channel {
         self.send(frame, &[], Some(end.as_fd()))?;
         let (frame, _) = self.receive()?;
         frame.error.map_or(Ok(()), Err)
+    }
+
+    fn answer(&self, id: u64, reply: RawMessage) -> Result<()> {
+        let header = RawValue::from_string(reply.header).map_err(|e| Error::invalid(e.to_string()))?;
+        self.send(Frame { id, reply: Some(header), ..Frame::default() }, &reply.arrays, None)
     }
 
     fn next(&self) -> u64 {

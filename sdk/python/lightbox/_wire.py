@@ -133,15 +133,17 @@ class Channel:
             found = frame = None
 
     def serve(self):
-        """Answers calls until the other side closes the connection."""
-        while True:
-            try:
+        """Answers calls until the other side closes the connection, or is lost; the connection is closed then."""
+        try:
+            while True:
                 frame, found = self._receive()
-            except Lost:
-                return
-            self._answer(frame, found)
-            # Or a batch would stay alive until the next one has come.
-            frame = found = None
+                self._answer(frame, found)
+                # Or a batch would stay alive until the next one has come.
+                frame = found = None
+        except Lost:
+            pass
+        finally:
+            self.socket.close()
 
     def _answer(self, frame, found):
         reply, arrays, error = {}, (), None

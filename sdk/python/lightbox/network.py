@@ -23,6 +23,11 @@ def _first(result):
     return result
 
 
+def _is_site(value):
+    """Whether a module's call counts as a site, or as one of several of the module."""
+    return value is not None and value.is_floating_point() and value.dim() >= 2
+
+
 def _replaced(result, value):
     """The same result with another first tensor."""
     if isinstance(result, torch.Tensor):
@@ -92,7 +97,7 @@ class Network(Model):
         def after(path):
             def hook(module, given, result):
                 value = _first(result)
-                if value is not None and value.is_floating_point() and value.dim() >= 2 and value.shape[0] == 2:
+                if _is_site(value):
                     seen.append((path, value))
                 if "attention" in type(module).__name__.lower() and given and isinstance(given[0], torch.Tensor):
                     attended.append(given[0])
@@ -117,6 +122,9 @@ class Network(Model):
         for path, value in seen:
             names[path] = names.get(path, -1) + 1
             name = path if names[path] == 0 else f"{path}@{names[path]}"
+            # Of a batch of windows or tokens there is no row an image.
+            if value.shape[0] != 2:
+                continue
             site = self._site(name, value)
             sites.append(site)
             of[id(value)] = name
@@ -208,7 +216,7 @@ class Network(Model):
         def after(path):
             def hook(module, given, result):
                 value = _first(result)
-                if value is None or not value.is_floating_point() or value.dim() < 2:
+                if not _is_site(value):
                     return None
                 calls[path] = calls.get(path, -1) + 1
                 name = path if calls[path] == 0 else f"{path}@{calls[path]}"
@@ -234,7 +242,7 @@ class Network(Model):
         missing = [name for name in wanted if name not in kept]
         if missing:
             raise Error(f"model {self.name} has no site {missing[0]}")
-        gradients, products = [], []
+        gradients, products = [{} for _ in request.objectives if not differentiates], []
         if differentiates:
             nodes = [kept[name] for name in request.grads]
             directions = {name: take(direction) for name, direction in request.products}

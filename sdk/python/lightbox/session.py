@@ -145,31 +145,69 @@ def _code(code):
     return (code.co_code.hex(), code.co_names, code.co_varnames, constants)
 
 
+def _content(value, add, seen):
+    """Adds what a value is: a function with all that it reads of its surroundings, a class with its methods, a library by its version,
+    arrays by their values, anything else by what it says of itself."""
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    module = getattr(value, "__module__", None) or ""
+    if inspect.ismodule(value):
+        add((value.__name__, getattr(value, "__version__", "")))
+    elif inspect.isfunction(value):
+        # A library's is known by its version, which the interpreter's packages have.
+        add((value.__qualname__, _code(value.__code__)))
+        add((repr(value.__defaults__), repr(value.__kwdefaults__)))
+        if module.split(".")[0] in ("lightbox", "torch", "numpy"):
+            return
+        around = inspect.getclosurevars(value)
+        for name, used in sorted({**around.globals, **around.nonlocals}.items()):
+            add(name)
+            _content(used, add, seen)
+    elif inspect.isclass(value):
+        add(value.__qualname__)
+        for name, part in sorted(vars(value).items()):
+            if inspect.isfunction(part):
+                add(name)
+                _content(part, add, seen)
+    elif isinstance(value, plugin.Explainer):
+        _content(value.made, add, seen)
+    elif type(value).__module__.split(".")[0] in ("numpy", "torch") and hasattr(value, "shape"):
+        value = to_numpy(value)
+        add((value.dtype, value.shape, hashlib.sha256(np.ascontiguousarray(value)).hexdigest()))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _content(part, add, seen)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            add(key)
+            _content(part, add, seen)
+    elif isinstance(value, (int, float, str, bytes, bool, type(None))):
+        add(repr(value))
+    else:
+        add(type(value).__qualname__)
+
+
 def digest(thing):
     """SHA-256 of what the results of a network or an explainer depend on: parameters and buffers, structure, code, packages."""
     hash = hashlib.sha256()
     add = lambda text: hash.update(str(text).encode() + b"\0")
     if isinstance(thing, plugin.Model):
-        add(getattr(thing, "module", type(thing)))
         for name, value in sorted(thing.parameters().items()):
-            value = to_numpy(value)
-            add((name, value.dtype, value.shape))
-            hash.update(np.ascontiguousarray(value))
+            _content(name, add, {})
+            _content(to_numpy(value), add, {})
         spec = {k: v for k, v in thing.spec().items() if k not in ("name", "parameters")}
         add(json.dumps(spec, sort_keys=True, default=str))
-        for module in getattr(thing, "module", None).modules() if hasattr(thing, "module") else ():
-            code = getattr(type(module).forward, "__code__", None)
-            add(_code(code) if code else "")
+        module, seen = getattr(thing, "module", None), {}
+        if module is None:
+            _content(type(thing), add, seen)
+        else:
+            add(module)
+            for part in module.modules():
+                _content(type(part).forward, add, seen)
     else:
         add(json.dumps(thing.spec(), sort_keys=True))
-        for function in vars(thing.made).values() if inspect.isclass(thing.made) else (thing.made,):
-            if inspect.isfunction(function):
-                add(_code(function.__code__))
-        # What the function reads of its surroundings, as far as it has a value that can be said.
-        for kind in (inspect.getclosurevars(thing.made) if inspect.isfunction(thing.made) else ((), ()))[:2]:
-            for name, value in sorted(dict(kind).items()):
-                plain = isinstance(value, (int, float, str, bool, tuple, list, dict, type(None)))
-                add((name, value if plain else getattr(value, "__version__", type(value).__name__)))
+        _content(thing.made, add, {})
     add(sys.version)
     for name in ("torch", "numpy"):
         add((name, getattr(sys.modules.get(name), "__version__", "")))
@@ -492,7 +530,7 @@ def explain(model, images, explainer="gradcam", *, target=None, batch_size=8):
     """Maps of images.
 
     Args:
-        model: as in `run`, one.
+        model: as in `run`, one: a table as `{"name": "densenet121", "weights": "file.pth"}` names a checkpoint.
         images: as in `run`; [C, H, W] for one image.
         explainer: as in `run`, one.
         target: a class; each image's highest otherwise.
@@ -507,32 +545,32 @@ def explain(model, images, explainer="gradcam", *, target=None, batch_size=8):
     array = to_numpy(images)
     single = array.ndim == 3
     levels = _images(array[None] if single else array)
-    unit = np.moveaxis(levels, -1, 1).astype(np.float32) / np.float32(np.iinfo(levels.dtype).max)
     name = chosen[0].get("file") or chosen[0]["name"]
-    with tempfile.TemporaryDirectory(prefix="lightbox-explain-") as place:
-        arguments = ["explain", os.path.join(place, "batch.npy"), "--model", name, "--raw", os.path.join(place, "raw.safetensors")]
+    given = ",".join(f"{k}={v}" for k, v in explainers[0].get("params", {}).items())
+    label = explainers[0]["name"] + (f":{given}" if given else "")
+    with tempfile.TemporaryDirectory(prefix="lightbox-explain-", dir=_memory()) as place:
+        # Files, which the program prepares as it does a run's.
+        files = [os.path.join(place, f"{i:06}.png") for i in range(len(levels))]
+        for file, pixels in zip(files, levels):
+            _png(file, pixels)
+        arguments = ["explain", *files, "--intensity", "depth", "--model", name, "--explainer", label, "--batch-size", batch_size]
+        arguments += ["--raw", os.path.join(place, "raw.safetensors")]
+        if levels.shape[-1] == 3:
+            arguments.append("--colour")
         if offered or more:
             _listening().offer(place, {**offered, **more})
             arguments += ["--plugins", place]
-        given = ",".join(f"{k}={v}" for k, v in explainers[0].get("params", {}).items())
-        label = explainers[0]["name"] + (f":{given}" if given else "")
-        arguments += ["--explainer", label, "--batch-size", batch_size]
         if target is not None:
             arguments += ["--target", target]
-        spec = offered[name].spec() if name in offered else _described(name, arguments)
-        shape = (-1, *[1] * (unit.ndim - 2))
-        mean, std = (np.asarray(spec["input"][k], np.float32).reshape(shape) for k in ("mean", "std"))
-        np.save(os.path.join(place, "batch.npy"), ((unit - mean) / std).astype(np.float32))
+        for key, value in chosen[0].get("params", {}).items():
+            arguments += ["--model-param", f"{key}={value}"]
+        weights = chosen[0].get("weights")
+        arguments += ["--random-weights"] if weights == "random" else ["--weights", weights] if weights else []
         _command(arguments)
         found = read_safetensors(os.path.join(place, "raw.safetensors"))
     maps = found[label]
     maps = maps[:, 0] if maps.ndim == 4 and maps.shape[1] == 1 else maps
     return maps[0] if single else maps
-
-
-def _described(name, arguments):
-    more = arguments[arguments.index("--plugins") : arguments.index("--plugins") + 2] if "--plugins" in arguments else []
-    return json.loads(_command(["info", name, "--json", *more]).stdout)
 
 
 def score(maps, masks=None, metrics=("pixel-auprc",), *, validation=None, signed=False, seed=0):
